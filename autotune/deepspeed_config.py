@@ -1,0 +1,66 @@
+"""The DeepSpeed configuration of a layout: what the workers run and what is exported."""
+
+from typing import Any, Literal
+
+from autotune.layout import Layout
+from autotune.model import Model, Precision
+
+GRADIENT_CLIPPING = 1.0
+"""Maximum global gradient norm; DeepSpeed's unwritten default, here on the record."""
+
+# Communication buckets in elements. DeepSpeed's default makes ZeRO allocate 2,000,000,000 bytes
+# whatever the model; 50 million bf16 elements (100 MB) still fill a network link.
+_LARGEST_BUCKET = 50_000_000
+_SMALLEST_BUCKET = 65_536
+
+
+def engine_of(layout: Layout) -> Literal["plain", "pipeline"]:
+    """Which DeepSpeed engine trains the layout.
+
+    The pipeline engine is taken only where there are stages: it refuses ZeRO 2 and 3 even without.
+    """
+    return "pipeline" if layout.pipeline_parallel > 1 else "plain"
+
+
+def deepspeed_config(
+    layout: Layout, model: Model, *, precision: Precision, overlap_communication: bool
+) -> dict[str, Any]:
+    """DeepSpeed's JSON configuration of the layout.
+
+    `overlap_communication` starts reducing gradients during the backward pass; CPUs have no streams
+    to do so. The optimiser is not part of it: the workers pass torch's AdamW, because DeepSpeed
+    would compile its own at the first start.
+    """
+    local_parameters = model.parameters // (layout.tensor_parallel * layout.pipeline_parallel)
+    bucket = max(_SMALLEST_BUCKET, min(_LARGEST_BUCKET, local_parameters))
+    zero: dict[str, Any] = {
+        "stage": layout.zero_stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "overlap_comm": overlap_communication,
+        "contiguous_gradients": True,
+    }
+    if layout.zero_stage == 3:
+        zero["stage3_prefetch_bucket_size"] = bucket
+    return {
+        "train_micro_batch_size_per_gpu": layout.micro_batch_size,
+        "gradient_accumulation_steps": layout.gradient_accumulation_steps,
+        "gradient_clipping": _clipping_by_deepspeed(layout, precision),
+        "steps_per_print": 1_000_000_000,
+        "bf16": {"enabled": precision == "bf16"},
+        "zero_optimization": zero,
+        # Both default to True, which is silently wrong with sequence parallelism.
+        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
+    }
+
+
+def clips_itself(layout: Layout, precision: Precision) -> bool:
+    """Whether DeepSpeed neither reports the gradient norm nor clips by the global one.
+
+    True for fp32 without ZeRO, where the workers do both.
+    """
+    return precision == "fp32" and layout.zero_stage == 0
+
+
+def _clipping_by_deepspeed(layout: Layout, precision: Precision) -> float:
+    return 0.0 if clips_itself(layout, precision) else GRADIENT_CLIPPING

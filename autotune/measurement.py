@@ -1,0 +1,66 @@
+"""The figures of a trial, from its steps. What was not measured is null."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+
+from autotune.trial import StepReport, TrialSpec
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What the measured steps of a trial say."""
+
+    measured_steps: int
+    """Steps after the warm-up."""
+    step_seconds: float | None
+    """Median over measured steps of the slowest rank's time."""
+    step_seconds_iqr: float | None
+    """Interquartile range of the same; null for a single step."""
+    tokens_per_second_per_gpu: float | None
+    """Tokens of a step / step_seconds / devices."""
+    mfu: float | None
+    """Model FLOPs utilisation, 0..1; null where the device's peak is unknown."""
+    hardware_flops_utilisation: float | None
+    """FLOPs that are executed over the peak, 0..1; null where the peak is unknown."""
+    peak_memory_gib: float | None
+    """Maximum over ranks, warm-up included."""
+    final_loss: float | None
+    """Mean loss of the last step."""
+
+
+def measure(spec: TrialSpec, steps: Sequence[StepReport]) -> Measurement:
+    """Sum a trial's steps up, whether or not it came to its end."""
+    times = [step.step_seconds for step in steps if step.step >= spec.warmup_steps]
+    seconds = statistics.median(times) if times else None
+    devices = spec.layout.world_size
+    rate = None if seconds is None else spec.model.tokens_per_step / seconds / devices
+    checkpointing = spec.layout.activation_checkpointing
+    return Measurement(
+        measured_steps=len(times),
+        step_seconds=seconds,
+        step_seconds_iqr=_interquartile_range(times),
+        tokens_per_second_per_gpu=rate,
+        mfu=_utilisation(spec, rate, spec.model.model_flops_per_token),
+        hardware_flops_utilisation=_utilisation(
+            spec, rate, spec.model.hardware_flops_per_token(checkpointing)
+        ),
+        peak_memory_gib=max((step.peak_memory_gib for step in steps), default=None),
+        final_loss=steps[-1].loss if steps else None,
+    )
+
+
+def _interquartile_range(times: Sequence[float]) -> float | None:
+    if len(times) < 2:
+        return None
+    lower, _, upper = statistics.quantiles(times, n=4, method="inclusive")
+    return upper - lower
+
+
+def _utilisation(
+    spec: TrialSpec, tokens_per_second_per_gpu: float | None, flops_per_token: float
+) -> float | None:
+    peak_tflops = spec.cluster.device.peak_bf16_tflops
+    if tokens_per_second_per_gpu is None or peak_tflops is None:
+        return None
+    return tokens_per_second_per_gpu * flops_per_token / (peak_tflops * 1e12)

@@ -1,0 +1,174 @@
+"""What is tuned: the shape of a Llama-like model and the batch that it is trained on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from autotune.errors import InputError, validated
+
+PositiveInt = Annotated[int, Field(strict=True, ge=1)]
+Precision = Literal["fp32", "bf16"]
+
+# Keys of a Hugging Face Llama config.json that do not change what is measured.
+_WITHOUT_EFFECT = frozenset(
+    """_name_or_path architectures attention_dropout bos_token_id eos_token_id pad_token_id
+    initializer_range max_position_embeddings model_type pretraining_tp transformers_version
+    use_cache rope_scaling rope_parameters""".split()
+)
+# Keys whose other values would be another architecture: the value that we implement.
+_REQUIRED_VALUE: dict[str, object] = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+}
+_PRECISION_OF_DTYPE: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
+class Model:
+    """A Llama and its batch. Field names are Hugging Face's."""
+
+    num_hidden_layers: PositiveInt
+    """Transformer blocks."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    intermediate_size: PositiveInt
+    """Width of the feed-forward network (SwiGLU, three matrices)."""
+    num_attention_heads: PositiveInt
+    """Query heads."""
+    num_key_value_heads: PositiveInt
+    """Key and value heads; fewer than query heads is grouped-query attention."""
+    vocab_size: PositiveInt
+    """Rows of each of the two (untied) embedding matrices."""
+    sequence_length: PositiveInt
+    """Tokens per sequence."""
+    global_batch_size: PositiveInt
+    """Sequences per optimiser step, over all data-parallel ranks."""
+    rms_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Added to the mean square before the root."""
+    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    """Base of the rotary frequencies."""
+    precision: Precision | None = None
+    """Weights and activations; None means bf16 on GPUs and fp32 on CPUs."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                "num_attention_heads must divide hidden_size, "
+                f"got {self.num_attention_heads} and {self.hidden_size}"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                "num_key_value_heads must divide num_attention_heads, "
+                f"got {self.num_key_value_heads} and {self.num_attention_heads}"
+            )
+        if self.head_size % 2:
+            raise ValueError(
+                "hidden_size / num_attention_heads must be even for rotary embeddings, "
+                f"got {self.head_size}"
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimiser step."""
+        return self.sequence_length * self.global_batch_size
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one transformer block, its two norms included."""
+        key_value_size = self.head_size * self.num_key_value_heads
+        attention = 2 * self.hidden_size * self.hidden_size + 2 * self.hidden_size * key_value_size
+        feed_forward = 3 * self.hidden_size * self.intermediate_size
+        return attention + feed_forward + 2 * self.hidden_size
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, both embeddings included."""
+        embeddings = 2 * self.vocab_size * self.hidden_size
+        return self.num_hidden_layers * self.layer_parameters + embeddings + self.hidden_size
+
+    @property
+    def model_flops_per_token(self) -> float:
+        """FLOPs per token as MFU counts them: 6 N + 12 L h s, attention not halved.
+
+        Source: Hagemann et al. 2023 (arXiv 2311.05610), after Chowdhery et al. 2022, appendix B.
+        """
+        attention = 12 * self.num_hidden_layers * self.hidden_size * self.sequence_length
+        return float(6 * self.parameters + attention)
+
+    def hardware_flops_per_token(self, activation_checkpointing: str) -> float:
+        """FLOPs per token that are executed, with recomputation and without what is skipped.
+
+        The look-up embedding multiplies nothing, causal attention computes half of the score
+        matrix, a backward pass costs two forward passes, and checkpointing adds the forward pass of
+        what it recomputes (Korthikanti et al. 2022, arXiv 2205.05198, appendix A).
+        """
+        norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
+        head = self.vocab_size * self.hidden_size
+        blocks = self.parameters - 2 * head - norms
+        forward_attention = 2 * self.num_hidden_layers * self.hidden_size * self.sequence_length
+        forward = 2 * (blocks + head) + forward_attention
+        recomputed = {
+            "none": 0,
+            "selective": forward_attention,
+            "full": 2 * blocks + forward_attention,
+        }[activation_checkpointing]
+        return float(3 * forward + recomputed)
+
+
+def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Model:
+    """Read a model from Hugging Face's names plus sequence_length and global_batch_size.
+
+    A Hugging Face config.json is taken as it is: its keys that change nothing here are passed over,
+    keys that would be another architecture must have the value that we implement, and any other
+    key is an error. Raises InputError.
+    """
+    fields = dict(values)
+    for key in _WITHOUT_EFFECT & fields.keys():
+        del fields[key]
+    for key, required in _REQUIRED_VALUE.items():
+        if key in fields and (found := fields.pop(key)) != required:
+            raise InputError(f"{what}: {key} must be {required!r}, got {found!r}")
+    for key in ("dtype", "torch_dtype"):
+        if key in fields:
+            dtype = fields.pop(key)
+            if dtype not in _PRECISION_OF_DTYPE:
+                known = " or ".join(_PRECISION_OF_DTYPE)
+                raise InputError(f"{what}: {key} must be {known}, got {dtype!r}")
+            fields.setdefault("precision", _PRECISION_OF_DTYPE[dtype])
+    head_size = fields.pop("head_dim", None)
+    fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
+    model = validated(Model, fields, what=what)
+    if head_size not in (None, model.head_size):
+        raise InputError(
+            f"{what}: head_dim must be hidden_size / num_attention_heads = {model.head_size}, "
+            f"got {head_size!r}"
+        )
+    return model
+
+
+def read_json(text_or_path: str, *, what: str) -> dict[str, Any]:
+    """Read a JSON object given inline or as the path of a file. Raises InputError."""
+    text = text_or_path
+    if not text_or_path.lstrip().startswith("{"):
+        try:
+            text = Path(text_or_path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{what}: cannot read {text_or_path!r}: {error}") from None
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{what}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{what}: must be a JSON object, got {type(values).__name__}")
+    return values

@@ -1,0 +1,118 @@
+"""HyperOpt's Tree-structured Parzen Estimator over the flat space of layouts.
+
+HyperOpt is driven directly, without Ray: the space is one categorical choice per dimension (nested
+spaces cannot be warm-started), a suggestion that is no candidate is drawn again, and trials without
+a step time are told a finite penalty (a NaN or an error would be forgotten, and proposed again).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import hyperopt
+import numpy as np
+
+from autotune.layout import LAYOUT_COLUMNS, Layout
+from autotune.search.candidates import Candidates
+from autotune.search.protocol import Observation
+
+# TPE only ranks losses: any number above every step time says "bad".
+_PENALTY_SECONDS = 1e6
+_RANDOM_TRIALS_FIRST = 8
+_DRAWS = 30
+
+
+class TpeSearch:
+    """Bayesian search by HyperOpt. A `Search`."""
+
+    def __init__(self, layouts: Sequence[Layout], seed: int) -> None:
+        self._candidates = Candidates(layouts)
+        self._random = np.random.default_rng(seed)
+        self._choices = {
+            dimension: values
+            for dimension in LAYOUT_COLUMNS
+            if len(values := _values(layouts, dimension)) > 1
+        }
+        self._layout_of = {self._key(layout): layout for layout in layouts}
+        self._told: dict[tuple[Any, ...], float] = {}
+        self._domain = hyperopt.Domain(
+            lambda _: 0.0,
+            {name: hyperopt.hp.choice(name, values) for name, values in self._choices.items()},
+        )
+        self._trials = hyperopt.Trials()
+
+    def ask(self) -> Layout | None:
+        """TPE's suggestion among the layouts left."""
+        if not len(self._candidates):
+            return None
+        layout = self._suggest() if self._choices else None
+        if layout is None:  # TPE insists on what is gone: any layout left is as good
+            left = list(self._candidates)
+            layout = left[self._random.integers(len(left))]
+        self._candidates.remove([layout])
+        return layout
+
+    def tell(self, observation: Observation) -> None:
+        """Learn a step time, or the penalty where there is none."""
+        self._candidates.remove([observation.layout])
+        if self._key(observation.layout) not in self._layout_of:
+            return  # of another space: nothing that TPE could place
+        seconds = observation.step_seconds
+        self._learn(observation.layout, _PENALTY_SECONDS if seconds is None else seconds)
+
+    def discard(self, layouts: Iterable[Layout]) -> None:
+        """Never propose these."""
+        self._candidates.remove(layouts)
+
+    def _suggest(self) -> Layout | None:
+        for _ in range(_DRAWS):
+            document = hyperopt.tpe.suggest(
+                self._trials.new_trial_ids(1),
+                self._domain,
+                self._trials,
+                int(self._random.integers(2**31)),
+                n_startup_jobs=_RANDOM_TRIALS_FIRST,
+                verbose=False,
+            )[0]
+            indices = document["misc"]["vals"]
+            key = tuple(values[indices[name][0]] for name, values in self._choices.items())
+            layout = self._layout_of.get(key)
+            if layout is not None and layout in self._candidates:
+                return layout
+            if key in self._told:
+                # Said again what it was told: without that TPE keeps proposing the same point.
+                self._insert(key, self._told[key])
+        return None
+
+    def _learn(self, layout: Layout, loss: float) -> None:
+        key = self._key(layout)
+        self._told[key] = loss
+        self._insert(key, loss)
+
+    def _insert(self, key: tuple[Any, ...], loss: float) -> None:
+        identifier = self._trials.new_trial_ids(1)[0]
+        values = {
+            name: [choices.index(value)]
+            for (name, choices), value in zip(self._choices.items(), key, strict=True)
+        }
+        misc = {
+            "tid": identifier,
+            "cmd": self._domain.cmd,
+            "workdir": None,
+            "idxs": {name: [identifier] for name in values},
+            "vals": values,
+        }
+        result = {"status": hyperopt.STATUS_OK, "loss": loss}
+        document = self._trials.new_trial_docs([identifier], [None], [result], [misc])[0]
+        document["state"] = hyperopt.JOB_STATE_DONE
+        self._trials.insert_trial_doc(document)
+        self._trials.refresh()
+
+    def _key(self, layout: Layout) -> tuple[Any, ...]:
+        return tuple(getattr(layout, name) for name in self._choices)
+
+
+def _values(layouts: Sequence[Layout], dimension: str) -> list[Any]:
+    """The values that a searched dimension takes; derived ones follow and are not chosen."""
+    if dimension in ("data_parallel", "gradient_accumulation_steps"):
+        return []
+    return list(dict.fromkeys(getattr(layout, dimension) for layout in layouts))

@@ -1,0 +1,1 @@
+"""One module per search space; each has a function `space()` that returns a SearchSpace."""

@@ -1,0 +1,31 @@
+"""A Llama that two CPU cores train in seconds: real layouts on 2 virtual nodes of 2 devices."""
+
+from autotune.cluster import Cluster
+from autotune.hardware import device_named
+from autotune.model import Model
+from autotune.space import SearchSpace
+
+
+def space() -> SearchSpace:
+    """About 5 million parameters; the memory budget lets some layouts run out."""
+    return SearchSpace(
+        name="tiny",
+        model=Model(
+            num_hidden_layers=4,
+            hidden_size=256,
+            intermediate_size=688,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            vocab_size=4096,
+            sequence_length=128,
+            global_batch_size=8,
+        ),
+        cluster=Cluster(nodes=2, gpus_per_node=2, device=device_named("cpu"), memory_gib=0.18),
+        tensor_parallel=(1, 2, 4),
+        pipeline_parallel=(1, 2, 4),
+        zero_stage=(0, 1, 2, 3),
+        micro_batch_size=(1, 2, 4, 8),
+        max_trials=32,
+        warmup_steps=1,
+        measured_steps=5,
+    )

@@ -1,0 +1,1 @@
+"""What a trial runs: one protocol, several implementations."""

@@ -1,0 +1,203 @@
+"""One optimiser step of a layout in DeepSpeed's engines, whichever it needs."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.pipe import LayerSpec, PipelineModule
+from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
+from torch import Tensor, nn
+
+from autotune.deepspeed_config import GRADIENT_CLIPPING, clips_itself, engine_of
+from autotune.layout import Layout
+from autotune.model import Precision
+from trainables.deepspeed_llm.llama import Block, Build, Embedding, Head, Llama, cross_entropy
+from trainables.deepspeed_llm.tensor_parallel import TensorParallel
+
+Batch = tuple[Tensor, Tensor]
+
+# Llama 2's AdamW (Touvron et al. 2023, arXiv 2307.09288, section 2.2).
+_LEARNING_RATE = 3e-4
+_BETAS = (0.9, 0.95)
+_EPSILON = 1e-5
+_WEIGHT_DECAY = 0.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What an optimiser step returns, the same on every rank."""
+
+    loss: float
+    grad_norm: float
+
+
+class Engine(Protocol):
+    """Trains one layout."""
+
+    def step(self, batch: Batch) -> StepResult:
+        """One optimiser step over this replica's [sequences, sequence_length] tokens."""
+
+
+class Mesh:
+    """The ranks of a layout by tensor, pipeline and data parallel place."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Make the process groups; a collective call over all ranks."""
+        self.topology = PipeModelDataParallelTopology(
+            num_pp=layout.pipeline_parallel,
+            num_mp=layout.tensor_parallel,
+            num_dp=layout.data_parallel,
+        )
+        self.parallel = TensorParallel()
+        if layout.tensor_parallel > 1:
+            self.parallel = self._tensor_parallel(layout)
+        # The pipeline module makes its own, equal grid.
+        self.grid = None
+        if engine_of(layout) == "plain":
+            self.grid = PipelineParallelGrid(topology=self.topology)
+
+    def _tensor_parallel(self, layout: Layout) -> TensorParallel:
+        rank, mine = dist.get_rank(), None
+        for ranks in self.topology.get_axis_comm_lists("model"):
+            group = dist.new_group(ranks)
+            if rank in ranks:
+                mine = TensorParallel(
+                    size=len(ranks),
+                    rank=ranks.index(rank),
+                    sequence_parallel=layout.sequence_parallel,
+                    group=group,
+                )
+        assert mine is not None, "every rank is in one tensor-parallel group"
+        return mine
+
+
+def build_engine(build: Build, mesh: Mesh, config: dict[str, Any], precision: Precision) -> Engine:
+    """Build the model of the layout, its optimiser and DeepSpeed's engine around them."""
+    if engine_of(build.layout) == "pipeline":
+        return _PipelineEngine(build, mesh, config, precision)
+    return _PlainEngine(build, mesh, config, precision)
+
+
+class _PlainEngine:
+    """DeepSpeed's engine without stages: all ZeRO stages."""
+
+    def __init__(
+        self, build: Build, mesh: Mesh, config: dict[str, Any], precision: Precision
+    ) -> None:
+        assert mesh.grid is not None
+        self._layout = build.layout
+        self._device = build.device
+        self._data_group = mesh.grid.get_data_parallel_group()
+        # ZeRO 3 shards each layer as soon as it is built: the whole model is never in one place.
+        # Its dtype follows from the configuration: given as an argument, DeepSpeed 0.19.8 ignores
+        # it on CPUs.
+        with deepspeed.zero.Init(
+            data_parallel_group=self._data_group,
+            config_dict_or_path=config,
+            mem_efficient_linear=False,
+            enabled=build.layout.zero_stage == 3,
+        ):
+            model = Llama(build)
+        optimizer = _optimizer(model, build.device)
+        self._norm = None
+        if clips_itself(build.layout, precision):
+            self._norm = _ClippedNorm(optimizer, mesh.grid.get_model_parallel_group())
+        self._engine = deepspeed.initialize(
+            model=model, optimizer=optimizer, mpu=mesh.grid, config=config
+        )[0]
+
+    def step(self, batch: Batch) -> StepResult:
+        steps = self._layout.gradient_accumulation_steps
+        total = torch.zeros((), device=self._device, dtype=torch.float32)
+        for tokens, targets in micro_batches(batch, self._layout.micro_batch_size):
+            loss = self._engine(tokens.to(self._device), targets.to(self._device))
+            self._engine.backward(loss)
+            self._engine.step()
+            total += loss.detach() / steps
+        dist.all_reduce(total, group=self._data_group)
+        loss_mean = float(total) / self._layout.data_parallel
+        return StepResult(loss=loss_mean, grad_norm=_grad_norm(self._norm, self._engine))
+
+
+class _PipelineEngine:
+    """DeepSpeed's 1F1B pipeline engine: ZeRO stages 0 and 1."""
+
+    def __init__(
+        self, build: Build, mesh: Mesh, config: dict[str, Any], precision: Precision
+    ) -> None:
+        self._layout = build.layout
+        blocks = build.model.num_hidden_layers
+        module = PipelineModule(
+            [
+                LayerSpec(Embedding, build),
+                *(LayerSpec(Block, build, index) for index in range(blocks)),
+                LayerSpec(Head, build),
+            ],
+            topology=mesh.topology,
+            loss_fn=lambda logits, targets: cross_entropy(logits, targets, mesh.parallel),
+            partition_method="type:Block",
+        )
+        optimizer = _optimizer(module, build.device)
+        self._norm = None
+        if clips_itself(build.layout, precision):
+            self._norm = _ClippedNorm(optimizer, module._grid.get_model_parallel_group())
+        self._engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+
+    def step(self, batch: Batch) -> StepResult:
+        loss = self._engine.train_batch(
+            data_iter=micro_batches(batch, self._layout.micro_batch_size)
+        )
+        return StepResult(loss=float(loss), grad_norm=_grad_norm(self._norm, self._engine))
+
+
+def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
+    """Cut a replica's batch into contiguous micro-batches of `size` sequences."""
+    tokens, targets = batch
+    yield from zip(tokens.split(size), targets.split(size), strict=True)
+
+
+def _optimizer(model: nn.Module, device: torch.device) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=_LEARNING_RATE,
+        betas=_BETAS,
+        eps=_EPSILON,
+        weight_decay=_WEIGHT_DECAY,
+        fused=device.type == "cuda",
+    )
+
+
+class _ClippedNorm:
+    """The global gradient norm, and clipping by it, where DeepSpeed does neither."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup) -> None:
+        """`group` holds the ranks that share one replica's parameters."""
+        self.value: float | None = None
+        self._group = group
+        optimizer.register_step_pre_hook(self._clip)
+
+    def _clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        own = [p.grad for p in parameters if p.model_parallel]
+        # In fp32 the norm of a large tensor is off in its fifth digit; DeepSpeed uses fp64 as well.
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in own]
+        squares = torch.stack(norms).square().sum()
+        dist.all_reduce(squares, group=self._group)
+        self.value = float(squares.sqrt())
+        coefficient = GRADIENT_CLIPPING / (self.value + 1e-6)
+        if coefficient < 1:
+            torch._foreach_mul_([p.grad for p in parameters], coefficient)
+
+
+def _grad_norm(norm: _ClippedNorm | None, engine: Any) -> float:
+    value = norm.value if norm is not None else engine.get_global_grad_norm()
+    assert value is not None, "DeepSpeed computes the norm in every other case"
+    return float(cast(Tensor | float, value))

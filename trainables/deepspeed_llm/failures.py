@@ -1,0 +1,40 @@
+"""The one boundary where an exception in a rank becomes an outcome. Logs are never searched."""
+
+import dataclasses
+
+import torch
+
+from autotune.trial import Outcome
+
+# Messages of plain RuntimeErrors: torch has no type of its own for these.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
+# A thread that cannot be started: for want of memory where a limit is in force (its stack counts).
+_NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_LONGEST_REASON = 600
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a rank ended."""
+
+    outcome: Outcome
+    reason: str
+    """One sentence that starts with the type of the exception."""
+    consequence: bool
+    """True where another rank's end caused it: that one names the outcome."""
+
+
+def classify(error: BaseException, *, memory_limited: bool) -> Failure:
+    """Type a failure from its exception; `memory_limited`: a limit was in force when it came."""
+    message = " ".join(str(error).split())
+    reason = f"{type(error).__name__}: {message}"[:_LONGEST_REASON]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return Failure(outcome=Outcome.OOM, reason=reason, consequence=False)
+    if isinstance(error, RuntimeError | OSError):
+        signs = (*_OUT_OF_MEMORY, *_NO_THREAD) if memory_limited else _OUT_OF_MEMORY
+        if any(sign in message for sign in signs):
+            return Failure(outcome=Outcome.OOM, reason=reason, consequence=False)
+        if any(sign in message for sign in _PEER_GONE):
+            return Failure(outcome=Outcome.CRASHED, reason=reason, consequence=True)
+    return Failure(outcome=Outcome.CRASHED, reason=reason, consequence=False)

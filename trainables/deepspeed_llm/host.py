@@ -1,0 +1,139 @@
+"""The owner's side of a host process: start it, command it, hear it, and leave nothing behind."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from autotune.errors import NodeLost
+
+# The imports of torch and DeepSpeed from a cold disk can take this long.
+_PRELOAD_TIMEOUT_SECONDS = 300
+_ANSWER_TIMEOUT_SECONDS = 60
+_CLOSE_TIMEOUT_SECONDS = 10
+
+
+class LocalHost:
+    """The ranks of this machine. A `RankHost`."""
+
+    def __init__(self, *, device_kind: str, address: str = "127.0.0.1") -> None:
+        """Start the host process; `address` is where other nodes find rank 0."""
+        self._address = address
+        read_fd, write_fd = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "trainables.deepspeed_llm.host_process", str(write_fd)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[write_fd],
+            env={**os.environ, **rank_environment(device_kind)},
+        )
+        os.close(write_fd)
+        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._job_id: str | None = None
+        self._reader = threading.Thread(target=self._read, args=(read_fd,), daemon=True)
+        self._reader.start()
+        self._is_ready = False
+
+    def listen(self) -> tuple[str, int]:
+        """Open the rendezvous of the next job; its address and port."""
+        answer = self._ask({"command": "listen", "address": self._address}, "listening")
+        return self._address, answer["port"]
+
+    def start(self, job: Mapping[str, Any]) -> None:
+        """Fork this node's ranks of the job."""
+        self._job_id = job["job_id"]
+        self._command({"command": "start", **job})
+
+    def events(self, timeout_seconds: float) -> list[dict[str, Any]]:
+        """What the current job's ranks said; waits up to the timeout for the first event."""
+        events: list[dict[str, Any]] = []
+        try:
+            events.append(self._alive(self._events.get(timeout=timeout_seconds)))
+            while True:
+                events.append(self._alive(self._events.get_nowait()))
+        except queue.Empty:
+            return [event for event in events if event.get("job_id") == self._job_id]
+
+    def stop(self) -> None:
+        """Kill the current ranks and return when they are gone."""
+        self._ask({"command": "stop"}, "stopped")
+
+    def close(self) -> None:
+        """End the host process, and with it every rank."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(_CLOSE_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # its ranks die with it
+            self._process.wait()
+        self._reader.join()
+
+    def __enter__(self) -> "LocalHost":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, read_fd: int) -> None:
+        with os.fdopen(read_fd, "rb") as lines:
+            for line in lines:
+                event = json.loads(line)
+                (self._events if "job_id" in event else self._answers).put(event)
+        for waiting in (self._events, self._answers):
+            waiting.put(None)
+
+    def _ask(self, command: Mapping[str, Any], answer_event: str) -> dict[str, Any]:
+        if not self._is_ready:
+            self._await_answer("ready", _PRELOAD_TIMEOUT_SECONDS)
+            self._is_ready = True
+        self._command(command)
+        return self._await_answer(answer_event, _ANSWER_TIMEOUT_SECONDS)
+
+    def _command(self, command: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise NodeLost(self._ended()) from None
+
+    def _await_answer(self, event: str, timeout_seconds: float) -> dict[str, Any]:
+        try:
+            answer = self._alive(self._answers.get(timeout=timeout_seconds))
+        except queue.Empty:
+            raise NodeLost(
+                f"the host process did not answer within {timeout_seconds} s ({event})"
+            ) from None
+        assert answer["event"] == event, f"expected {event}, got {answer}"
+        return answer
+
+    def _alive(self, event: dict[str, Any] | None) -> dict[str, Any]:
+        if event is None:
+            raise NodeLost(self._ended())
+        return event
+
+    def _ended(self) -> str:
+        return f"the host process ended with status {self._process.wait()}"
+
+
+def new_job_id() -> str:
+    """A name that no other job has."""
+    return uuid.uuid4().hex
+
+
+def rank_environment(device_kind: str) -> dict[str, str]:
+    """What must be in the environment before torch and DeepSpeed are imported."""
+    return {
+        "DS_ACCELERATOR": "cuda" if device_kind == "gpu" else "cpu",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "DS_LOG_LEVEL": os.environ.get("DS_LOG_LEVEL", "warning"),
+        # One heap: each further arena reserves 64 MB of the private memory that a limit counts.
+        "MALLOC_ARENA_MAX": "1",
+    }

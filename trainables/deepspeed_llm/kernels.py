@@ -1,0 +1,58 @@
+"""The one place where a layout's kernel names become calls."""
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from autotune.layout import AttentionKernel, RmsnormKernel
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Causal attention over [batch, heads, sequence, head_size]; keys and values may have fewer heads."""
+
+_BACKENDS = {
+    "math": SDPBackend.MATH,
+    "sdpa_flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+
+
+def attention(kernel: AttentionKernel) -> Attention:
+    """Causal attention by that kernel; an unfit kernel fails loudly at the first call."""
+    if kernel == "flash_attn":
+        return _flash_attn
+    backend = _BACKENDS[kernel]
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        grouped = query.shape[1] != key.shape[1]
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=grouped
+            )
+
+    return attend
+
+
+def flash_attn_installed() -> bool:
+    """Whether the flash-attn package can be found (it is not imported)."""
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def _flash_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    from flash_attn import flash_attn_func
+
+    batch_first = (x.transpose(1, 2) for x in (query, key, value))
+    attended: Tensor = flash_attn_func(*batch_first, causal=True)
+    return attended.transpose(1, 2)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, kernel: RmsnormKernel) -> Tensor:
+    """x / rms(x) * weight over the last dimension; statistics in fp32."""
+    if kernel == "fused":
+        return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
+    wide = x.float()
+    normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    return normalised.to(x.dtype) * weight

@@ -1,0 +1,307 @@
+"""Run one job on the hosts of a group: ranks everywhere, one stream of what they say."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pydantic
+
+from autotune.cluster import Cluster
+from autotune.errors import NodeCheckFailed
+from autotune.layout import Layout
+from autotune.model import Model
+from autotune.trainable import RankHost
+from autotune.trial import Ended, Outcome, RankStep, StepReport, TrialSpec, to_json
+from trainables.deepspeed_llm.host import LocalHost, new_job_id
+
+# After the first failure, how long to hear whether another rank has the better reason.
+_GRACE_SECONDS = 0.3
+_POLL_SECONDS = 1.0
+_CHECK_TIMEOUT_SECONDS = 120.0
+# More than this in use before we start is somebody else's job.
+_IDLE_DEVICE_GIB = 2.0
+
+_rank_step = pydantic.TypeAdapter(RankStep)
+
+
+class DeepSpeedLlm:
+    """Trains layouts with DeepSpeed for real. A `Trainable`."""
+
+    def __init__(self, *, device_kind: str) -> None:
+        self._device_kind = device_kind
+
+    @property
+    def host_factory(self) -> Callable[[], RankHost] | None:
+        """A host process on each node."""
+        return _HostFactory(self._device_kind)
+
+    def check(self, cluster: Cluster, hosts: Sequence[RankHost]) -> None:
+        """A small product on every device and an all-reduce over all of them."""
+        with _Job("check", _check_spec(cluster), hosts) as job:
+            deadline = time.monotonic() + _CHECK_TIMEOUT_SECONDS
+            waiting = set(range(job.world_size))
+            while waiting:
+                event = job.next_event(deadline)
+                if event is None:
+                    ranks = ", ".join(map(str, sorted(waiting)))
+                    raise NodeCheckFailed(
+                        f"{job.node_of(min(waiting))}: no answer from rank {ranks} within "
+                        f"{_CHECK_TIMEOUT_SECONDS:.0f} s"
+                    )
+                if problem := _check_problem(event):
+                    raise NodeCheckFailed(f"{job.node_of(event['rank'])}: {problem}")
+                if event["event"] == "checked":
+                    waiting.discard(event["rank"])
+
+    def run(self, spec: TrialSpec, hosts: Sequence[RankHost]) -> Iterator[StepReport | Ended]:
+        """Train the trial's steps; see `Trainable.run`."""
+        started = time.monotonic()
+        progress = _Progress(spec, started)
+        with _Job("train", spec, hosts) as job:
+            while True:
+                event = job.next_event(progress.deadline)
+                if event is None:
+                    yield progress.timeout()
+                    return
+                if event["event"] == "failed" or event.get("exit_code"):
+                    yield progress.failure(event, job.events_during(_GRACE_SECONDS))
+                    return
+                if report := progress.heard(event):
+                    yield report
+                if progress.is_done:
+                    yield progress.end(Outcome.OK, "")
+                    return
+
+
+class _HostFactory:
+    """Makes the host of a node, on that node; small enough to be sent there."""
+
+    def __init__(self, device_kind: str) -> None:
+        self._device_kind = device_kind
+
+    def __call__(self, address: str = "127.0.0.1") -> LocalHost:
+        return LocalHost(device_kind=self._device_kind, address=address)
+
+
+class _Progress:
+    """What is known of a running trial, and when it is too late."""
+
+    def __init__(self, spec: TrialSpec, started: float) -> None:
+        self._spec = spec
+        self._started = started
+        self._last_step_at: float | None = None
+        self._startup_seconds: float | None = None
+        self._waiting_for_ready = spec.layout.world_size
+        self._waiting_for_done = spec.layout.world_size
+        self._steps: dict[int, list[RankStep]] = {}
+        self._reported = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self._waiting_for_done == 0
+
+    @property
+    def deadline(self) -> float | None:
+        """Monotonic time at which the trial is cut; None: never."""
+        return min(filter(None, (self._trial_deadline, self._step_deadline)), default=None)
+
+    @property
+    def _trial_deadline(self) -> float | None:
+        allowed = self._spec.trial_timeout_seconds
+        return None if allowed is None else self._started + allowed
+
+    @property
+    def _step_deadline(self) -> float | None:
+        allowed = self._spec.step_deadline_seconds
+        if allowed is None or self._last_step_at is None:
+            return None  # the first step also warms caches up: only the trial's deadline holds
+        return self._last_step_at + allowed
+
+    def heard(self, event: Mapping[str, Any]) -> StepReport | None:
+        """Take an event in; a report when it completes a step."""
+        match event["event"]:
+            case "ready_to_step":
+                self._waiting_for_ready -= 1
+                if self._waiting_for_ready == 0:
+                    self._startup_seconds = time.monotonic() - self._started
+            case "done":
+                self._waiting_for_done -= 1
+            case "step":
+                return self._step(_rank_step.validate_python(_without_envelope(event)))
+        return None
+
+    def _step(self, rank_step: RankStep) -> StepReport | None:
+        ranks = self._steps.setdefault(rank_step.step, [])
+        ranks.append(rank_step)
+        if len(ranks) < self._spec.layout.world_size:
+            return None
+        self._last_step_at = time.monotonic()
+        self._reported += 1
+        del self._steps[rank_step.step]
+        return StepReport(
+            step=rank_step.step, ranks=tuple(sorted(ranks, key=lambda step: step.rank))
+        )
+
+    def end(self, outcome: Outcome, reason: str) -> Ended:
+        return Ended(outcome=outcome, reason=reason, startup_seconds=self._startup_seconds)
+
+    def timeout(self) -> Ended:
+        allowed = self._spec.trial_timeout_seconds
+        what = f"step {self._reported}"
+        if self.deadline != self._trial_deadline:
+            allowed = self._spec.step_deadline_seconds
+        elif self._startup_seconds is None:
+            what = "start-up"
+        return self.end(Outcome.TIMEOUT, f"{what} was not done within its {allowed:.3g} s")
+
+    def failure(self, first: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> Ended:
+        """The outcome named by the rank that failed on its own, not by its peers' end."""
+        failed = [
+            event for event in (first, *later) if event["event"] == "failed" or event["exit_code"]
+        ]
+        failed.sort(key=_precedence)  # stable: the first of equals stays first
+        cause = failed[0]
+        if cause["event"] == "failed":
+            outcome, reason = Outcome(cause["outcome"]), cause["reason"]
+        else:
+            outcome, reason = Outcome.CRASHED, _exit_reason(cause["exit_code"])
+        return self.end(outcome, f"rank {cause['rank']}: {reason}")
+
+
+class _Job:
+    """One task on all hosts; leaving the context kills its ranks."""
+
+    def __init__(self, task: str, spec: TrialSpec, hosts: Sequence[RankHost]) -> None:
+        self._task, self._spec, self._hosts = task, spec, hosts
+        self.world_size = spec.layout.world_size
+        self._per_node = -(-self.world_size // len(hosts))
+        self._events: queue.Queue[Mapping[str, Any] | BaseException] = queue.Queue()
+        self._leaving = threading.Event()
+        self._pumps = [
+            threading.Thread(target=self._pump, args=(host,), daemon=True) for host in hosts
+        ]
+
+    def __enter__(self) -> "_Job":
+        address, port = self._hosts[0].listen()
+        job = {
+            "job_id": new_job_id(),
+            "task": self._task,
+            "spec": to_json(self._spec),
+            "world_size": self.world_size,
+            "master_address": address,
+            "master_port": port,
+        }
+        ranks = range(self.world_size)
+        with ThreadPoolExecutor(len(self._hosts)) as pool:
+            starts = [
+                pool.submit(host.start, {**job, "ranks": list(ranks[first:][: self._per_node])})
+                for host, first in zip(
+                    self._hosts, range(0, self.world_size, self._per_node), strict=True
+                )
+            ]
+            for start in starts:
+                start.result()
+        for pump in self._pumps:
+            pump.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving.set()
+        with ThreadPoolExecutor(len(self._hosts)) as pool:
+            stops = [pool.submit(host.stop) for host in self._hosts]
+        for stop in stops:
+            with contextlib.suppress(Exception):  # a lost node has been reported already
+                stop.result()
+        for pump in self._pumps:
+            pump.join()
+
+    def node_of(self, rank: int) -> str:
+        """The node of a rank, for people."""
+        return f"node {rank // self._per_node}"
+
+    def next_event(self, deadline: float | None) -> Mapping[str, Any] | None:
+        """The next event, or None once the deadline (monotonic seconds) has passed."""
+        try:
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            event = self._events.get(timeout=remaining)
+        except queue.Empty:
+            return None
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
+    def events_during(self, seconds: float) -> list[Mapping[str, Any]]:
+        """Everything heard within that time."""
+        deadline = time.monotonic() + seconds
+        return list(iter(lambda: self.next_event(deadline), None))
+
+    def _pump(self, host: RankHost) -> None:
+        while not self._leaving.is_set():
+            try:
+                for event in host.events(_POLL_SECONDS):
+                    self._events.put(event)
+            except BaseException as error:  # handed to whoever waits for events
+                self._events.put(error)
+                return
+
+
+def _precedence(event: Mapping[str, Any]) -> int:
+    """Failures on their own come before deaths by signal, and those before consequences."""
+    if event["event"] == "exited":
+        return 1
+    return 2 if event["consequence"] else 0
+
+
+def _exit_reason(code: int) -> str:
+    return f"killed by signal {-code}" if code < 0 else f"left with exit status {code}"
+
+
+def _without_envelope(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in event.items() if key not in ("event", "job_id")}
+
+
+def _check_spec(cluster: Cluster) -> TrialSpec:
+    """The smallest trial over all devices; only its ranks matter."""
+    model = Model(
+        num_hidden_layers=1,
+        hidden_size=2,
+        intermediate_size=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        vocab_size=1,
+        sequence_length=1,
+        global_batch_size=cluster.devices,
+    )
+    return TrialSpec(
+        trial_id="check",
+        layout=Layout(data_parallel=cluster.devices),
+        model=model,
+        cluster=cluster,
+        precision="fp32",
+        warmup_steps=0,
+        measured_steps=1,
+        log_dir=None,
+    )
+
+
+def _check_problem(event: Mapping[str, Any]) -> str | None:
+    if event["event"] == "failed":
+        return f"rank {event['rank']}: {event['reason']}"
+    if event["event"] == "exited" and event["exit_code"]:
+        return f"rank {event['rank']}: {_exit_reason(event['exit_code'])}"
+    if event["event"] != "checked":
+        return None
+    if not event["product_is_right"]:
+        return f"device of rank {event['rank']} computes a matrix product wrong"
+    if not event["all_reduce_is_right"]:
+        return f"an all-reduce arrives wrong at rank {event['rank']}"
+    if event["memory_in_use_gib"] > _IDLE_DEVICE_GIB:
+        return (
+            f"the device of rank {event['rank']} must be idle, has "
+            f"{event['memory_in_use_gib']:.1f} GiB in use"
+        )
+    return None

@@ -1,0 +1,282 @@
+"""A Llama whose layers can be sharded by tensor parallelism and cut into pipeline stages.
+
+Parameter names are Hugging Face's (`LlamaForCausalLM`), and so is the arithmetic: RMSNorm, rotary
+embeddings in rotate-half form, grouped-query attention, SwiGLU, untied embeddings, no biases.
+Every weight is drawn full size in fp32 from a generator seeded with its name, then sliced: all
+layouts of a model start from the same numbers.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from autotune.layout import Layout
+from autotune.model import Model
+from trainables.deepspeed_llm.kernels import attention, rms_norm
+from trainables.deepspeed_llm.tensor_parallel import TensorParallel
+
+_INITIAL_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """Everything that a layer needs to build itself."""
+
+    model: Model
+    layout: Layout
+    parallel: TensorParallel
+    device: torch.device
+    dtype: torch.dtype
+    seed: int = 0
+
+    def weight(self, name: str, shape: tuple[int, int], *, shard: int, std: float) -> nn.Parameter:
+        """A matrix of that full shape, drawn by name and sliced along dimension `shard`."""
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        generator = torch.Generator(self.device).manual_seed(int.from_bytes(digest[:6], "big"))
+        # Not torch.randn: ZeRO 3 wraps that one, and would round before the scaling.
+        full = torch.normal(0.0, std, size=shape, generator=generator, device=self.device)
+        sliced = self.parallel.shard(full, shard) if self.parallel.size > 1 else full
+        return self._parameter(sliced, counted=True)
+
+    def norm_weight(self) -> nn.Parameter:
+        """The weight of an RMSNorm: ones, held by every tensor-parallel rank."""
+        ones = torch.ones(self.model.hidden_size, device=self.device)
+        return self._parameter(ones, counted=self.parallel.rank == 0)
+
+    def _parameter(self, values: Tensor, *, counted: bool) -> nn.Parameter:
+        parameter = nn.Parameter(values.to(self.dtype))
+        # DeepSpeed adds a parameter to the global gradient norm where this is set: replicated ones
+        # must count once.
+        parameter.model_parallel = counted  # type: ignore[attr-defined]
+        return parameter
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm over the hidden dimension."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.parallel = build.parallel
+        self.epsilon = build.model.rms_norm_eps
+        self.kernel = build.layout.rmsnorm_kernel
+        self.weight = build.norm_weight()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.parallel.replicated(self.weight), self.epsilon, self.kernel)
+
+
+class Linear(nn.Module):
+    """A matrix without bias, sharded by columns (shard=0) or by rows (shard=1)."""
+
+    def __init__(
+        self, build: Build, name: str, shape: tuple[int, int], *, shard: int, std: float
+    ) -> None:
+        super().__init__()
+        self.weight = build.weight(f"{name}.weight", shape, shard=shard, std=std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+class Embedding(nn.Module):
+    """Vocabulary-parallel look-up: [batch, sequence] -> [sequence, batch, hidden]."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.parallel = build.parallel
+        shape = (build.model.vocab_size, build.model.hidden_size)
+        self.weight = build.weight("model.embed_tokens.weight", shape, shard=0, std=_INITIAL_STD)
+        self.rows = build.model.vocab_size // build.parallel.size
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.transpose(0, 1)
+        if self.parallel.size == 1:
+            return F.embedding(tokens, self.weight)
+        local = tokens - self.parallel.rank * self.rows
+        elsewhere = (local < 0) | (local >= self.rows)
+        embedded = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        return self.parallel.leave(embedded.masked_fill(elsewhere[..., None], 0))
+
+
+@functools.cache
+def rotary_table(
+    length: int, head_size: int, theta: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each position and frequency, both [length, head_size]."""
+    exponents = torch.arange(0, head_size, 2, device=device).float() / head_size
+    angles = torch.arange(length, device=device).float()[:, None] * theta**-exponents
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary position embedding in rotate-half form over [batch, heads, sequence, head_size]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((-second, first), dim=-1) * sine
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention; heads are sharded over the tensor-parallel ranks."""
+
+    def __init__(self, build: Build, name: str) -> None:
+        super().__init__()
+        model = build.model
+        self.parallel = build.parallel
+        self.head_size = model.head_size
+        self.rope_theta = model.rope_theta
+        self.recompute = build.layout.activation_checkpointing == "selective"
+        self.attend = attention(build.layout.attention_kernel)
+        hidden, grouped = model.hidden_size, model.num_key_value_heads * model.head_size
+        into = functools.partial(Linear, build, shard=0, std=_INITIAL_STD)
+        self.q_proj = into(f"{name}.q_proj", (hidden, hidden))
+        self.k_proj = into(f"{name}.k_proj", (grouped, hidden))
+        self.v_proj = into(f"{name}.v_proj", (grouped, hidden))
+        self.o_proj = Linear(
+            build, f"{name}.o_proj", (hidden, hidden), shard=1, std=_output_std(model)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        length, batch, _ = x.shape
+        cosine, sine = rotary_table(length, self.head_size, self.rope_theta, x.device, x.dtype)
+        query = rotate(self._heads(self.q_proj(x)), cosine, sine)
+        key = rotate(self._heads(self.k_proj(x)), cosine, sine)
+        value = self._heads(self.v_proj(x))
+        if self.recompute and torch.is_grad_enabled():
+            attended = checkpoint(self.attend, query, key, value, use_reentrant=False)
+        else:
+            attended = self.attend(query, key, value)
+        return self.o_proj(attended.permute(2, 0, 1, 3).reshape(length, batch, -1))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[sequence, batch, heads * head_size] -> [batch, heads, sequence, head_size]."""
+        return x.unflatten(-1, (-1, self.head_size)).permute(1, 2, 0, 3)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, build: Build, name: str) -> None:
+        super().__init__()
+        hidden, inner = build.model.hidden_size, build.model.intermediate_size
+        std = _output_std(build.model)
+        into = functools.partial(Linear, build, shard=0, std=_INITIAL_STD)
+        self.gate_proj = into(f"{name}.gate_proj", (inner, hidden))
+        self.up_proj = into(f"{name}.up_proj", (inner, hidden))
+        self.down_proj = Linear(build, f"{name}.down_proj", (hidden, inner), shard=1, std=std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One transformer block over the residual stream."""
+
+    def __init__(self, build: Build, index: int) -> None:
+        super().__init__()
+        name = f"model.layers.{index}"
+        self.parallel = build.parallel
+        self.recompute = build.layout.activation_checkpointing == "full"
+        self.input_layernorm = RmsNorm(build)
+        self.self_attn = Attention(build, f"{name}.self_attn")
+        self.post_attention_layernorm = RmsNorm(build)
+        self.mlp = FeedForward(build, f"{name}.mlp")
+        self.run = torch.compile(self._run) if build.layout.torch_compile else self._run
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(self.run, x, use_reentrant=False)
+            return recomputed
+        return self.run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
+        attended = self.self_attn(self.parallel.enter(self.input_layernorm(x)))
+        x = x + self.parallel.leave(attended)
+        transformed = self.mlp(self.parallel.enter(self.post_attention_layernorm(x)))
+        return x + self.parallel.leave(transformed)
+
+
+class Head(nn.Module):
+    """Final norm and output matrix: [sequence, batch, hidden] -> this rank's vocabulary slice."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.parallel = build.parallel
+        self.norm = RmsNorm(build)
+        shape = (build.model.vocab_size, build.model.hidden_size)
+        self.lm_head = Linear(build, "lm_head", shape, shard=0, std=_INITIAL_STD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lm_head(self.parallel.enter(self.norm(x)))
+
+
+class Llama(nn.Module):
+    """All layers in one module, for engines without pipeline stages. Returns the loss."""
+
+    def __init__(self, build: Build) -> None:
+        super().__init__()
+        self.parallel = build.parallel
+        self.embedding = Embedding(build)
+        self.blocks = nn.ModuleList(
+            Block(build, index) for index in range(build.model.num_hidden_layers)
+        )
+        self.head = Head(build)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """[batch, sequence] -> [sequence, batch, vocabulary / tensor-parallel size]."""
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(self.logits(tokens), targets, self.parallel)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, parallel: TensorParallel) -> Tensor:
+    """Mean cross-entropy of [sequence, batch, vocabulary slice] against [batch, sequence]."""
+    targets = targets.transpose(0, 1)
+    if parallel.size == 1:
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    loss: Tensor = _VocabularyParallelCrossEntropy.apply(logits, targets, parallel)
+    return loss
+
+
+class _VocabularyParallelCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of logits that are sharded over the vocabulary; no rank sees a whole row."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, parallel: TensorParallel) -> Tensor:  # type: ignore[no-untyped-def]
+        shifted = logits.float()
+        largest = parallel.all_reduce(shifted.amax(-1), op=torch.distributed.ReduceOp.MAX)
+        shifted = shifted - largest[..., None]
+        columns = shifted.shape[-1]
+        local = targets - parallel.rank * columns
+        elsewhere = (local < 0) | (local >= columns)
+        local = local.masked_fill(elsewhere, 0)
+        target_logit = shifted.gather(-1, local[..., None])[..., 0].masked_fill(elsewhere, 0)
+        parallel.all_reduce(target_logit)
+        probabilities = shifted.exp_()
+        total = parallel.all_reduce(probabilities.sum(-1))
+        probabilities.div_(total[..., None])
+        ctx.save_for_backward(probabilities, local, elsewhere)
+        ctx.dtype = logits.dtype
+        return (total.log() - target_logit).mean()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def,override]
+        probabilities, local, elsewhere = ctx.saved_tensors
+        # The saved tensor is this function's own: it becomes the gradient in place.
+        correct = (~elsewhere).to(probabilities.dtype)[..., None]
+        probabilities.scatter_add_(-1, local[..., None], -correct)
+        return probabilities.mul_(gradient / local.numel()).to(ctx.dtype), None, None
+
+
+def _output_std(model: Model) -> float:
+    """Standard deviation of matrices that write into the residual stream (GPT-2's scaling)."""
+    return _INITIAL_STD / math.sqrt(2 * model.num_hidden_layers)

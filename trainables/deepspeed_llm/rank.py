@@ -1,0 +1,139 @@
+"""What one rank does: join the others, build the layout, train its steps, say what happened."""
+
+import contextlib
+import dataclasses
+import datetime
+import time
+from collections.abc import Callable, Iterator
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from autotune.deepspeed_config import deepspeed_config
+from autotune.trial import RankStep, TrialSpec
+from trainables.deepspeed_llm.data import (
+    SyntheticTokens,
+    TextTokens,
+    TokenSource,
+    batch_slice,
+    text_files,
+)
+from trainables.deepspeed_llm.engine import Mesh, build_engine
+from trainables.deepspeed_llm.llama import Build
+from trainables.deepspeed_llm.memory import CpuPeakMemory, CudaPeakMemory, memory_limit
+
+# Our own deadlines end a trial that hangs; the collectives' timeout only has to be longer.
+_COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a rank stands."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    store: dist.Store | None = None
+    """The rendezvous; None takes the one that the environment names (torchrun)."""
+
+
+@contextlib.contextmanager
+def process_group(place: Place, device_kind: str) -> Iterator[torch.device]:
+    """Join the other ranks; yields this rank's device."""
+    if device_kind == "gpu":
+        device = torch.device("cuda", place.local_rank)
+        torch.cuda.set_device(device)
+        backend = "nccl"
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(1)
+        backend = "gloo"
+        # Otherwise DeepSpeed compiles a shared-memory operation at the first start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if place.store is None:
+        dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+    else:
+        dist.init_process_group(
+            backend,
+            store=place.store,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=_COLLECTIVE_TIMEOUT,
+        )
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    yield device
+
+
+def train(
+    spec: TrialSpec,
+    place: Place,
+    *,
+    on_ready: Callable[[], None],
+    on_step: Callable[[RankStep], None],
+    config: dict[str, object] | None = None,
+) -> None:
+    """Train the trial's steps on this rank, calling back as they end.
+
+    `config` replaces the DeepSpeed configuration that the layout would get. Raises whatever the
+    training raises, with the memory limit already lifted.
+    """
+    layout, model, cluster = spec.layout, spec.model, spec.cluster
+    source = _token_source(spec)
+    with process_group(place, cluster.device.kind) as device:
+        mesh = Mesh(layout)
+        build = Build(
+            model=model,
+            layout=layout,
+            parallel=mesh.parallel,
+            device=device,
+            dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
+            seed=spec.seed,
+        )
+        config = config or deepspeed_config(
+            layout,
+            model,
+            precision=spec.precision,
+            overlap_communication=device.type == "cuda",
+        )
+        memory = CudaPeakMemory() if device.type == "cuda" else CpuPeakMemory()
+        replica = mesh.topology.get_coord(place.rank).data
+        with memory_limit(cluster.memory_gib, device):
+            engine = build_engine(build, mesh, config, spec.precision)
+            _synchronise(device)
+            on_ready()
+            for step in range(spec.steps):
+                batch = batch_slice(
+                    source,
+                    step,
+                    global_batch_size=model.global_batch_size,
+                    sequence_length=model.sequence_length,
+                    replica=replica,
+                    replicas=layout.data_parallel,
+                )
+                started = time.perf_counter()
+                result = engine.step(batch)
+                _synchronise(device)
+                on_step(
+                    RankStep(
+                        rank=place.rank,
+                        step=step,
+                        step_seconds=time.perf_counter() - started,
+                        loss=result.loss,
+                        grad_norm=result.grad_norm,
+                        peak_memory_gib=memory.in_use(),
+                        peak_reserved_gib=memory.reserved(),
+                    )
+                )
+
+
+def _synchronise(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it; CPUs have nothing pending."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _token_source(spec: TrialSpec) -> TokenSource:
+    if spec.synthetic_data:
+        return SyntheticTokens(spec.model.vocab_size, spec.seed)
+    return TextTokens(text_files(spec.data))

@@ -1,0 +1,109 @@
+"""What a forked rank runs, between the host process and the training itself."""
+
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from autotune.trial import RankStep, TrialSpec, to_json, trial_spec_from_json
+from trainables.deepspeed_llm.failures import classify
+from trainables.deepspeed_llm.rank import Place, process_group, train
+
+Emit = Callable[[Mapping[str, Any]], None]
+
+_CHECK_SIZE = 512
+
+
+def main(
+    job: Mapping[str, Any], rank: int, local_rank: int, rendezvous: int | None, emit: Emit
+) -> int:
+    """Run the job's task on this rank; the exit status.
+
+    A rank that fails says so and then waits to be killed: if it left, its peers would fail too, and
+    the first failure must be the first that is heard of.
+    """
+    spec = trial_spec_from_json(job["spec"])
+    os.environ.update(
+        {
+            **spec.env,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(local_rank),
+            "WORLD_SIZE": str(job["world_size"]),
+            "LOCAL_SIZE": str(len(job["ranks"])),
+            "LOCAL_WORLD_SIZE": str(len(job["ranks"])),
+            "MASTER_ADDR": job["master_address"],
+            "MASTER_PORT": str(job["master_port"]),
+        }
+    )
+    try:
+        store = _store(job, rank, rendezvous)
+        place = Place(rank=rank, local_rank=local_rank, world_size=job["world_size"], store=store)
+        if job["task"] == "check":
+            emit({"event": "checked", **_check(spec, place)})
+        else:
+            train(
+                spec,
+                place,
+                on_ready=lambda: emit({"event": "ready_to_step"}),
+                on_step=lambda step: emit({"event": "step", **_step_json(step)}),
+            )
+        emit({"event": "done"})
+        return 0
+    except BaseException as error:
+        failure = classify(error, memory_limited=spec.cluster.memory_gib is not None)
+        emit(
+            {
+                "event": "failed",
+                "outcome": failure.outcome,
+                "reason": failure.reason,
+                "consequence": failure.consequence,
+            }
+        )
+        traceback.print_exc()
+        while True:
+            signal.pause()
+
+
+def _step_json(step: RankStep) -> Mapping[str, Any]:
+    values = to_json(step)
+    assert isinstance(values, dict)
+    return values
+
+
+def _store(job: Mapping[str, Any], rank: int, rendezvous: int | None) -> dist.Store:
+    return dist.TCPStore(
+        job["master_address"],
+        job["master_port"],
+        job["world_size"],
+        is_master=rank == 0,
+        master_listen_fd=rendezvous,
+        wait_for_workers=False,
+    )
+
+
+def _check(spec: TrialSpec, place: Place) -> dict[str, Any]:
+    """A small matrix product and all-reduce with known results, and what else uses the device."""
+    with process_group(place, spec.cluster.device.kind) as device:
+        in_use_gib = 0.0
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            in_use_gib = (total - free) / 2**30
+        ones = torch.ones(_CHECK_SIZE, _CHECK_SIZE, device=device)
+        started = time.perf_counter()
+        product = ones @ ones
+        product_is_right = bool((product == _CHECK_SIZE).all())
+        product_seconds = time.perf_counter() - started
+        total_rank = torch.tensor([float(place.rank)], device=device)
+        dist.all_reduce(total_rank)
+        expected = place.world_size * (place.world_size - 1) / 2
+        return {
+            "product_is_right": product_is_right,
+            "product_seconds": product_seconds,
+            "all_reduce_is_right": float(total_rank) == expected,
+            "memory_in_use_gib": in_use_gib,
+        }

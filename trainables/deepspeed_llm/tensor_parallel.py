@@ -1,0 +1,131 @@
+"""Tensor and sequence parallelism after Megatron-LM: who holds which shard, and what crosses.
+
+Activations are sequence-first, [sequence, batch, hidden], so that gathering and scattering the
+sequence are single contiguous collectives (Korthikanti et al. 2022, arXiv 2205.05198).
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TensorParallel:
+    """The ranks that share each matrix, seen from one of them."""
+
+    size: int = 1
+    """Ranks in the group."""
+    rank: int = 0
+    """This rank's place in it."""
+    sequence_parallel: bool = False
+    """Whether activations between the matrices are sharded along the sequence."""
+    group: dist.ProcessGroup | None = None
+    """The process group; None where size is 1."""
+
+    def enter(self, x: Tensor) -> Tensor:
+        """From the residual stream into column-parallel matrices.
+
+        [sequence (/ size with sequence parallelism), batch, hidden] -> [sequence, batch, hidden].
+        """
+        if self.size == 1:
+            return x
+        function: Any = _GatherSequence if self.sequence_parallel else _CopyIn
+        entered: Tensor = function.apply(x, self)
+        return entered
+
+    def leave(self, x: Tensor) -> Tensor:
+        """From row-parallel matrices back into the residual stream: the partial sums are added.
+
+        [sequence, batch, hidden] -> [sequence (/ size with sequence parallelism), batch, hidden].
+        """
+        if self.size == 1:
+            return x
+        function: Any = _ScatterSequence if self.sequence_parallel else _SumOut
+        left: Tensor = function.apply(x, self)
+        return left
+
+    def replicated(self, weight: Tensor) -> Tensor:
+        """A weight that every rank holds whole and applies to its own part of the sequence.
+
+        With sequence parallelism its gradient is a partial sum, which is added here.
+        """
+        if self.size == 1 or not self.sequence_parallel:
+            return weight
+        shared: Tensor = _CopyIn.apply(weight, self)
+        return shared
+
+    def all_reduce(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+        """Reduce `x` over the group in place, and return it."""
+        if self.size > 1:
+            dist.all_reduce(x, op=op, group=self.group)
+        return x
+
+    def shard(self, full: Tensor, dimension: int) -> Tensor:
+        """This rank's slice of a full tensor, as its own memory."""
+        return full.chunk(self.size, dimension)[self.rank].clone()
+
+
+def _gather(x: Tensor, parallel: TensorParallel) -> Tensor:
+    gathered = x.new_empty((x.shape[0] * parallel.size, *x.shape[1:]))
+    dist.all_gather_into_tensor(gathered, x.contiguous(), group=parallel.group)
+    return gathered
+
+
+def _reduce_scatter(x: Tensor, parallel: TensorParallel) -> Tensor:
+    scattered = x.new_empty((x.shape[0] // parallel.size, *x.shape[1:]))
+    dist.reduce_scatter_tensor(scattered, x.contiguous(), group=parallel.group)
+    return scattered
+
+
+class _CopyIn(torch.autograd.Function):
+    """Identity forward, all-reduce backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
+        ctx.parallel = parallel
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.parallel.all_reduce(gradient.contiguous().clone()), None
+
+
+class _SumOut(torch.autograd.Function):
+    """All-reduce forward, identity backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
+        return parallel.all_reduce(x.contiguous().clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+class _GatherSequence(torch.autograd.Function):
+    """All-gather along the sequence forward, reduce-scatter backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
+        ctx.parallel = parallel
+        return _gather(x, parallel)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _reduce_scatter(gradient, ctx.parallel), None
+
+
+class _ScatterSequence(torch.autograd.Function):
+    """Reduce-scatter along the sequence forward, all-gather backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
+        ctx.parallel = parallel
+        return _reduce_scatter(x, parallel)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _gather(gradient, ctx.parallel), None

@@ -1,0 +1,77 @@
+"""One rank of a layout under torchrun: no host process, the ranks speak for themselves."""
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+import torch.distributed as dist
+
+from autotune.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
+from trainables.deepspeed_llm.failures import Failure, classify
+from trainables.deepspeed_llm.rank import Place, train
+
+_SPOKESMAN_KEY = "autotune/who_reports_the_failure"
+
+
+def train_as_one_rank(spec: TrialSpec, config: dict[str, Any] | None) -> None:
+    """Train this rank; rank 0, or the first rank that fails, prints what happened.
+
+    Leaves the process with status 0: any outcome on record is a result.
+    """
+    from trainables.deepspeed_llm.__main__ import step_line, summary_line
+
+    place = Place(
+        rank=int(os.environ["RANK"]),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
+    os.environ.setdefault("LOCAL_SIZE", os.environ["LOCAL_WORLD_SIZE"])
+    steps: list[StepReport] = []
+    with _json_output() as output:
+
+        def on_step(mine: RankStep) -> None:
+            ranks: list[Any] = [None] * place.world_size
+            dist.all_gather_object(ranks, mine)
+            steps.append(StepReport(step=mine.step, ranks=tuple(ranks)))
+            if place.rank == 0:
+                print(json.dumps(step_line(steps[-1])), file=output, flush=True)
+
+        try:
+            train(spec, place, on_ready=lambda: None, on_step=on_step, config=config)
+            ended = Ended(outcome=Outcome.OK, reason="")
+            speaks = place.rank == 0
+        except Exception as error:
+            traceback.print_exc()
+            failure = classify(error, memory_limited=spec.cluster.memory_gib is not None)
+            ended = Ended(outcome=failure.outcome, reason=f"rank {place.rank}: {failure.reason}")
+            speaks = _speaks_for_all(place, failure)
+        if speaks:
+            print(json.dumps(summary_line(spec, steps, ended)), file=output, flush=True)
+    # Without the usual shutdown: it would wait for peers that are gone.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _speaks_for_all(place: Place, failure: Failure) -> bool:
+    """Whether this rank was the first to fail on its own."""
+    if failure.consequence:
+        return False
+    if place.world_size == 1 or not dist.is_initialized():
+        return True
+    store = dist.distributed_c10d._get_default_store()
+    mine = str(place.rank)
+    first: bytes = store.compare_set(_SPOKESMAN_KEY, "", mine)
+    return first.decode() == mine
+
+
+@contextlib.contextmanager
+def _json_output() -> Iterator[TextIO]:
+    """The standard output for our lines alone; libraries that print go to the standard error."""
+    with os.fdopen(os.dup(1), "w") as output:
+        os.dup2(2, 1)
+        yield output
