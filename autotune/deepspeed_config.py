@@ -54,6 +54,20 @@ def deepspeed_config(
     }
 
 
+def worker_environment(device_kind: Literal["gpu", "cpu"]) -> dict[str, str]:
+    """What must be in a worker's environment before it imports torch and DeepSpeed."""
+    common = {"DS_LOG_LEVEL": "warning", "PYTHONWARNINGS": "ignore::FutureWarning"}
+    if device_kind == "gpu":
+        return {**common, "DS_ACCELERATOR": "cuda"}
+    return {
+        **common,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        # One heap: each further arena reserves 64 MB of the private memory that a limit counts.
+        "MALLOC_ARENA_MAX": "1",
+    }
+
+
 def clips_itself(layout: Layout, precision: Precision) -> bool:
     """Whether DeepSpeed neither reports the gradient norm nor clips by the global one.
 

@@ -33,8 +33,8 @@ class Trainable(Protocol):
     """Runs trials on a group of nodes."""
 
     @property
-    def host_factory(self) -> Callable[[], RankHost] | None:
-        """Called once on each reserved node; None where trials need no processes of their own."""
+    def host_factory(self) -> Callable[..., RankHost] | None:
+        """Called once on each reserved node, with its `address`; None: trials need no processes."""
 
     def check(self, cluster: Cluster, hosts: Sequence[RankHost]) -> None:
         """Look whether the nodes are fit to be measured on. Raises NodeCheckFailed."""

@@ -16,6 +16,7 @@ import click
 
 from autotune.cli import command_line
 from autotune.cluster import Cluster
+from autotune.deepspeed_config import worker_environment
 from autotune.errors import InputError
 from autotune.hardware import Device, device_named
 from autotune.layout import layout_from_mapping
@@ -24,7 +25,6 @@ from autotune.model import model_from_mapping, read_json
 from autotune.rules import why_illegal
 from autotune.space import precision_on
 from autotune.trial import Ended, StepReport, TrialSpec
-from trainables.deepspeed_llm.host import rank_environment
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -54,7 +54,7 @@ def main(**options: Any) -> int:
     if config is not None and "RANK" not in os.environ:
         raise InputError("--deepspeed-config needs torchrun")
     if "RANK" in os.environ:
-        os.environ.update(rank_environment(spec.cluster.device.kind))  # before DeepSpeed's import
+        _set_environment(spec)
         from trainables.deepspeed_llm.torchrun import train_as_one_rank
 
         overrides = read_json(config, what="--deepspeed-config") if config else None
@@ -102,6 +102,12 @@ def _run_here(spec: TrialSpec) -> Iterator[StepReport | Ended]:
         yield from trainable.run(spec, [host])
     finally:
         host.close()
+
+
+def _set_environment(spec: TrialSpec) -> None:
+    """Before torch and DeepSpeed are imported; what the user set stays."""
+    for name, value in worker_environment(spec.cluster.device.kind).items():
+        os.environ.setdefault(name, value)
 
 
 def _print(line: dict[str, Any]) -> None:

@@ -8,8 +8,9 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from autotune.deepspeed_config import worker_environment
 from autotune.errors import NodeLost
 
 # The imports of torch and DeepSpeed from a cold disk can take this long.
@@ -21,7 +22,9 @@ _CLOSE_TIMEOUT_SECONDS = 10
 class LocalHost:
     """The ranks of this machine. A `RankHost`."""
 
-    def __init__(self, *, device_kind: str, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, *, device_kind: Literal["gpu", "cpu"], address: str = "127.0.0.1"
+    ) -> None:
         """Start the host process; `address` is where other nodes find rank 0."""
         self._address = address
         read_fd, write_fd = os.pipe()
@@ -30,7 +33,7 @@ class LocalHost:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             pass_fds=[write_fd],
-            env={**os.environ, **rank_environment(device_kind)},
+            env={**worker_environment(device_kind), **os.environ},
         )
         os.close(write_fd)
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
@@ -126,14 +129,3 @@ class LocalHost:
 def new_job_id() -> str:
     """A name that no other job has."""
     return uuid.uuid4().hex
-
-
-def rank_environment(device_kind: str) -> dict[str, str]:
-    """What must be in the environment before torch and DeepSpeed are imported."""
-    return {
-        "DS_ACCELERATOR": "cuda" if device_kind == "gpu" else "cpu",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "DS_LOG_LEVEL": os.environ.get("DS_LOG_LEVEL", "warning"),
-        # One heap: each further arena reserves 64 MB of the private memory that a limit counts.
-        "MALLOC_ARENA_MAX": "1",
-    }

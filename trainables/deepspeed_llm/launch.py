@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -31,11 +31,11 @@ _rank_step = pydantic.TypeAdapter(RankStep)
 class DeepSpeedLlm:
     """Trains layouts with DeepSpeed for real. A `Trainable`."""
 
-    def __init__(self, *, device_kind: str) -> None:
+    def __init__(self, *, device_kind: Literal["gpu", "cpu"]) -> None:
         self._device_kind = device_kind
 
     @property
-    def host_factory(self) -> Callable[[], RankHost] | None:
+    def host_factory(self) -> Callable[..., RankHost] | None:
         """A host process on each node."""
         return _HostFactory(self._device_kind)
 
@@ -80,7 +80,7 @@ class DeepSpeedLlm:
 class _HostFactory:
     """Makes the host of a node, on that node; small enough to be sent there."""
 
-    def __init__(self, device_kind: str) -> None:
+    def __init__(self, device_kind: Literal["gpu", "cpu"]) -> None:
         self._device_kind = device_kind
 
     def __call__(self, address: str = "127.0.0.1") -> LocalHost:

@@ -1,0 +1,279 @@
+"""Where trials run: the Ray cluster, groups of whole nodes, and the actor that owns each node."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.cluster_utils import Cluster as RayNodes
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
+
+from autotune.cluster import Cluster
+from autotune.errors import ClusterTooSmall, InputError, NodeCheckFailed, NodeLost
+from autotune.local_devices import too_small
+from autotune.trainable import RankHost
+
+HEAD_RESOURCE = "node:__internal_head__"
+"""Only the head has it: it pins what must run there."""
+
+_VIRTUAL_DEVICE = "virtual_device"
+_NODE_CPUS = 1
+_CALL_TIMEOUT_SECONDS = 360.0
+_CLOSE_TIMEOUT_SECONDS = 15.0
+_PACKAGES_THAT_MUST_AGREE = ("torch", "deepspeed", "ray")
+_CODE = ("autotune", "trainables", "search_spaces")
+
+
+def device_resource(cluster: Cluster) -> str:
+    """Ray's name for the cluster's devices: real GPUs, or virtual devices on CPUs."""
+    return "GPU" if cluster.device.kind == "gpu" else _VIRTUAL_DEVICE
+
+
+def node_group(cluster: Cluster, world_size: int) -> tune.PlacementGroupFactory:
+    """A place for the trainable on the head, and whole nodes for `world_size` ranks.
+
+    A bundle takes all devices of a node, so no two fall on one node, whatever the strategy.
+    """
+    nodes = -(-world_size // cluster.gpus_per_node)
+    node = {device_resource(cluster): cluster.gpus_per_node, "CPU": _NODE_CPUS}
+    return tune.PlacementGroupFactory(
+        [{"CPU": 0.1, HEAD_RESOURCE: 0.001}, *[dict(node) for _ in range(nodes)]], strategy="PACK"
+    )
+
+
+@contextlib.contextmanager
+def ray_cluster(cluster: Cluster, *, address: str | None, dashboard: bool) -> Iterator[str | None]:
+    """Connect to the Ray at `address`, or start one here; yields the dashboard's address.
+
+    What was started here is shut down on the way out. Raises ClusterTooSmall, and InputError where
+    nothing answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # One CPU worker process per core is started ahead otherwise; we need the node actors only.
+    os.environ.setdefault("RAY_enable_worker_prestart", "0")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is not None:
+        try:
+            context = ray.init(address=address, **quiet)
+        except Exception as error:
+            first_line = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"--address: cannot connect to {address!r}: {first_line}") from None
+        nodes = None
+    else:
+        nodes = _start_local(cluster, dashboard=dashboard)
+        context = ray.init(address=nodes.address, **quiet)
+    try:
+        check_capacity(cluster)
+        url = context.dashboard_url
+        yield f"http://{url}" if url and (dashboard or address) else None
+    finally:
+        ray.shutdown()
+        if nodes is not None:
+            nodes.shutdown()
+
+
+def check_capacity(cluster: Cluster) -> None:
+    """Raise ClusterTooSmall where the connected Ray has too few whole nodes."""
+    resource = device_resource(cluster)
+    counts = [
+        int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]
+    ]
+    if sum(count >= cluster.gpus_per_node for count in counts) < cluster.nodes:
+        by_size = sorted({count: counts.count(count) for count in counts}.items(), reverse=True)
+        has = ", ".join(
+            f"{number} {'node' if number == 1 else 'nodes'} of {size}" for size, number in by_size
+        )
+        raise ClusterTooSmall(too_small(cluster, f"the cluster has {has}"))
+
+
+def inspect_nodes(cluster: Cluster) -> list[dict[str, Any]]:
+    """Versions, driver and kernels of each node that has devices.
+
+    Raises NodeCheckFailed that names the first node that differs from the head.
+    """
+    resource = device_resource(cluster)
+    found = []
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get(resource, 0) >= cluster.gpus_per_node:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            reference = _describe_node.options(scheduling_strategy=here, num_cpus=0).remote()
+            found.append((node["NodeManagerAddress"], reference))
+    try:
+        described = ray.get([r for _, r in found], timeout=_CALL_TIMEOUT_SECONDS)
+    except ray.exceptions.RayError as error:
+        raise NodeCheckFailed(f"a node does not answer: {_first_line(error)}") from None
+    nodes: list[dict[str, Any]] = [
+        {"address": address, **description}
+        for (address, _), description in zip(found, described, strict=True)
+    ]
+    compare_nodes(nodes)
+    return nodes
+
+
+def compare_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raise NodeCheckFailed for the first node whose software differs from the first's."""
+    first = nodes[0]
+    for node in nodes[1:]:
+        for what in (*_PACKAGES_THAT_MUST_AGREE, "python", "driver", "code"):
+            if node[what] != first[what]:
+                raise NodeCheckFailed(
+                    f"node {node['address']}: {what} must be the same on every node, got "
+                    f"{node[what]} and {first[what]} on node {first['address']}"
+                )
+
+
+class NodeGroup:
+    """The node actors of a trial's placement group, one per whole node."""
+
+    def __init__(self, group: PlacementGroup, cluster: Cluster, factory: Callable[..., RankHost]):
+        """Start the actors; bundle 0 is the trainable's own."""
+        resource = device_resource(cluster)
+        devices: dict[str, Any] = {"resources": {resource: cluster.gpus_per_node}}
+        if resource == "GPU":
+            devices = {"num_gpus": cluster.gpus_per_node}
+        bundles = range(1, group.bundle_count)
+        self._actors = [
+            _NodeActor.options(
+                name=None,
+                num_cpus=_NODE_CPUS,
+                max_concurrency=4,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=bundle
+                ),
+                **devices,
+            ).remote(factory)
+            for bundle in bundles
+        ]
+        self.hosts: list[RankHost] = [
+            _RemoteHost(actor, f"node {index}") for index, actor in enumerate(self._actors)
+        ]
+
+    def close(self) -> None:
+        """End the node actors and the processes that they own."""
+        closing = [actor.close.remote() for actor in self._actors]
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(closing, timeout=_CLOSE_TIMEOUT_SECONDS)
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+@ray.remote
+class _NodeActor:
+    """Owns the devices of one node. Dies with its placement group; its processes die with it."""
+
+    def __init__(self, factory: Callable[..., RankHost]) -> None:
+        self._host = factory(address=ray.util.get_node_ip_address())
+
+    def listen(self) -> tuple[str, int]:
+        return self._host.listen()
+
+    def start(self, job: Mapping[str, Any]) -> None:
+        self._host.start(job)
+
+    def events(self, timeout_seconds: float) -> list[dict[str, Any]]:
+        return self._host.events(timeout_seconds)
+
+    def stop(self) -> None:
+        self._host.stop()
+
+    def close(self) -> None:
+        self._host.close()
+
+    def __repr__(self) -> str:
+        return "Node"
+
+
+class _RemoteHost:
+    """The host of another node. A `RankHost`; Ray's errors become NodeLost here."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self._actor = actor
+        self._name = name
+
+    def listen(self) -> tuple[str, int]:
+        address, port = self._call("listen")
+        return str(address), int(port)
+
+    def start(self, job: Mapping[str, Any]) -> None:
+        self._call("start", job)
+
+    def events(self, timeout_seconds: float) -> list[dict[str, Any]]:
+        events: list[dict[str, Any]] = self._call("events", timeout_seconds)
+        return events
+
+    def stop(self) -> None:
+        self._call("stop")
+
+    def close(self) -> None:
+        self._call("close")
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        reference = getattr(self._actor, method).remote(*arguments)
+        try:
+            return ray.get(reference, timeout=_CALL_TIMEOUT_SECONDS)
+        except ray.exceptions.RayTaskError as error:
+            raise NodeLost(f"{self._name}: {_first_line(error.cause)}") from None
+        except ray.exceptions.RayError as error:
+            raise NodeLost(f"{self._name}: {_first_line(error)}") from None
+
+
+@ray.remote
+def _describe_node() -> dict[str, Any]:
+    return describe_this_node()
+
+
+def describe_this_node() -> dict[str, Any]:
+    """Versions of what must agree between nodes, without importing any of it."""
+    driver = Path("/proc/driver/nvidia/version")
+    return {
+        "host": platform.node(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES_THAT_MUST_AGREE},
+        "driver": driver.read_text().splitlines()[0] if driver.exists() else None,
+        "code": code_fingerprint(),
+        "flash_attn": importlib.util.find_spec("flash_attn") is not None,
+    }
+
+
+def code_fingerprint() -> str:
+    """A digest of our own source files."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for package in _CODE:
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _start_local(cluster: Cluster, *, dashboard: bool) -> RayNodes:
+    """Ray on this machine: the head is the first node, the others are virtual."""
+    devices: dict[str, Any] = {"resources": {_VIRTUAL_DEVICE: cluster.gpus_per_node}}
+    if cluster.device.kind == "gpu":
+        devices = {"num_gpus": cluster.gpus_per_node}
+    node = {"num_cpus": _NODE_CPUS + 1, "object_store_memory": 100 * 2**20, **devices}
+    head = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
+    nodes = RayNodes(
+        initialize_head=True, head_node_args={**node, **head}, shutdown_at_exit=True
+    )
+    for _ in range(cluster.nodes - 1):
+        nodes.add_node(wait=False, **node)
+    nodes.wait_for_nodes()
+    return nodes
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,139 @@
+"""The search as it goes, on a terminal or as plain lines; and the tables at its end."""
+
+import collections
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from autotune.record import TrialRecord
+from autotune.space import Excluded, SearchSpace
+from autotune.trial import Outcome, StepReport, TrialSpec
+
+_STYLES = {Outcome.OK: "green", Outcome.STOPPED: "yellow", Outcome.OOM: "red"}
+_TOP = 5
+_LONGEST_REASON = 100
+
+
+class Screen:
+    """A line per finished trial; on a terminal a bar with the running one below. A `Listener`."""
+
+    def __init__(self, console: Console, *, max_trials: int, finished: Sequence[TrialRecord]):
+        """`finished`: the trials of an earlier part of the search."""
+        self._console = console
+        self._max_trials = max_trials
+        self._outcomes = collections.Counter(record.outcome for record in finished)
+        times = [r.measurement.step_seconds for r in finished if r.outcome is Outcome.OK]
+        self._best_seconds = min(filter(None, times), default=None)
+        self._progress = Progress(
+            TextColumn("trials"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(
+            "starting", total=max_trials, completed=self._outcomes.total()
+        )
+
+    def __enter__(self) -> "Screen":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        """Show which layout runs."""
+        self._describe(f"{spec.layout.describe()} · starting")
+
+    def step_done(self, spec: TrialSpec, step: StepReport) -> None:
+        """Show how far it is."""
+        self._describe(
+            f"{spec.layout.describe()} · step {step.step + 1}/{spec.steps} "
+            f"{step.step_seconds:.3g} s"
+        )
+
+    def trial_finished(self, record: TrialRecord) -> None:
+        """A line for the trial."""
+        self._outcomes[record.outcome] += 1
+        seconds = record.measurement.step_seconds
+        if record.outcome is Outcome.OK and seconds is not None:
+            self._best_seconds = min(seconds, self._best_seconds or seconds)
+        done = self._outcomes.total()
+        style = _STYLES.get(record.outcome, "magenta")
+        line = (
+            f"[{done:>3}/{self._max_trials}] [{style}]{record.outcome:<8}[/] "
+            f"{_seconds(seconds):>8} {_gib(record.measurement.peak_memory_gib):>9}  "
+            f"{record.layout.describe()}"
+        )
+        if record.outcome not in (Outcome.OK, Outcome.OOM):
+            line += f"  ({escape(record.reason[:_LONGEST_REASON])})"
+        self._console.print(line.replace("[ ", r"\[ ", 1), soft_wrap=True, highlight=False)
+        self._progress.update(self._task, completed=done)
+
+    def _describe(self, running: str) -> None:
+        best = f"best {_seconds(self._best_seconds)}"
+        counts = " ".join(f"{outcome}={n}" for outcome, n in sorted(self._outcomes.items()))
+        self._progress.update(self._task, description=escape(" · ".join((best, counts, running))))
+
+
+def print_best(console: Console, best: Sequence[TrialRecord]) -> None:
+    """The fastest layouts as a table."""
+    table = Table(title=f"Fastest {min(_TOP, len(best))} of {len(best)} layouts that ran")
+    table.add_column("layout")
+    for heading in ("step s", "IQR", "tokens/s/GPU", "MFU", "memory GiB", "trial"):
+        table.add_column(heading, justify="right")
+    for record in best[:_TOP]:
+        measured = record.measurement
+        table.add_row(
+            record.layout.describe(),
+            _number(measured.step_seconds, ".3f"),
+            _number(measured.step_seconds_iqr, ".3f"),
+            _number(measured.tokens_per_second_per_gpu, ".0f"),
+            _number(measured.mfu, ".1%"),
+            _number(measured.peak_memory_gib, ".2f"),
+            record.trial_id,
+        )
+    console.print(table)
+
+
+def print_plan(console: Console, space: SearchSpace) -> None:
+    """The space: how many layouts it has, and why others are not in it."""
+    excluded: collections.Counter[str] = collections.Counter()
+    layouts = 0
+    for found in space.walk():
+        if isinstance(found, Excluded):
+            excluded[found.reason] += 1
+        else:
+            layouts += 1
+    console.print(
+        f"space {space.name}: {layouts} layouts of {space.model.parameters / 1e9:.3g} billion "
+        f"parameters in {space.precision}, global batch {space.model.global_batch_size} x "
+        f"{space.model.sequence_length} tokens, on {space.cluster.describe()}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    table = Table(title="Not generated")
+    table.add_column("branches", justify="right")
+    table.add_column("reason")
+    for reason, count in excluded.most_common():
+        table.add_row(str(count), escape(reason))
+    console.print(table)
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f} s"
+
+
+def _gib(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} GiB"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

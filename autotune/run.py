@@ -1,0 +1,237 @@
+"""`python -m autotune.run`: search a space for the layout that trains fastest."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from autotune import __version__
+from autotune.cli import EXIT_INTERRUPTED, EXIT_NOTHING_WORKED, command_line
+from autotune.errors import ClusterTooSmall, InputError
+from autotune.export import export_layout
+from autotune.ledger import Ledger
+from autotune.options import TRAINABLES, SearchOptions, request_from_options
+from autotune.report import Screen, print_best, print_plan
+from autotune.request import Request
+from autotune.store import RunStore, create_run, open_run, refuse_existing_run, sole_user
+
+_PLAIN_WIDTH = 130
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+_COUNT = click.IntRange(min=1)
+
+
+@click.command()
+@click.option("--space", metavar="NAME|FILE.py", help="What to search.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="New run directory.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Continue a run.")
+@click.option("--trainable", type=click.Choice(TRAINABLES), default="auto", show_default=True)
+@click.option("--search", default="hyperopt", show_default=True, help="hyperopt, random or grid.")
+@click.option("--max-trials", type=_COUNT, metavar="N", help="Finished trials.")
+@click.option("--gpu-hours", type=_POSITIVE, metavar="H", help="Device hours for the search.")
+@click.option("--nodes", type=_COUNT, metavar="N", help="Nodes that every layout uses.")
+@click.option("--gpus-per-node", type=_COUNT, metavar="G", help="Devices per node.")
+@click.option("--address", metavar="RAY", help="Address of a running Ray cluster.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--stop-factor",
+    type=click.FloatRange(min=1),
+    default=2.0,
+    show_default=True,
+    help="Stop layouts slower than this many times the best.",
+)
+@click.option(
+    "--trial-timeout", type=_POSITIVE, default=600.0, show_default=True, metavar="SECONDS"
+)
+@click.option("--data", metavar="PATH", help="File or folder whose bytes are the tokens.")
+@click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")
+@click.option("--model", metavar="FILE", help="Another model, as a Hugging Face config.json.")
+@click.option("--sequence-length", type=_COUNT, metavar="S")
+@click.option("--global-batch-size", type=_COUNT, metavar="B", help="Sequences per step.")
+@click.option("--fix", multiple=True, metavar="DIMENSION=V[,V...]", help="Restrict a dimension.")
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment of the ranks.")
+@click.option("--dry-run", is_flag=True, help="Say what would run; start nothing.")
+@click.option("--dashboard/--no-dashboard", default=True, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print best.json on the standard output.")
+@click.pass_context
+def main(
+    context: click.Context,
+    *,
+    out: Path | None,
+    resume: Path | None,
+    address: str | None,
+    dry_run: bool,
+    dashboard: bool,
+    as_json: bool,
+    **search: Any,
+) -> int:
+    """Search a space for the parallel layout that trains fastest."""
+    console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console = Console(stderr=as_json, width=_PLAIN_WIDTH)
+    store = None
+    if resume is not None:
+        _refuse_new_search_options(context)
+        store = open_run(resume)
+        request = store.request
+        directory = resume
+    else:
+        if search["space"] is None:
+            raise InputError("--space or --resume must be given, got neither")
+        request = request_from_options(SearchOptions(**search))
+        directory = out or Path("runs") / request.space.name
+        refuse_existing_run(directory)
+    if dry_run:
+        _print_dry_run(console, request)
+        return 0
+    if address is None:
+        _refuse_without_devices(request)
+    with _terminated_like_interrupted():
+        try:
+            with sole_user(directory) if store else contextlib.nullcontext():
+                ledger = _search(console, request, directory, store, address, dashboard)
+        except KeyboardInterrupt:
+            console.print(f"interrupted; continue with --resume {directory}", soft_wrap=True)
+            return EXIT_INTERRUPTED
+    return _finish(console, ledger, directory, as_json=as_json)
+
+
+def _search(
+    console: Console,
+    request: Request,
+    directory: Path,
+    store: RunStore | None,
+    address: str | None,
+    dashboard: bool,
+) -> Ledger:
+    # Imported here: Ray takes seconds to import, and bad input should not wait for it.
+    from autotune.placement import inspect_nodes, ray_cluster
+    from autotune.tuner import run_trials
+    from trainables.deepspeed_llm.launch import DeepSpeedLlm
+
+    cluster = request.space.cluster
+    with ray_cluster(cluster, address=address, dashboard=dashboard) as url:
+        nodes = inspect_nodes(cluster)
+        with contextlib.ExitStack() as held:
+            if store is None:
+                request = _with_installed_kernels(console, request, nodes)
+                held.enter_context(sole_user(directory))
+                about = {"versions": {"autotune": __version__}, "nodes": nodes}
+                store = create_run(directory, request, about)
+            finished = store.trials()
+            _print_start(console, request, directory, len(finished), url)
+            screen = Screen(console, max_trials=request.max_trials, finished=finished)
+            ledger = Ledger(store, screen)
+            with screen:
+                run_trials(ledger, DeepSpeedLlm(device_kind=cluster.device.kind))
+            if ledger.best:
+                store.write_json("best.json", ledger.summary())
+                export_layout(directory / "export", ledger.best[0].layout, request)
+            return ledger
+
+
+def _finish(console: Console, ledger: Ledger, directory: Path, *, as_json: bool) -> int:
+    best = ledger.best
+    if as_json:
+        print(json.dumps(ledger.summary(), indent=2))
+    console.print(f"finished: {ledger.stopped_because}", highlight=False)
+    if not best:
+        console.print(f"no layout worked; see the reasons in {directory}/trials", soft_wrap=True)
+        return EXIT_NOTHING_WORKED
+    print_best(console, best)
+    console.print(f"best: {best[0].layout.describe()}", soft_wrap=True, highlight=False)
+    console.print(f"train it with {directory}/export/launch.sh", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _print_start(
+    console: Console, request: Request, directory: Path, finished: int, url: str | None
+) -> None:
+    space = request.space
+    resumed = f", {finished} trials already finished" if finished else ""
+    console.print(
+        f"searching {space.name}: {len(space.layouts())} layouts on {space.cluster.describe()}, "
+        f"at most {request.max_trials} trials{resumed}, into {directory}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if url is not None:
+        console.print(f"Ray dashboard: {url}", soft_wrap=True, highlight=False)
+
+
+def _print_dry_run(console: Console, request: Request) -> None:
+    print_plan(console, request.space)
+    most_hours = (
+        request.max_trials * request.trial_timeout_seconds * request.space.cluster.devices / 3600
+    )
+    limit = most_hours if request.gpu_hours is None else min(most_hours, request.gpu_hours)
+    console.print(
+        f"would run at most {request.max_trials} trials of {request.space.warmup_steps} + "
+        f"{request.space.measured_steps} steps, chosen by {request.search}: at most {limit:.3g} "
+        "GPU-hours. Nothing was started.",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _refuse_new_search_options(context: click.Context) -> None:
+    """A resumed search is the one that was begun: only how it is shown and reached may change."""
+    may_change = {"resume", "address", "dashboard", "as_json", "dry_run"}
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name)
+        if given is click.core.ParameterSource.COMMANDLINE and name not in may_change:
+            raise InputError(f"{parameter.opts[0]} cannot be changed by --resume")
+
+
+def _refuse_without_devices(request: Request) -> None:
+    from autotune.local_devices import refuse_without_devices
+
+    try:
+        refuse_without_devices(request.space.cluster)
+    except ClusterTooSmall as error:
+        raise ClusterTooSmall(
+            f"--space {request.space.name} {error}; name a Ray cluster with --address (simulated "
+            "trials are not there yet)"
+        ) from None
+
+
+def _with_installed_kernels(
+    console: Console, request: Request, nodes: list[dict[str, Any]]
+) -> Request:
+    """Leave flash-attn out of the space where a node does not have it."""
+    kernels = request.space.attention_kernel
+    missing = [node["address"] for node in nodes if not node["flash_attn"]]
+    usable = request.space.cluster.device.attention_kernels
+    if "flash_attn" not in kernels or "flash_attn" not in usable or not missing:
+        return request
+    if kernels == ("flash_attn",):
+        raise InputError(f"attention_kernel flash_attn is not installed on node {missing[0]}")
+    console.print(f"flash_attn is not installed on node {missing[0]}: left out", highlight=False)
+    left = tuple(kernel for kernel in kernels if kernel != "flash_attn")
+    space = request.space.replaced({"attention_kernel": left}, what="attention_kernel")
+    return dataclasses.replace(request, space=space)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends the search as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(main))

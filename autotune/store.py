@@ -1,0 +1,178 @@
+"""The run directory: everything that is known of a search, safe against a crash at any moment.
+
+    run.json           the frozen request, versions, hardware
+    trials/*.parquet   one file per finished trial
+    steps/*.parquet    the steps of each finished trial, per rank
+    pruned.parquet     layouts that were ruled out, with the reason
+    best.json          the best layout so far
+    logs/TRIAL/rank-N.log
+
+A file appears whole or not at all: it is written under another name, synced, then renamed. A trial
+is finished when its file in trials/ is there; that file is never touched again.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+
+from autotune.errors import InputError
+from autotune.record import (
+    PRUNED_SCHEMA,
+    STEP_SCHEMA,
+    TRIAL_SCHEMA,
+    TrialRecord,
+    layout_from_row,
+    record_from_row,
+)
+from autotune.request import Request, request_from_json
+from autotune.search.pruning import Pruned
+from autotune.trial import StepReport, to_json
+
+_SCHEMA_VERSION = 1
+
+
+class RunStore:
+    """One run directory, opened for writing by one search at a time."""
+
+    def __init__(self, directory: Path, request: Request) -> None:
+        """Use `create_run` or `open_run`."""
+        self.directory = directory
+        self.request = request
+
+    @property
+    def log_directory(self) -> Path:
+        """Parent of the trials' log folders."""
+        return self.directory / "logs"
+
+    def add_trial(self, record: TrialRecord, steps: Sequence[StepReport]) -> None:
+        """Keep a finished trial; its steps are written first, so that none is ever without them."""
+        rows = [
+            {"trial_id": record.trial_id, **_plain(to_json(rank))}
+            for step in steps
+            for rank in step.ranks
+        ]
+        name = f"{record.trial_id}.parquet"
+        self._write_table(self.directory / "steps" / name, rows, STEP_SCHEMA)
+        self._write_table(self.directory / "trials" / name, [record.row()], TRIAL_SCHEMA)
+
+    def trials(self) -> list[TrialRecord]:
+        """All finished trials in the order in which they finished."""
+        files = sorted((self.directory / "trials").glob("*.parquet"))
+        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+        return sorted(
+            (record_from_row(row) for row in rows),
+            key=lambda record: (record.finished_at, record.trial_id),
+        )
+
+    def write_pruned(self, pruned: Sequence[Pruned]) -> None:
+        """Replace the list of layouts that were ruled out."""
+        rows = [{**found.layout.columns(), "reason": found.reason} for found in pruned]
+        self._write_table(self.directory / "pruned.parquet", rows, PRUNED_SCHEMA)
+
+    def pruned(self) -> list[Pruned]:
+        """The layouts that were ruled out."""
+        file = self.directory / "pruned.parquet"
+        rows = pq.read_table(file).to_pylist() if file.exists() else []
+        return [Pruned(layout=layout_from_row(row), reason=row["reason"]) for row in rows]
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of that name, whole or not at all."""
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomically(
+            self.directory / name, lambda path: path.write_text(text, encoding="utf-8")
+        )
+
+    def _write_table(self, path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+        table = pa.Table.from_pylist(rows, schema=schema)
+        write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def create_run(directory: Path, request: Request, about: dict[str, Any]) -> RunStore:
+    """Make a new run directory; `about` (versions, hardware) is kept beside the request."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("trials", "steps", "logs"):
+        (directory / name).mkdir(exist_ok=True)
+    store = RunStore(directory, request)
+    store.write_json(
+        "run.json", {"schema_version": _SCHEMA_VERSION, "request": to_json(request), **about}
+    )
+    return store
+
+
+def refuse_existing_run(directory: Path) -> None:
+    """Raise InputError where the directory cannot take a new run."""
+    if (directory / "run.json").exists():
+        raise InputError(
+            f"--out: {str(directory)!r} already holds a run; continue it with --resume or name "
+            "another directory"
+        )
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--out must be a directory, got the file {str(directory)!r}")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise InputError(f"--out must be empty or new, got {str(directory)!r} with files in it")
+
+
+def open_run(directory: Path) -> RunStore:
+    """Open an existing run directory. Raises InputError where there is none that can be read."""
+    file = directory / "run.json"
+    if not file.is_file():
+        raise InputError(f"--resume: no run in {str(directory)!r} (run.json is missing)")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        version = content["schema_version"]
+        if version != _SCHEMA_VERSION:
+            raise InputError(
+                f"--resume: {file}: schema_version must be {_SCHEMA_VERSION}, got {version}"
+            )
+        request = request_from_json(content["request"])
+    except (ValueError, KeyError, TypeError, pydantic.ValidationError) as error:
+        if isinstance(error, InputError):
+            raise
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"--resume: cannot read {str(file)!r}: {first_line}") from None
+    return RunStore(directory, request)
+
+
+@contextlib.contextmanager
+def sole_user(directory: Path) -> Iterator[None]:
+    """Keep other searches out of the directory. Raises InputError where one is at work."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another search is at work in {str(directory)!r}") from None
+        yield
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, then put it in the place of `path` in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(values: object) -> dict[str, Any]:
+    assert isinstance(values, dict)
+    return values
