@@ -15,9 +15,22 @@ Precision = Literal["fp32", "bf16"]
 
 # Keys of a Hugging Face Llama config.json that do not change what is measured.
 _WITHOUT_EFFECT = frozenset(
-    """_name_or_path architectures attention_dropout bos_token_id eos_token_id pad_token_id
-    initializer_range max_position_embeddings model_type pretraining_tp transformers_version
-    use_cache rope_scaling rope_parameters""".split()
+    {
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "eos_token_id",
+        "initializer_range",
+        "max_position_embeddings",
+        "model_type",
+        "pad_token_id",
+        "pretraining_tp",
+        "rope_parameters",
+        "rope_scaling",
+        "transformers_version",
+        "use_cache",
+    }
 )
 # Keys whose other values would be another architecture: the value that we implement.
 _REQUIRED_VALUE: dict[str, object] = {

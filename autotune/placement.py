@@ -87,9 +87,7 @@ def ray_cluster(cluster: Cluster, *, address: str | None, dashboard: bool) -> It
 def check_capacity(cluster: Cluster) -> None:
     """Raise ClusterTooSmall where the connected Ray has too few whole nodes."""
     resource = device_resource(cluster)
-    counts = [
-        int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]
-    ]
+    counts = [int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]]
     if sum(count >= cluster.gpus_per_node for count in counts) < cluster.nodes:
         by_size = sorted({count: counts.count(count) for count in counts}.items(), reverse=True)
         has = ", ".join(
@@ -265,9 +263,7 @@ def _start_local(cluster: Cluster, *, dashboard: bool) -> RayNodes:
         devices = {"num_gpus": cluster.gpus_per_node}
     node = {"num_cpus": _NODE_CPUS + 1, "object_store_memory": 100 * 2**20, **devices}
     head = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
-    nodes = RayNodes(
-        initialize_head=True, head_node_args={**node, **head}, shutdown_at_exit=True
-    )
+    nodes = RayNodes(initialize_head=True, head_node_args={**node, **head}, shutdown_at_exit=True)
     for _ in range(cluster.nodes - 1):
         nodes.add_node(wait=False, **node)
     nodes.wait_for_nodes()

@@ -117,7 +117,9 @@ class SearchSpace:
         """The space with some dimensions pinned to fewer values. Raises InputError."""
         for dimension in fixed:
             if dimension in NOT_OFFERED:
-                raise InputError(f"--fix: {NOT_OFFERED[dimension]} ({dimension}) is not offered yet")
+                raise InputError(
+                    f"--fix: {NOT_OFFERED[dimension]} ({dimension}) is not offered yet"
+                )
             if dimension not in (*SEARCHED, "data_parallel"):
                 known = ", ".join((*SEARCHED, "data_parallel"))
                 raise InputError(f"--fix: dimension must be one of {known}, got {dimension!r}")

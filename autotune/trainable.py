@@ -23,7 +23,7 @@ class RankHost(Protocol):
         """What the ranks said since the last call; waits up to the timeout for something."""
 
     def stop(self) -> None:
-        """Kill the ranks of the current job, and return when they are gone."""
+        """Kill the ranks of the current job, and return when they are gone; wakes `events`."""
 
     def close(self) -> None:
         """Give the node back: no process is left."""

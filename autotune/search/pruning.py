@@ -46,10 +46,7 @@ def _needs_at_least_as_much(layout: Layout, seen: Layout) -> bool:
         return False
     if layout.micro_batch_size > seen.micro_batch_size and not _accumulate_alike(layout, seen):
         return False
-    if (
-        _RECOMPUTES[layout.activation_checkpointing]
-        > (_RECOMPUTES[seen.activation_checkpointing])
-    ):
+    if _RECOMPUTES[layout.activation_checkpointing] > (_RECOMPUTES[seen.activation_checkpointing]):
         return False
     if layout.sequence_parallel and not seen.sequence_parallel:
         return False

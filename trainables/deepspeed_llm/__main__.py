@@ -155,9 +155,7 @@ def _spec(
         trial_id="0",
         layout=the_layout,
         model=the_model,
-        cluster=Cluster(
-            nodes=1, gpus_per_node=world_size, device=hardware, memory_gib=memory_gib
-        ),
+        cluster=Cluster(nodes=1, gpus_per_node=world_size, device=hardware, memory_gib=memory_gib),
         precision=precision,
         warmup_steps=warmup,
         measured_steps=steps - warmup,

@@ -22,9 +22,7 @@ _CLOSE_TIMEOUT_SECONDS = 10
 class LocalHost:
     """The ranks of this machine. A `RankHost`."""
 
-    def __init__(
-        self, *, device_kind: Literal["gpu", "cpu"], address: str = "127.0.0.1"
-    ) -> None:
+    def __init__(self, *, device_kind: Literal["gpu", "cpu"], address: str = "127.0.0.1") -> None:
         """Start the host process; `address` is where other nodes find rank 0."""
         self._address = address
         read_fd, write_fd = os.pipe()
@@ -66,6 +64,8 @@ class LocalHost:
     def stop(self) -> None:
         """Kill the current ranks and return when they are gone."""
         self._ask({"command": "stop"}, "stopped")
+        self._job_id = None
+        self._events.put({"event": "wake"})  # whoever waits for events need not wait any longer
 
     def close(self) -> None:
         """End the host process, and with it every rank."""

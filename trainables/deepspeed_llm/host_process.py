@@ -204,7 +204,8 @@ def main() -> None:
     events_fd = int(sys.argv[1])
     os.set_inheritable(events_fd, False)
     for module in _PRELOADED:
-        importlib.import_module(module)
+        with contextlib.suppress(ImportError):  # of another version: the ranks do without as well
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()  # keeps the collector from copying the parent's pages in every rank
     HostProcess(events_fd).serve()

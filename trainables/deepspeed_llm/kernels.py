@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from autotune.layout import AttentionKernel, RmsnormKernel
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Causal attention over [batch, heads, sequence, head_size]; keys and values may have fewer heads."""
+"""Causal attention over [batch, heads, sequence, head_size]; there may be fewer key-value heads."""
 
 _BACKENDS = {
     "math": SDPBackend.MATH,

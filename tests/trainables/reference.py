@@ -1,0 +1,54 @@
+"""The same training in one plain process: no DeepSpeed, no process group, no sharding."""
+
+import functools
+
+import torch
+
+from autotune.layout import Layout
+from autotune.model import Model
+from trainables.deepspeed_llm.data import TextTokens, batch_slice, text_files
+from trainables.deepspeed_llm.llama import Build, Llama
+from trainables.deepspeed_llm.tensor_parallel import TensorParallel
+
+
+def plain_llama(model: Model, layout: Layout | None = None) -> Llama:
+    """The whole model on this process, in fp32."""
+    build = Build(
+        model=model,
+        layout=layout or Layout(attention_kernel="math", rmsnorm_kernel="plain"),
+        parallel=TensorParallel(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    return Llama(build)
+
+
+@functools.cache
+def plain_training(model: Model, steps: int) -> tuple[list[float], list[float]]:
+    """Loss and global gradient norm before clipping of each step."""
+    network = plain_llama(model)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1
+    )
+    source = TextTokens(text_files(None))
+    losses, norms = [], []
+    for step in range(steps):
+        tokens, targets = batch_slice(
+            source,
+            step,
+            global_batch_size=model.global_batch_size,
+            sequence_length=model.sequence_length,
+            replica=0,
+            replicas=1,
+        )
+        optimizer.zero_grad()
+        loss = network(tokens, targets)
+        loss.backward()
+        gradients = [p.grad for p in network.parameters()]
+        norm = float(torch.stack([g.double().norm() for g in gradients]).norm())
+        for gradient in gradients:
+            gradient.mul_(min(1.0, 1.0 / norm))
+        optimizer.step()
+        losses.append(float(loss))
+        norms.append(norm)
+    return losses, norms
