@@ -61,8 +61,6 @@ def ray_cluster(cluster: Cluster, *, address: str | None, dashboard: bool) -> It
     nothing answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # One CPU worker process per core is started ahead otherwise; we need the node actors only.
-    os.environ.setdefault("RAY_enable_worker_prestart", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is not None:
         try:

@@ -34,10 +34,9 @@ class TpeSearch:
         }
         self._layout_of = {self._key(layout): layout for layout in layouts}
         self._told: dict[tuple[Any, ...], float] = {}
-        self._domain = hyperopt.Domain(
-            lambda _: 0.0,
-            {name: hyperopt.hp.choice(name, values) for name, values in self._choices.items()},
-        )
+        if self._choices:  # HyperOpt cannot describe a space without a choice
+            space = {name: hyperopt.hp.choice(name, v) for name, v in self._choices.items()}
+            self._domain = hyperopt.Domain(lambda _: 0.0, space)
         self._trials = hyperopt.Trials()
 
     def ask(self) -> Layout | None:
@@ -54,8 +53,8 @@ class TpeSearch:
     def tell(self, observation: Observation) -> None:
         """Learn a step time, or the penalty where there is none."""
         self._candidates.remove([observation.layout])
-        if self._key(observation.layout) not in self._layout_of:
-            return  # of another space: nothing that TPE could place
+        if not self._choices or self._key(observation.layout) not in self._layout_of:
+            return  # of another space, or of one layout: nothing that TPE could place
         seconds = observation.step_seconds
         self._learn(observation.layout, _PENALTY_SECONDS if seconds is None else seconds)
 

@@ -49,6 +49,6 @@ def plain_training(model: Model, steps: int) -> tuple[list[float], list[float]]:
         for gradient in gradients:
             gradient.mul_(min(1.0, 1.0 / norm))
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         norms.append(norm)
     return losses, norms

@@ -24,7 +24,7 @@ def hugging_face(model: Model) -> LlamaForCausalLM:
         rms_norm_eps=model.rms_norm_eps,
         tie_word_embeddings=False,
         attn_implementation="eager",
-        initializer_range=0.2,  # large: small weights would hide a wrong rotation
+        initializer_range=0.1,  # large: small weights would hide a wrong rotation
     )
     return LlamaForCausalLM(config).eval()
 

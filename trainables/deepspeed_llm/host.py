@@ -1,5 +1,6 @@
 """The owner's side of a host process: start it, command it, hear it, and leave nothing behind."""
 
+import contextlib
 import json
 import os
 import queue
@@ -69,7 +70,8 @@ class LocalHost:
 
     def close(self) -> None:
         """End the host process, and with it every rank."""
-        if self._process.stdin is not None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
             self._process.stdin.close()
         try:
             self._process.wait(_CLOSE_TIMEOUT_SECONDS)

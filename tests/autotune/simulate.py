@@ -1,0 +1,62 @@
+"""Run a ledger to its end without Ray, with the fake trainable."""
+
+from pathlib import Path
+
+from autotune.ledger import Ledger
+from autotune.record import TrialRecord
+from autotune.request import Request
+from autotune.space import SearchSpace, load_space
+from autotune.store import RunStore, create_run
+from autotune.trial import StepReport, TrialSpec
+from trainables.fake import FakeTrainable
+
+
+class Silent:
+    """A listener that shows nothing."""
+
+    def trial_started(self, spec: TrialSpec) -> None: ...
+
+    def step_done(self, spec: TrialSpec, step: StepReport) -> None: ...
+
+    def trial_finished(self, record: TrialRecord) -> None: ...
+
+
+def fake_request(**changes: object) -> Request:
+    space: SearchSpace = load_space("tiny")
+    return Request(
+        **{
+            "space": space,
+            "trainable": "fake",
+            "search": "hyperopt",
+            "max_trials": 20,
+            "stop_factor": 1.3,
+            **changes,
+        }
+    )
+
+
+def new_store(directory: Path, **changes: object) -> RunStore:
+    return create_run(directory, fake_request(**changes), {})
+
+
+def run_to_the_end(store: RunStore, *, trials: int | None = None) -> Ledger:
+    """At most `trials` more; then as if the process had been killed."""
+    ledger = Ledger(store, Silent())
+    worker = FakeTrainable()
+    while trials is None or trials > 0:
+        spec = ledger.next_trial()
+        if spec is None:
+            break
+        run_one(ledger, worker, spec)
+        trials = None if trials is None else trials - 1
+    return ledger
+
+
+def run_one(ledger: Ledger, worker: FakeTrainable, spec: TrialSpec) -> None:
+    for event in worker.run(spec, []):
+        if isinstance(event, StepReport):
+            if ledger.step_done(spec.trial_id, event):
+                ledger.trial_stopped(spec.trial_id, attempts=1)
+                return
+        else:
+            ledger.trial_ended(spec.trial_id, event, attempts=1)

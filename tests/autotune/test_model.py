@@ -1,0 +1,75 @@
+"""Shapes, counts and bad input of models."""
+
+import dataclasses
+
+import pytest
+
+from autotune.errors import InputError
+from autotune.model import Model, model_from_mapping, read_json
+
+LLAMA_13B = Model(
+    num_hidden_layers=40,
+    hidden_size=5120,
+    intermediate_size=13824,
+    num_attention_heads=40,
+    num_key_value_heads=40,
+    vocab_size=32000,
+    sequence_length=2048,
+    global_batch_size=2048,
+)
+
+
+def test_parameters_of_llama_13b_are_the_published_ones() -> None:
+    # Touvron et al. 2023 give 13.0 billion; Hugging Face's checkpoint counts 13,015,864,320.
+    assert LLAMA_13B.parameters == 13_015_864_320
+
+
+def test_model_flops_are_the_papers() -> None:
+    expected = 6 * 13_015_864_320 + 12 * 40 * 5120 * 2048
+    assert LLAMA_13B.model_flops_per_token == expected
+
+
+def test_hardware_flops_rise_with_recomputation_and_stay_below_twice_the_models() -> None:
+    none, selective, full = (
+        LLAMA_13B.hardware_flops_per_token(c) for c in ("none", "selective", "full")
+    )
+    assert none < selective < full
+    # A full recomputation is one more forward pass of the blocks: at most 4/3.
+    assert full / none == pytest.approx(4 / 3, rel=0.02)
+    assert none < LLAMA_13B.model_flops_per_token
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"hidden_size": 0}, "model: hidden_size must be greater than or equal to 1, got 0"),
+        ({"hidden_size": "wide"}, "hidden_size must be a valid integer, got 'wide'"),
+        ({"hidden_size": 5121}, "num_attention_heads must divide hidden_size, got 40 and 5121"),
+        ({"num_key_value_heads": 7}, "num_key_value_heads must divide num_attention_heads"),
+        ({"experts": 8}, "model: unknown key experts"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings must be False, got True"),
+        ({"torch_dtype": "float16"}, "torch_dtype must be float32 or bfloat16, got 'float16'"),
+        ({"head_dim": 64}, "head_dim must be hidden_size / num_attention_heads = 128, got 64"),
+        ({"vocab_size": True}, "vocab_size must be a valid integer, got True"),
+    ],
+)
+def test_bad_models_are_one_sentence(changed: dict[str, object], sentence: str) -> None:
+    values = {k: v for k, v in dataclasses.asdict(LLAMA_13B).items() if v is not None}
+    with pytest.raises(InputError) as error:
+        model_from_mapping({**values, **changed})
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_field_is_named() -> None:
+    values = dataclasses.asdict(LLAMA_13B)
+    del values["vocab_size"]
+    with pytest.raises(InputError, match="model: vocab_size is missing"):
+        model_from_mapping(values)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "no/such/file.json"])
+def test_unreadable_json_is_one_sentence(text: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_json(text, what="model")
+    assert str(error.value).startswith("model: ")

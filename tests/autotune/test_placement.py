@@ -1,0 +1,182 @@
+"""Real Ray clusters of fake GPUs: whole nodes are reserved, and given back."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster as RayNodes
+from ray.util import placement_group_table
+from ray.util.state import list_actors
+
+from autotune import placement
+from autotune.cluster import Cluster
+from autotune.errors import ClusterTooSmall, NodeCheckFailed
+from autotune.hardware import device_named
+from autotune.ledger import Ledger
+from autotune.space import load_space
+from autotune.trial import Ended, StepReport, TrialSpec
+from autotune.tuner import run_trials
+from tests.autotune.simulate import Silent, new_store
+from trainables.fake import FakeHost, FakeTrainable
+
+pytestmark = [pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def four_nodes_of_eight() -> Iterator[RayNodes]:
+    nodes = RayNodes(
+        initialize_head=True,
+        head_node_args={"num_cpus": 4, "num_gpus": 8, "include_dashboard": False},
+    )
+    for _ in range(3):
+        nodes.add_node(num_cpus=2, num_gpus=8)
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def gpu_space(nodes: int, **changes: object) -> dict[str, object]:
+    tiny = load_space("tiny")
+    fields = {
+        "cluster": Cluster(nodes=nodes, gpus_per_node=8, device=device_named("a100-80gb")),
+        "tensor_parallel": (1, 2, 4),
+        "zero_stage": (1,),
+        "attention_kernel": ("math",),
+    }
+    model = {"global_batch_size": 32}
+    space = tiny.replaced(
+        {**fields, "model": dataclasses.replace(tiny.model, **model)}, what="test"
+    )
+    return {"space": space, **changes}
+
+
+class Watching(FakeTrainable):
+    """Writes down which GPUs are free while each trial runs."""
+
+    def __init__(self, notes: Path) -> None:
+        super().__init__()
+        self._notes = notes
+
+    def run(self, spec: TrialSpec, hosts: object) -> Iterator[StepReport | Ended]:
+        free = {
+            node["NodeID"]: ray._private.state.available_resources_per_node()
+            .get(node["NodeID"], {})
+            .get("GPU", 0)
+            for node in ray.nodes()
+        }
+        with self._notes.open("a") as notes:
+            notes.write(f"{sorted(free.values())} {len(hosts)} {id(self)}\n")
+        yield from super().run(spec, hosts)
+
+
+def alive_actors() -> list[str]:
+    return [a.class_name for a in list_actors(filters=[("state", "=", "ALIVE")])]
+
+
+def live_groups() -> list[str]:
+    return [g["state"] for g in placement_group_table().values() if g["state"] != "REMOVED"]
+
+
+def wait_until_nothing_is_left() -> None:
+    deadline = time.monotonic() + 20
+    while live_groups() or any("Node" in name or "Trial" in name for name in alive_actors()):
+        assert time.monotonic() < deadline, (live_groups(), alive_actors())
+        time.sleep(0.2)
+
+
+def test_a_trial_of_two_nodes_holds_exactly_two_whole_nodes(
+    four_nodes_of_eight: RayNodes, tmp_path: Path
+) -> None:
+    ledger = Ledger(new_store(tmp_path / "run", **gpu_space(2, max_trials=6)), Silent())
+    run_trials(ledger, Watching(tmp_path / "notes"))
+    assert len(ledger.records) == 6
+    notes = (tmp_path / "notes").read_text().splitlines()
+    assert len(notes) == 6
+    assert len(set(notes)) == 1, "one group and its node actors are kept for all trials"
+    assert notes[0].startswith("[0.0, 0.0, 8.0, 8.0] 2 ")
+    wait_until_nothing_is_left()
+
+
+def test_a_node_that_dies_costs_one_attempt_and_no_layout(
+    four_nodes_of_eight: RayNodes, tmp_path: Path
+) -> None:
+    class LosesItsNodeOnce(FakeTrainable):
+        def run(self, spec: TrialSpec, hosts: object) -> Iterator[StepReport | Ended]:
+            if spec.trial_id == "0002" and not (tmp_path / "lost").exists():
+                (tmp_path / "lost").touch()
+                ray.kill(hosts[1]._actor)
+                hosts[1].listen()
+            yield from super().run(spec, hosts)
+
+    request = gpu_space(2, max_trials=3, search="grid")
+    ledger = Ledger(new_store(tmp_path / "run", **request), Silent())
+    run_trials(ledger, LosesItsNodeOnce())
+    assert [(r.trial_id, r.outcome, r.attempts) for r in ledger.records] == [
+        ("0001", "ok", 1),
+        ("0002", "ok", 2),
+        ("0003", "ok", 1),
+    ]
+    wait_until_nothing_is_left()
+
+
+def test_a_trial_that_loses_its_nodes_in_every_attempt_is_lost(
+    four_nodes_of_eight: RayNodes, tmp_path: Path
+) -> None:
+    class AlwaysLosesTheSecond(FakeTrainable):
+        def run(self, spec: TrialSpec, hosts: object) -> Iterator[StepReport | Ended]:
+            if spec.trial_id == "0002":
+                ray.kill(hosts[0]._actor)
+                hosts[0].listen()
+            yield from super().run(spec, hosts)
+
+    request = gpu_space(2, max_trials=3, search="grid")
+    ledger = Ledger(new_store(tmp_path / "run", **request), Silent())
+    run_trials(ledger, AlwaysLosesTheSecond())
+    assert [(r.outcome, r.attempts) for r in ledger.records] == [("ok", 1), ("lost", 2), ("ok", 1)]
+    assert "node 0" in ledger.records[1].reason
+    wait_until_nothing_is_left()
+
+
+def test_an_unfit_node_ends_the_search(four_nodes_of_eight: RayNodes, tmp_path: Path) -> None:
+    class Unfit(FakeTrainable):
+        def check(self, cluster: Cluster, hosts: object) -> None:
+            raise NodeCheckFailed("node 1: device of rank 9 computes a matrix product wrong")
+
+    ledger = Ledger(new_store(tmp_path / "run", **gpu_space(2)), Silent())
+    with pytest.raises(NodeCheckFailed, match="node 1: device of rank 9"):
+        run_trials(ledger, Unfit())
+    assert ledger.records == []
+    wait_until_nothing_is_left()
+
+
+def test_too_few_nodes_is_said_with_both_numbers(four_nodes_of_eight: RayNodes) -> None:
+    a100 = device_named("a100-80gb")
+    placement.check_capacity(Cluster(nodes=4, gpus_per_node=8, device=a100))
+    with pytest.raises(ClusterTooSmall) as error:
+        placement.check_capacity(Cluster(nodes=8, gpus_per_node=8, device=a100))
+    assert str(error.value) == "needs 8 nodes of 8 GPUs, the cluster has 4 nodes of 8"
+
+
+def test_nodes_describe_themselves(four_nodes_of_eight: RayNodes) -> None:
+    cluster = Cluster(nodes=4, gpus_per_node=8, device=device_named("a100-80gb"))
+    nodes = placement.inspect_nodes(cluster)
+    assert len(nodes) == 4
+    assert {node["torch"] for node in nodes} == {placement.describe_this_node()["torch"]}
+
+
+def test_a_node_with_other_versions_is_named() -> None:
+    node = {**placement.describe_this_node(), "address": "10.0.0.1"}
+    other = {**node, "address": "10.0.0.2", "torch": "1.0"}
+    placement.compare_nodes([node, dict(node)])
+    with pytest.raises(NodeCheckFailed, match=r"node 10\.0\.0\.2: torch must be the same"):
+        placement.compare_nodes([node, other])
+
+
+def test_the_fake_host_is_a_host() -> None:
+    host = FakeHost(address="127.0.0.1")
+    assert host.listen() == ("127.0.0.1", 1)
+    assert host.events(0.0) == []

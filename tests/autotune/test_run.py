@@ -1,0 +1,213 @@
+"""The command line as users meet it: real searches in processes of their own."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from autotune.cli import command_line
+from autotune.run import main
+from autotune.store import open_run
+from autotune.trial import Outcome
+
+SMALL_SPACE = """
+import dataclasses
+from search_spaces import tiny
+
+def space():
+    whole = tiny.space()
+    model = dataclasses.replace(
+        whole.model, num_hidden_layers=4, hidden_size=64, intermediate_size=96, vocab_size=512,
+        sequence_length=32,
+    )
+    return dataclasses.replace(
+        whole, name="small", model=model, max_trials=5, measured_steps=5,
+        cluster=dataclasses.replace(whole.cluster, memory_gib=0.03),
+        zero_stage=(0, 1), micro_batch_size=(1, 2), rmsnorm_kernel=("fused",),
+        tensor_parallel=(1, 2),
+    )
+"""
+
+
+@pytest.fixture
+def space_file(tmp_path: Path) -> Path:
+    file = tmp_path / "small space.py"
+    file.write_text(SMALL_SPACE)
+    return file
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "autotune.run", "--no-dashboard", *map(str, arguments)]
+
+
+def started(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+def wait_for_trials(directory: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(directory.glob("trials/0*.parquet"))) < count:
+        assert time.monotonic() < deadline, "the search does not get on"
+        time.sleep(0.05)
+
+
+def wait_until_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    left = [" ".join(p.cmdline()[:4]) for p in alive if p.is_running() and p.status() != "zombie"]
+    assert not left
+
+
+@pytest.mark.timeout(400)
+def test_killed_three_times_nothing_is_lost_or_repeated(space_file: Path, tmp_path: Path) -> None:
+    """kill -9 before the first trial, between trials, and near the end; then to the end."""
+    out = tmp_path / "läuft"
+    pause = random.Random(7)
+    arguments: tuple[object, ...] = ("--space", space_file, "--out", out)
+    finished_before: dict[str, bytes] = {}
+    for trials_before_the_kill in (0, 2, 4):
+        search = started(*arguments)
+        if trials_before_the_kill == 0:
+            deadline = time.monotonic() + 120
+            while not (out / "run.json").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        wait_for_trials(out, trials_before_the_kill)
+        time.sleep(pause.uniform(0, 1))
+        family = psutil.Process(search.pid).children(recursive=True)
+        os.kill(search.pid, signal.SIGKILL)
+        search.communicate()
+        wait_until_gone(family)
+        for name, content in finished_before.items():
+            assert (out / "trials" / name).read_bytes() == content, "never touched again"
+        finished_before = {f.name: f.read_bytes() for f in out.glob("trials/0*.parquet")}
+        assert len(finished_before) >= trials_before_the_kill
+        arguments = ("--resume", out)
+    last = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=200)
+    assert last.returncode == 0, last.stdout + last.stderr
+    records = open_run(out).trials()
+    assert len(records) == 5 == len({record.layout for record in records})
+    assert [record.trial_id for record in records] == [f"000{n}" for n in range(1, 6)]
+
+
+@pytest.mark.timeout(200)
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(space_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    search = started("--space", space_file, "--out", out, start_new_session=True)
+    wait_for_trials(out, 1)
+    family = psutil.Process(search.pid).children(recursive=True)
+    os.killpg(search.pid, signal.SIGINT)
+    output, _ = search.communicate(timeout=60)
+    assert search.returncode == 130, output
+    assert f"continue with --resume {out}" in output
+    assert "Traceback" not in output
+    wait_until_gone(family)
+
+
+@pytest.mark.timeout(200)
+def test_json_is_all_that_the_standard_output_has(space_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    search = subprocess.run(
+        command("--space", space_file, "--out", out, "--json", "--max-trials", 3, "--search",
+                "random", "--seed", 3, "--env", "MARK=1"),
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )  # fmt: skip
+    assert search.returncode == 0, search.stderr
+    best = json.loads(search.stdout)
+    assert best == json.loads((out / "best.json").read_text())
+    assert {"layout", "trial_id", "step_seconds", "mfu", "peak_memory_gib", "simulated"} <= set(
+        best
+    )
+    assert "[  1/3]" in search.stderr
+    records = open_run(out).trials()
+    assert len(records) == 3
+    finished = [r for r in records if r.outcome is Outcome.OK]
+    assert finished and all(r.measurement.measured_steps == 5 for r in finished)
+    assert all(r.startup_seconds < 5 for r in finished)
+    for name in ("deepspeed.json", "layout.json", "model.json", "launch.sh"):
+        assert (out / "export" / name).exists()
+    check_launch_script(out / "export")
+
+
+def check_launch_script(export: Path) -> None:
+    """The exported script trains the layout, without us."""
+    environment = {**os.environ, "PYTHON": sys.executable, "STEPS": "3"}
+    run = subprocess.run(
+        [export / "launch.sh"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    *steps, summary = map(json.loads, run.stdout.splitlines())
+    assert summary["outcome"] == "ok" and len(steps) == 3 == len(summary["losses"])
+
+
+BAD_INPUT = [
+    ((), "--space or --resume must be given"),
+    (("--space", "huge"), "--space must be one of"),
+    (("--space", "no/such.py"), "no such file: 'no/such.py'"),
+    (("--space", "tiny", "--nodes", "0"), "--nodes"),
+    (("--space", "tiny", "--nodes", "many"), "'many' is not a valid integer"),
+    (("--space", "tiny", "--max-trials", "-1"), "--max-trials"),
+    (("--space", "tiny", "--gpu-hours", "0"), "--gpu-hours"),
+    (("--space", "tiny", "--gpu-hours", "nan"), "gpu_hours"),
+    (("--space", "tiny", "--stop-factor", "0.5"), "--stop-factor"),
+    (("--space", "tiny", "--trial-timeout", "0"), "--trial-timeout"),
+    (("--space", "tiny", "--search", "annealing"), "--search must be one of"),
+    (("--space", "tiny", "--trainable", "magic"), "--trainable"),
+    (("--space", "tiny", "--trainable", "simulated"), "simulated is not there yet"),
+    (("--space", "tiny", "--fix", "tensor_parallel"), "--fix must be NAME=VALUE"),
+    (("--space", "tiny", "--fix", "tensor_parallel=3"), "no layout is left"),
+    (("--space", "tiny", "--fix", "tensor_parallel=x"), "tensor_parallel"),
+    (("--space", "tiny", "--fix", "model_parallel=2"), "dimension must be one of"),
+    (("--space", "tiny", "--fix", "fp8=true"), "FP8 (fp8) is not offered yet"),
+    (("--space", "tiny", "--fix", "zero_stage=1", "--fix", "zero_stage=2"), "given twice"),
+    (("--space", "tiny", "--env", "NAME"), "--env must be NAME=VALUE"),
+    (("--space", "tiny", "--data", "/no/such"), "--data: no such file or folder"),
+    (("--space", "tiny", "--data", "/tmp", "--synthetic-data"), "exclude each other"),
+    (("--space", "tiny", "--model", "/no/such"), "--model: cannot read"),
+    (("--space", "tiny", "--model", '{"hidden_size": 3}'), "is missing"),
+    (("--space", "tiny", "--sequence-length", "0"), "--sequence-length"),
+    (("--space", "tiny", "--global-batch-size", "7", "--fix", "data_parallel=4"), "no layout"),
+    (("--resume", "/no/such/run"), "run.json is missing"),
+    (("--space", "llm13b"), "needs 8 nodes of 8 GPUs, this machine is 1 node of 0 GPUs"),
+    (("--space", "tiny", "--unheard-of"), "No such option"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD_INPUT, ids=lambda value: str(value)[:50])
+def test_bad_input_is_one_line_and_status_2(
+    arguments: tuple[str, ...], sentence: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "never made"
+    given = arguments if "--resume" in arguments else (*arguments, "--out", str(out))
+    assert command_line(main, given) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")
+    assert sentence in captured.err
+    assert not out.exists()
+
+
+def test_options_that_a_resumed_search_cannot_change(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--resume", str(tmp_path), "--max-trials", "3"])
+    assert "--max-trials cannot be changed by --resume" in str(result.exception)
+
+
+def test_dry_run_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "never made"
+    assert command_line(main, ["--space", "llm65b", "--dry-run", "--out", str(out)]) == 0
+    text = capfd.readouterr().out
+    assert "on 16 nodes of 8 a100-80gb" in text
+    assert "would run at most 32 trials" in text and "GPU-hours. Nothing was started." in text
+    assert not out.exists()

@@ -1,0 +1,130 @@
+"""The small parts of the DeepSpeed worker."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.deepspeed_config import deepspeed_config
+from autotune.errors import InputError
+from autotune.layout import Layout
+from autotune.model import Model
+from autotune.trial import Outcome
+from trainables.deepspeed_llm.data import SyntheticTokens, TextTokens, batch_slice, text_files
+from trainables.deepspeed_llm.failures import classify
+from trainables.deepspeed_llm.llama import cross_entropy, rotary_table, rotate
+from trainables.deepspeed_llm.memory import CpuPeakMemory, memory_limit
+from trainables.deepspeed_llm.tensor_parallel import TensorParallel
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4, 8])
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_replicas_share_one_global_batch(synthetic: bool, replicas: int) -> None:
+    source = SyntheticTokens(512, 1) if synthetic else TextTokens(text_files(None))
+
+    def rows(replica: int, replicas: int) -> torch.Tensor:
+        sizes = {"global_batch_size": 8, "sequence_length": 16}
+        tokens, targets = batch_slice(source, 3, replica=replica, replicas=replicas, **sizes)
+        assert torch.equal(tokens[:, 1:], targets[:, :-1]), "a target is the next token"
+        return tokens
+
+    whole = rows(0, 1)
+    parts = torch.cat([rows(replica, replicas) for replica in range(replicas)])
+    assert torch.equal(whole, parts)
+    assert whole.max() < 512
+
+
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5),
+    start=st.integers(0, 200),
+    count=st.integers(1, 60),
+)
+def test_text_is_read_across_files_and_round_again(
+    tmp_path_factory, sizes: list[int], start: int, count: int
+) -> None:
+    folder = tmp_path_factory.mktemp("text")
+    content = np.random.default_rng(0).integers(256, size=sum(sizes)).astype(np.uint8)
+    parts = np.split(content, np.cumsum(sizes)[:-1])
+    for index, part in enumerate(parts):
+        (folder / f"{index}.txt").write_bytes(part.tobytes())
+    (folder / "empty.txt").touch()
+    source = TextTokens(text_files(str(folder)))
+    expected = content[np.arange(start, start + count) % len(content)]
+    assert source.read(start, count).tolist() == expected.tolist()
+
+
+def test_data_without_a_byte_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least one byte"):
+        TextTokens(text_files(str(tmp_path)))
+    with pytest.raises(InputError, match="must be a file or a folder"):
+        text_files("/no/such")
+
+
+@pytest.mark.parametrize(
+    ("error", "limited", "outcome", "consequence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), False, "oom", False),
+        (MemoryError(), True, "oom", False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True, "oom", False),
+        (RuntimeError("can't start new thread"), True, "oom", False),
+        (RuntimeError("can't start new thread"), False, "crashed", False),
+        (RuntimeError("Resource temporarily unavailable"), True, "oom", False),
+        (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1"), True, "crashed", True),
+        (ValueError("out of memory of things to say"), True, "crashed", False),
+        (AssertionError("no"), False, "crashed", False),
+    ],
+)
+def test_failures_are_typed_from_the_exception(
+    error: Exception, limited: bool, outcome: str, consequence: bool
+) -> None:
+    failure = classify(error, memory_limited=limited)
+    assert (failure.outcome, failure.consequence) == (Outcome(outcome), consequence)
+    assert failure.reason.startswith(type(error).__name__)
+
+
+def test_peak_memory_sees_what_was_used_and_gave_back() -> None:
+    memory = CpuPeakMemory()
+    block = torch.ones(64 * 2**20 // 4)
+    del block
+    assert 0.06 < memory.in_use() < 0.09
+    assert 0.06 < memory.reserved() < 0.09
+
+
+def test_a_memory_limit_is_enforced_and_lifted() -> None:
+    with (
+        pytest.raises(RuntimeError, match="can't allocate memory"),
+        memory_limit(0.05, torch.device("cpu")),
+    ):
+        torch.empty(64 * 2**20)
+    torch.empty(64 * 2**20)
+
+
+def test_vocabulary_parallel_loss_of_one_slice_is_cross_entropy() -> None:
+    logits = torch.randn(5, 3, 11, requires_grad=True)
+    targets = torch.randint(11, (3, 5))
+    loss = cross_entropy(logits, targets, TensorParallel())
+    expected = torch.nn.functional.cross_entropy(logits.permute(1, 2, 0), targets)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
+    cosine, sine = rotary_table(32, 8, 10_000.0, torch.device("cpu"), torch.float32)
+    query, key = torch.randn(8), torch.randn(8)
+    queries, keys = (rotate(x.expand(1, 1, 32, 8), cosine, sine)[0, 0] for x in (query, key))
+    torch.testing.assert_close(queries.norm(dim=-1), query.norm().expand(32))
+    scores = queries @ keys.T
+    torch.testing.assert_close(scores[5, 3], scores[25, 23])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_configuration_sets_what_deepspeed_would_guess(stage: int, small_model: Model) -> None:
+    layout = Layout(data_parallel=2, zero_stage=stage, gradient_accumulation_steps=4)
+    config = deepspeed_config(layout, small_model, precision="fp32", overlap_communication=False)
+    zero = config["zero_optimization"]
+    assert zero["stage"] == stage
+    assert zero["reduce_bucket_size"] <= small_model.parameters, "not the 2 GB of the default"
+    assert config["gradient_clipping"] == (0.0 if stage == 0 else 1.0)
+    assert config["pipeline"] == {"pipe_partitioned": False, "grad_partitioned": False}
