@@ -5,14 +5,15 @@ its hooks and the ledger's methods. Tune's own experiment state is not used: it 
 crash, the run directory cannot.
 """
 
-import contextlib
+import logging
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pydantic
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from autotune.errors import NodeCheckFailed
@@ -49,6 +50,8 @@ def run_trials(ledger: Ledger, trainable: Trainable) -> None:
     Raises NodeCheckFailed where a node is not fit; KeyboardInterrupt goes through.
     """
     os.environ.update(_TUNE_ENVIRONMENT)
+    # Failed attempts come back to us; Tune would print their tracebacks as well.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     adapter = _Adapter(ledger)
     with tempfile.TemporaryDirectory(prefix="autotune-") as scratch:
         tuner = tune.Tuner(
@@ -221,8 +224,14 @@ class _Records(tune.Callback):
         self._adapter.completed(trial.trial_id, trial.last_result, trial.num_failures + 1)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        error = trial.get_pickled_error()
-        reason = "its nodes went away"
-        with contextlib.suppress(Exception):
-            reason = str(getattr(error, "cause", None) or error).splitlines()[0]
-        self._adapter.lost(trial.trial_id, reason, trial.num_failures)
+        self._adapter.lost(trial.trial_id, _reason(trial), trial.num_failures)
+
+
+def _reason(trial: Any) -> str:
+    """The sentence of the error that ended a trial's last attempt."""
+    file = trial.pickled_error_file
+    error = cloudpickle.loads(Path(file).read_bytes()) if file and Path(file).exists() else None
+    # Ours travels inside Ray's, whose own text is a remote traceback.
+    while getattr(error, "cause", None) is not None:
+        error = error.cause
+    return str(error).splitlines()[0] if error is not None else "its nodes went away"

@@ -1,8 +1,9 @@
 """HyperOpt's Tree-structured Parzen Estimator over the flat space of layouts.
 
 HyperOpt is driven directly, without Ray: the space is one categorical choice per dimension (nested
-spaces cannot be warm-started), a suggestion that is no candidate is drawn again, and trials without
-a step time are told a finite penalty (a NaN or an error would be forgotten, and proposed again).
+spaces cannot be warm-started), and trials without a step time are told a finite penalty (a NaN or
+an error would be forgotten, and proposed again). Most combinations of choices are illegal or done:
+of those that TPE draws, the layout that is left and differs least is taken.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,6 @@ from autotune.search.protocol import Observation
 # TPE only ranks losses: any number above every step time says "bad".
 _PENALTY_SECONDS = 1e6
 _RANDOM_TRIALS_FIRST = 8
-_DRAWS = 30
 
 
 class TpeSearch:
@@ -32,8 +32,7 @@ class TpeSearch:
             for dimension in LAYOUT_COLUMNS
             if len(values := _values(layouts, dimension)) > 1
         }
-        self._layout_of = {self._key(layout): layout for layout in layouts}
-        self._told: dict[tuple[Any, ...], float] = {}
+        self._known = {self._key(layout) for layout in layouts}
         if self._choices:  # HyperOpt cannot describe a space without a choice
             space = {name: hyperopt.hp.choice(name, v) for name, v in self._choices.items()}
             self._domain = hyperopt.Domain(lambda _: 0.0, space)
@@ -43,17 +42,15 @@ class TpeSearch:
         """TPE's suggestion among the layouts left."""
         if not len(self._candidates):
             return None
-        layout = self._suggest() if self._choices else None
-        if layout is None:  # TPE insists on what is gone: any layout left is as good
-            left = list(self._candidates)
-            layout = left[self._random.integers(len(left))]
+        layout = self._nearest(self._suggest()) if self._choices else self._candidates.first()
+        assert layout is not None
         self._candidates.remove([layout])
         return layout
 
     def tell(self, observation: Observation) -> None:
         """Learn a step time, or the penalty where there is none."""
         self._candidates.remove([observation.layout])
-        if not self._choices or self._key(observation.layout) not in self._layout_of:
+        if not self._choices or self._key(observation.layout) not in self._known:
             return  # of another space, or of one layout: nothing that TPE could place
         seconds = observation.step_seconds
         self._learn(observation.layout, _PENALTY_SECONDS if seconds is None else seconds)
@@ -62,36 +59,38 @@ class TpeSearch:
         """Never propose these."""
         self._candidates.remove(layouts)
 
-    def _suggest(self) -> Layout | None:
-        for _ in range(_DRAWS):
-            document = hyperopt.tpe.suggest(
-                self._trials.new_trial_ids(1),
-                self._domain,
-                self._trials,
-                int(self._random.integers(2**31)),
-                n_startup_jobs=_RANDOM_TRIALS_FIRST,
-                verbose=False,
-            )[0]
-            indices = document["misc"]["vals"]
-            key = tuple(values[indices[name][0]] for name, values in self._choices.items())
-            layout = self._layout_of.get(key)
-            if layout is not None and layout in self._candidates:
-                return layout
-            if key in self._told:
-                # Said again what it was told: without that TPE keeps proposing the same point.
-                self._insert(key, self._told[key])
-        return None
+    def _suggest(self) -> tuple[Any, ...]:
+        """TPE's draw: a value for each choice, legal together or not."""
+        document = hyperopt.tpe.suggest(
+            self._trials.new_trial_ids(1),
+            self._domain,
+            self._trials,
+            int(self._random.integers(2**31)),
+            n_startup_jobs=_RANDOM_TRIALS_FIRST,
+            verbose=False,
+        )[0]
+        indices = document["misc"]["vals"]
+        return tuple(values[indices[name][0]] for name, values in self._choices.items())
+
+    def _nearest(self, drawn: tuple[Any, ...]) -> Layout:
+        """The layout left that differs in the fewest dimensions; equals are drawn from."""
+        left = list(self._candidates)
+        differences = [
+            sum(mine != theirs for mine, theirs in zip(self._key(layout), drawn, strict=True))
+            for layout in left
+        ]
+        fewest = min(differences)
+        nearest = [
+            layout for layout, count in zip(left, differences, strict=True) if count == fewest
+        ]
+        return nearest[self._random.integers(len(nearest))]
 
     def _learn(self, layout: Layout, loss: float) -> None:
-        key = self._key(layout)
-        self._told[key] = loss
-        self._insert(key, loss)
-
-    def _insert(self, key: tuple[Any, ...], loss: float) -> None:
+        """Add a finished trial to HyperOpt's, as if it had suggested it."""
         identifier = self._trials.new_trial_ids(1)[0]
         values = {
             name: [choices.index(value)]
-            for (name, choices), value in zip(self._choices.items(), key, strict=True)
+            for (name, choices), value in zip(self._choices.items(), self._key(layout), strict=True)
         }
         misc = {
             "tid": identifier,

@@ -9,7 +9,6 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as RayNodes
 from ray.util import placement_group_table
-from ray.util.state import list_actors
 
 from autotune import placement
 from autotune.cluster import Cluster
@@ -65,7 +64,7 @@ class Watching(FakeTrainable):
         free = {
             node["NodeID"]: ray._private.state.available_resources_per_node()
             .get(node["NodeID"], {})
-            .get("GPU", 0)
+            .get("GPU", 0.0)
             for node in ray.nodes()
         }
         with self._notes.open("a") as notes:
@@ -74,7 +73,8 @@ class Watching(FakeTrainable):
 
 
 def alive_actors() -> list[str]:
-    return [a.class_name for a in list_actors(filters=[("state", "=", "ALIVE")])]
+    actors = ray._private.state.actors().values()
+    return [actor["ActorClassName"] for actor in actors if actor["State"] == "ALIVE"]
 
 
 def live_groups() -> list[str]:
@@ -97,7 +97,7 @@ def test_a_trial_of_two_nodes_holds_exactly_two_whole_nodes(
     notes = (tmp_path / "notes").read_text().splitlines()
     assert len(notes) == 6
     assert len(set(notes)) == 1, "one group and its node actors are kept for all trials"
-    assert notes[0].startswith("[0.0, 0.0, 8.0, 8.0] 2 ")
+    assert notes[0].startswith("[0.0, 0.0, 8.0, 8.0] 2 "), notes[0]
     wait_until_nothing_is_left()
 
 
