@@ -47,7 +47,10 @@ def node_group(cluster: Cluster, world_size: int) -> tune.PlacementGroupFactory:
     A bundle takes all devices of a node, so no two fall on one node, whatever the strategy.
     """
     nodes = -(-world_size // cluster.gpus_per_node)
-    node = {device_resource(cluster): cluster.gpus_per_node, "CPU": _NODE_CPUS}
+    node: dict[str, int | float] = {
+        device_resource(cluster): cluster.gpus_per_node,
+        "CPU": _NODE_CPUS,
+    }
     return tune.PlacementGroupFactory(
         [{"CPU": 0.1, HEAD_RESOURCE: 0.001}, *[dict(node) for _ in range(nodes)]], strategy="PACK"
     )
@@ -140,9 +143,9 @@ class NodeGroup:
         if resource == "GPU":
             devices = {"num_gpus": cluster.gpus_per_node}
         bundles = range(1, group.bundle_count)
+        node_actor: Any = _NodeActor
         self._actors = [
-            _NodeActor.options(
-                name=None,
+            node_actor.options(
                 num_cpus=_NODE_CPUS,
                 max_concurrency=4,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(

@@ -62,6 +62,7 @@ _COUNT = click.IntRange(min=1)
 @click.pass_context
 def main(
     context: click.Context,
+    /,
     *,
     out: Path | None,
     resume: Path | None,

@@ -153,7 +153,10 @@ class SearchSpace:
         return values
 
     def _remaining_devices(self, chosen: Mapping[str, Any]) -> int:
-        return self.cluster.devices // (chosen["tensor_parallel"] * chosen["pipeline_parallel"])
+        left: int = self.cluster.devices // (
+            chosen["tensor_parallel"] * chosen["pipeline_parallel"]
+        )
+        return left
 
     def _forbidden(self, dimension: str, chosen: Mapping[str, Any]) -> str | None:
         """The reason against `chosen[dimension]`: the space's own rules, then the model's."""

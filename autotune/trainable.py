@@ -1,6 +1,6 @@
 """The protocol between the tuner and whatever runs a trial. Implementations: `trainables`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 from autotune.cluster import Cluster
@@ -39,7 +39,9 @@ class Trainable(Protocol):
     def check(self, cluster: Cluster, hosts: Sequence[RankHost]) -> None:
         """Look whether the nodes are fit to be measured on. Raises NodeCheckFailed."""
 
-    def run(self, spec: TrialSpec, hosts: Sequence[RankHost]) -> Iterator[StepReport | Ended]:
+    def run(
+        self, spec: TrialSpec, hosts: Sequence[RankHost]
+    ) -> Generator[StepReport | Ended, None, None]:
         """Run one trial: a report per step, then exactly one Ended.
 
         Closing the iterator ends the trial at once; no rank is left. Raises NodeLost.

@@ -88,8 +88,9 @@ class LayoutTrial(tune.Trainable):
         spec = trial_spec_from_json(config["spec"])
         return node_group(spec.cluster, spec.layout.world_size)
 
-    def setup(self, config: dict[str, Any], worker: Trainable) -> None:
+    def setup(self, config: dict[str, Any], worker: Trainable | None = None) -> None:
         """Take the nodes, check them, and begin the first trial."""
+        assert worker is not None, "given by tune.with_parameters"
         spec = trial_spec_from_json(config["spec"])
         self._worker = worker
         self._unfit_node: str | None = None
@@ -230,7 +231,9 @@ class _Records(tune.Callback):
 def _reason(trial: Any) -> str:
     """The sentence of the error that ended a trial's last attempt."""
     file = trial.pickled_error_file
-    error = cloudpickle.loads(Path(file).read_bytes()) if file and Path(file).exists() else None
+    error: Any = (
+        cloudpickle.loads(Path(file).read_bytes()) if file and Path(file).exists() else None
+    )
     # Ours travels inside Ray's, whose own text is a remote traceback.
     while getattr(error, "cause", None) is not None:
         error = error.cause

@@ -1,0 +1,1 @@
+"""Measurements. Each prints ratios within one run: the machines are shared and noisy."""

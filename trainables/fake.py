@@ -4,7 +4,7 @@ Its step times follow from the layout by a simple formula and mean nothing.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from autotune.cluster import Cluster
@@ -54,7 +54,9 @@ class FakeTrainable:
     def check(self, cluster: Cluster, hosts: Sequence[RankHost]) -> None:
         """Every node is fit."""
 
-    def run(self, spec: TrialSpec, hosts: Sequence[RankHost]) -> Iterator[StepReport | Ended]:
+    def run(
+        self, spec: TrialSpec, hosts: Sequence[RankHost]
+    ) -> Generator[StepReport | Ended, None, None]:
         """The spec's steps, or an "out of memory" before the first."""
         if spec.layout.micro_batch_size > self._largest_micro_batch:
             yield Ended(outcome=Outcome.OOM, reason="rank 0: the fake ran out of memory")

@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -57,7 +57,9 @@ class DeepSpeedLlm:
                 if event["event"] == "checked":
                     waiting.discard(event["rank"])
 
-    def run(self, spec: TrialSpec, hosts: Sequence[RankHost]) -> Iterator[StepReport | Ended]:
+    def run(
+        self, spec: TrialSpec, hosts: Sequence[RankHost]
+    ) -> Generator[StepReport | Ended, None, None]:
         """Train the trial's steps; see `Trainable.run`."""
         started = time.monotonic()
         progress = _Progress(spec, started)

@@ -269,7 +269,7 @@ class _VocabularyParallelCrossEntropy(torch.autograd.Function):
         return (total.log() - target_logit).mean()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def,override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
         probabilities, local, elsewhere = ctx.saved_tensors
         # The saved tensor is this function's own: it becomes the gradient in place.
         correct = (~elsewhere).to(probabilities.dtype)[..., None]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import deepspeed
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from autotune.deepspeed_config import deepspeed_config
 from autotune.trial import RankStep, TrialSpec
@@ -34,7 +35,7 @@ class Place:
     rank: int
     local_rank: int
     world_size: int
-    store: dist.Store | None = None
+    store: Store | None = None
     """The rendezvous; None takes the one that the environment names (torchrun)."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store, TCPStore
 
 from autotune.trial import RankStep, TrialSpec, to_json, trial_spec_from_json
 from trainables.deepspeed_llm.failures import classify
@@ -75,8 +76,8 @@ def _step_json(step: RankStep) -> Mapping[str, Any]:
     return values
 
 
-def _store(job: Mapping[str, Any], rank: int, rendezvous: int | None) -> dist.Store:
-    return dist.TCPStore(
+def _store(job: Mapping[str, Any], rank: int, rendezvous: int | None) -> Store:
+    return TCPStore(
         job["master_address"],
         job["master_port"],
         job["world_size"],

@@ -89,7 +89,7 @@ class _CopyIn(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.parallel.all_reduce(gradient.contiguous().clone()), None
 
 
@@ -101,7 +101,7 @@ class _SumOut(torch.autograd.Function):
         return parallel.all_reduce(x.contiguous().clone())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -114,7 +114,7 @@ class _GatherSequence(torch.autograd.Function):
         return _gather(x, parallel)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _reduce_scatter(gradient, ctx.parallel), None
 
 
@@ -127,5 +127,5 @@ class _ScatterSequence(torch.autograd.Function):
         return _reduce_scatter(x, parallel)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _gather(gradient, ctx.parallel), None
