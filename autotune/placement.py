@@ -259,6 +259,7 @@ def code_fingerprint() -> str:
 
 def _start_local(cluster: Cluster, *, dashboard: bool) -> RayNodes:
     """Ray on this machine: the head is the first node, the others are virtual."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
     devices: dict[str, Any] = {"resources": {_VIRTUAL_DEVICE: cluster.gpus_per_node}}
     if cluster.device.kind == "gpu":
         devices = {"num_gpus": cluster.gpus_per_node}

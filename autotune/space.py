@@ -153,10 +153,8 @@ class SearchSpace:
         return values
 
     def _remaining_devices(self, chosen: Mapping[str, Any]) -> int:
-        left: int = self.cluster.devices // (
-            chosen["tensor_parallel"] * chosen["pipeline_parallel"]
-        )
-        return left
+        ranks: int = chosen["tensor_parallel"] * chosen["pipeline_parallel"]
+        return self.cluster.devices // ranks
 
     def _forbidden(self, dimension: str, chosen: Mapping[str, Any]) -> str | None:
         """The reason against `chosen[dimension]`: the space's own rules, then the model's."""

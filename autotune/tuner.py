@@ -231,10 +231,10 @@ class _Records(tune.Callback):
 def _reason(trial: Any) -> str:
     """The sentence of the error that ended a trial's last attempt."""
     file = trial.pickled_error_file
-    error: Any = (
-        cloudpickle.loads(Path(file).read_bytes()) if file and Path(file).exists() else None
-    )
+    if file is None or not Path(file).exists():
+        return "its nodes went away"
+    error: Any = cloudpickle.loads(Path(file).read_bytes())
     # Ours travels inside Ray's, whose own text is a remote traceback.
     while getattr(error, "cause", None) is not None:
         error = error.cause
-    return str(error).splitlines()[0] if error is not None else "its nodes went away"
+    return (str(error) or type(error).__name__).splitlines()[0]

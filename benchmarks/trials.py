@@ -141,7 +141,7 @@ def main() -> None:
         root = Path(scratch)
         tiny = run_search(root / "tiny", "--space", "tiny")
         (root / "long.py").write_text(LONG_SPACE)
-        arguments = ("--max-trials", str(LONG_TRIALS), "--fix", "pipeline_parallel=4")
+        arguments = ("--max-trials", str(LONG_TRIALS), "--fix", "micro_batch_size=1")
         long = run_search(root / "long", "--space", str(root / "long.py"), *arguments)
         ratios = export_ratios(root / "tiny")
     table = Table(title="What trials cost beside their steps")
