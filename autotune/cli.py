@@ -7,6 +7,11 @@ import click
 
 from autotune.errors import InputError, NodeCheckFailed
 
+SECONDS = click.FloatRange(min=0, min_open=True, max=1e7)
+"""A duration: positive, and short enough for the operating system's timers."""
+GIBIBYTES = click.FloatRange(min=0, min_open=True, max=1e9)
+"""An amount of memory: positive and finite."""
+
 EXIT_BAD_INPUT = 2
 EXIT_NOTHING_WORKED = 3
 EXIT_INTERRUPTED = 130

@@ -52,7 +52,7 @@ def validated(kind: type[T], values: Mapping[str, Any], *, what: str) -> T:
 
 def _sentence(error: pydantic.ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in problem["loc"])
+    field = ".".join(part for part in problem["loc"] if isinstance(part, str))
     match problem["type"]:
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"{field} is missing"

@@ -88,10 +88,9 @@ class Ledger:
             precision=space.precision,
             warmup_steps=space.warmup_steps,
             measured_steps=space.measured_steps,
-            log_dir=str(self._store.log_directory / trial_id),
+            log_dir=str(self._store.new_log_directory(trial_id)),
             data=request.data,
             synthetic_data=request.synthetic_data,
-            env=request.env,
             seed=request.seed,
             step_deadline_seconds=self._stopping.step_deadline_seconds,
             trial_timeout_seconds=request.trial_timeout_seconds,
@@ -142,7 +141,8 @@ class Ledger:
         self._store.add_trial(record, running.steps)
         self._learn(record)
         self._store.write_pruned(self._pruned)
-        self._store.write_json("best.json", self.summary())
+        if self.best:
+            self._store.write_json("best.json", self.summary())
         self._listener.trial_finished(record)
 
     def summary(self) -> dict[str, Any] | None:

@@ -20,7 +20,8 @@ class Measurement:
     tokens_per_second_per_gpu: float | None
     """Tokens of a step / step_seconds / devices."""
     mfu: float | None
-    """Model FLOPs utilisation, 0..1; null where the device's peak is unknown."""
+    """Model FLOPs utilisation, 0..1; null where the device's bf16 peak is unknown
+    or something else is trained."""
     hardware_flops_utilisation: float | None
     """FLOPs that are executed over the peak, 0..1; null where the peak is unknown."""
     peak_memory_gib: float | None
@@ -61,6 +62,6 @@ def _utilisation(
     spec: TrialSpec, tokens_per_second_per_gpu: float | None, flops_per_token: float
 ) -> float | None:
     peak_tflops = spec.cluster.device.peak_bf16_tflops
-    if tokens_per_second_per_gpu is None or peak_tflops is None:
+    if tokens_per_second_per_gpu is None or peak_tflops is None or spec.precision != "bf16":
         return None
     return tokens_per_second_per_gpu * flops_per_token / (peak_tflops * 1e12)

@@ -155,7 +155,7 @@ def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Mod
     for key in ("dtype", "torch_dtype"):
         if key in fields:
             dtype = fields.pop(key)
-            if dtype not in _PRECISION_OF_DTYPE:
+            if not isinstance(dtype, str) or dtype not in _PRECISION_OF_DTYPE:
                 known = " or ".join(_PRECISION_OF_DTYPE)
                 raise InputError(f"{what}: {key} must be {known}, got {dtype!r}")
             fields.setdefault("precision", _PRECISION_OF_DTYPE[dtype])
@@ -180,7 +180,7 @@ def read_json(text_or_path: str, *, what: str) -> dict[str, Any]:
             raise InputError(f"{what}: cannot read {text_or_path!r}: {error}") from None
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{what}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{what}: must be a JSON object, got {type(values).__name__}")

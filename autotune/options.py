@@ -1,20 +1,28 @@
 """From the words of the command line to a request: every rule that needs no Ray."""
 
+import collections
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autotune.corpus import check_data
 from autotune.errors import InputError, validated
 from autotune.layout import LAYOUT_COLUMNS, NOT_OFFERED
 from autotune.model import model_from_mapping, read_json
 from autotune.request import Request
 from autotune.search import SEARCHES
-from autotune.space import SearchSpace, load_space
+from autotune.space import Excluded, SearchSpace, load_space
 
 TRAINABLES = ("auto", "deepspeed", "simulated", "replay")
 """What may run the trials; auto is DeepSpeed."""
 
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SET_BY_US = frozenset(
+    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
+    | {"MASTER_PORT", "DS_ACCELERATOR"}
+)
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -47,13 +55,9 @@ def request_from_options(options: SearchOptions) -> Request:
         raise InputError(f"--trainable {options.trainable} is not there yet: use deepspeed")
     if options.search not in SEARCHES:
         raise InputError(f"--search must be one of {', '.join(SEARCHES)}, got {options.search!r}")
-    if options.data is not None and options.synthetic_data:
-        raise InputError("--data and --synthetic-data exclude each other")
-    if options.data is not None and not Path(options.data).exists():
-        raise InputError(f"--data: no such file or folder: {options.data!r}")
     space = _space(options)
-    if not space.layouts():
-        raise InputError(f"--space {space.name}: no layout is left after the restrictions")
+    check_data(options.data, synthetic=options.synthetic_data, model=space.model)
+    _refuse_empty(space)
     return validated(
         Request,
         {
@@ -67,7 +71,7 @@ def request_from_options(options: SearchOptions) -> Request:
             "trial_timeout_seconds": options.trial_timeout,
             "data": None if options.data is None else str(Path(options.data).resolve()),
             "synthetic_data": options.synthetic_data,
-            "env": dict(_name_and_value(text, "--env") for text in options.env),
+            "env": dict(_variable(text) for text in options.env),
         },
         what="request",
     )
@@ -109,6 +113,28 @@ def _space(options: SearchOptions) -> SearchSpace:
             raise InputError(f"--fix: {dimension} is given twice")
         fixed[dimension] = values
     return space.restricted(fixed)
+
+
+def _refuse_empty(space: SearchSpace) -> None:
+    excluded: collections.Counter[str] = collections.Counter()
+    for found in space.walk():
+        if not isinstance(found, Excluded):
+            return
+        excluded[found.reason] += 1
+    reason = excluded.most_common(1)[0][0]
+    raise InputError(f"--space {space.name}: no layout is left, most often because {reason}")
+
+
+def _variable(text: str) -> tuple[str, str]:
+    """`NAME=VALUE` for the ranks' environment. Raises InputError."""
+    name, value = _name_and_value(text, "--env")
+    if not _VARIABLE_NAME.fullmatch(name):
+        raise InputError(f"--env: NAME must be letters, digits and underscores, got {name!r}")
+    if name in _SET_BY_US:
+        raise InputError(f"--env: {name} is set for each rank and cannot be given")
+    if "\0" in value:
+        raise InputError(f"--env: the value of {name} must not contain a null character")
+    return name, value
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,13 @@ HEAD_RESOURCE = "node:__internal_head__"
 
 _VIRTUAL_DEVICE = "virtual_device"
 _NODE_CPUS = 1
+# A node's host process first imports torch and DeepSpeed, from a cold disk perhaps.
 _CALL_TIMEOUT_SECONDS = 360.0
+# What another search has just given back is free within seconds.
+_FREE_TIMEOUT_SECONDS = 20.0
+_POLL_SECONDS = 0.2
 _CLOSE_TIMEOUT_SECONDS = 15.0
+_STOP_TIMEOUT_SECONDS = 75.0
 _PACKAGES_THAT_MUST_AGREE = ("torch", "deepspeed", "ray")
 _CODE = ("autotune", "trainables", "search_spaces")
 
@@ -44,7 +50,8 @@ def device_resource(cluster: Cluster) -> str:
 def node_group(cluster: Cluster, world_size: int) -> tune.PlacementGroupFactory:
     """A place for the trainable on the head, and whole nodes for `world_size` ranks.
 
-    A bundle takes all devices of a node, so no two fall on one node, whatever the strategy.
+    A bundle takes all devices of a node (`check_capacity` sees to that), so no two fall on one
+    node, whatever the strategy.
     """
     nodes = -(-world_size // cluster.gpus_per_node)
     node: dict[str, int | float] = {
@@ -52,7 +59,7 @@ def node_group(cluster: Cluster, world_size: int) -> tune.PlacementGroupFactory:
         "CPU": _NODE_CPUS,
     }
     return tune.PlacementGroupFactory(
-        [{"CPU": 0.1, HEAD_RESOURCE: 0.001}, *[dict(node) for _ in range(nodes)]], strategy="PACK"
+        [{HEAD_RESOURCE: 0.001}, *[dict(node) for _ in range(nodes)]], strategy="PACK"
     )
 
 
@@ -86,37 +93,60 @@ def ray_cluster(cluster: Cluster, *, address: str | None, dashboard: bool) -> It
 
 
 def check_capacity(cluster: Cluster) -> None:
-    """Raise ClusterTooSmall where the connected Ray has too few whole nodes."""
+    """Raise ClusterTooSmall where the connected Ray has too few whole nodes, or too few free ones.
+
+    A node counts where `gpus_per_node` is all that it has: trials take whole nodes.
+    """
     resource = device_resource(cluster)
-    counts = [int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]]
-    if sum(count >= cluster.gpus_per_node for count in counts) < cluster.nodes:
-        by_size = sorted({count: counts.count(count) for count in counts}.items(), reverse=True)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    sizes = [int(node["Resources"].get(resource, 0)) for node in nodes]
+    if sizes.count(cluster.gpus_per_node) < cluster.nodes:
         has = ", ".join(
-            f"{number} {'node' if number == 1 else 'nodes'} of {size}" for size, number in by_size
+            f"{sizes.count(size)} {'node' if sizes.count(size) == 1 else 'nodes'} of {size}"
+            for size in sorted(set(sizes), reverse=True)
         )
-        raise ClusterTooSmall(too_small(cluster, f"the cluster has {has}"))
+        raise ClusterTooSmall(
+            too_small(cluster, f"the cluster has {has} (trials take whole nodes)")
+        )
+    deadline = time.monotonic() + _FREE_TIMEOUT_SECONDS
+    while (free := _free_nodes(cluster)) < cluster.nodes:
+        if time.monotonic() > deadline:
+            has = f"only {free} of the cluster's are free (all devices and {_NODE_CPUS} CPU)"
+            raise ClusterTooSmall(too_small(cluster, has))
+        time.sleep(_POLL_SECONDS)
+
+
+def _free_nodes(cluster: Cluster) -> int:
+    """Whole nodes that nobody else holds now."""
+    resource = device_resource(cluster)
+    available = ray._private.state.available_resources_per_node().values()
+    return sum(
+        node.get(resource, 0) == cluster.gpus_per_node and node.get("CPU", 0) >= _NODE_CPUS
+        for node in available
+    )
 
 
 def inspect_nodes(cluster: Cluster) -> list[dict[str, Any]]:
-    """Versions, driver and kernels of each node that has devices.
+    """Versions, driver, accelerator and kernels of each node that has devices.
 
-    Raises NodeCheckFailed that names the first node that differs from the head.
+    Raises NodeCheckFailed that names a node that does not answer, or differs from the first.
     """
     resource = device_resource(cluster)
-    found = []
+    asked = []
     for node in ray.nodes():
-        if node["Alive"] and node["Resources"].get(resource, 0) >= cluster.gpus_per_node:
+        if node["Alive"] and node["Resources"].get(resource, 0) == cluster.gpus_per_node:
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             reference = _describe_node.options(scheduling_strategy=here, num_cpus=0).remote()
-            found.append((node["NodeManagerAddress"], reference))
-    try:
-        described = ray.get([r for _, r in found], timeout=_CALL_TIMEOUT_SECONDS)
-    except ray.exceptions.RayError as error:
-        raise NodeCheckFailed(f"a node does not answer: {_first_line(error)}") from None
-    nodes: list[dict[str, Any]] = [
-        {"address": address, **description}
-        for (address, _), description in zip(found, described, strict=True)
-    ]
+            asked.append((node, reference))
+    nodes = []
+    for node, reference in asked:
+        address = node["NodeManagerAddress"]
+        try:
+            description = ray.get(reference, timeout=_CALL_TIMEOUT_SECONDS)
+        except ray.exceptions.RayError as error:
+            problem = _first_line(getattr(error, "cause", None) or error)
+            raise NodeCheckFailed(f"node {address}: {problem}") from None
+        nodes.append({"address": address, "accelerator": _accelerator(node), **description})
     compare_nodes(nodes)
     return nodes
 
@@ -125,7 +155,7 @@ def compare_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
     """Raise NodeCheckFailed for the first node whose software differs from the first's."""
     first = nodes[0]
     for node in nodes[1:]:
-        for what in (*_PACKAGES_THAT_MUST_AGREE, "python", "driver", "code"):
+        for what in (*_PACKAGES_THAT_MUST_AGREE, "python", "driver", "code", "accelerator"):
             if node[what] != first[what]:
                 raise NodeCheckFailed(
                     f"node {node['address']}: {what} must be the same on every node, got "
@@ -209,23 +239,34 @@ class _RemoteHost:
         self._call("start", job)
 
     def events(self, timeout_seconds: float) -> list[dict[str, Any]]:
-        events: list[dict[str, Any]] = self._call("events", timeout_seconds)
+        events: list[dict[str, Any]] = self._call(
+            "events", timeout_seconds, within_seconds=timeout_seconds + _CLOSE_TIMEOUT_SECONDS
+        )
         return events
 
     def stop(self) -> None:
-        self._call("stop")
+        self._call("stop", within_seconds=_STOP_TIMEOUT_SECONDS)
 
     def close(self) -> None:
         self._call("close")
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _call(
+        self, method: str, *arguments: Any, within_seconds: float = _CALL_TIMEOUT_SECONDS
+    ) -> Any:
         reference = getattr(self._actor, method).remote(*arguments)
         try:
-            return ray.get(reference, timeout=_CALL_TIMEOUT_SECONDS)
+            return ray.get(reference, timeout=within_seconds)
         except ray.exceptions.RayTaskError as error:
             raise NodeLost(f"{self._name}: {_first_line(error.cause)}") from None
         except ray.exceptions.RayError as error:
             raise NodeLost(f"{self._name}: {_first_line(error)}") from None
+
+
+def _accelerator(node: Mapping[str, Any]) -> str | None:
+    """Ray's name for what a node has, such as H100; None where Ray knows none."""
+    prefix = "accelerator_type:"
+    names = [name for name in node["Resources"] if name.startswith(prefix)]
+    return names[0].removeprefix(prefix) if names else None
 
 
 @ray.remote

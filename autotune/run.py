@@ -13,9 +13,10 @@ import click
 from rich.console import Console
 
 from autotune import __version__
-from autotune.cli import EXIT_INTERRUPTED, EXIT_NOTHING_WORKED, command_line
+from autotune.cli import EXIT_INTERRUPTED, EXIT_NOTHING_WORKED, SECONDS, command_line
 from autotune.errors import ClusterTooSmall, InputError
 from autotune.export import export_layout
+from autotune.hardware import device_of_accelerator
 from autotune.ledger import Ledger
 from autotune.options import TRAINABLES, SearchOptions, request_from_options
 from autotune.report import Screen, print_best, print_plan
@@ -46,9 +47,7 @@ _COUNT = click.IntRange(min=1)
     show_default=True,
     help="Stop layouts slower than this many times the best.",
 )
-@click.option(
-    "--trial-timeout", type=_POSITIVE, default=600.0, show_default=True, metavar="SECONDS"
-)
+@click.option("--trial-timeout", type=SECONDS, default=600.0, show_default=True, metavar="SECONDS")
 @click.option("--data", metavar="PATH", help="File or folder whose bytes are the tokens.")
 @click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")
 @click.option("--model", metavar="FILE", help="Another model, as a Hugging Face config.json.")
@@ -87,7 +86,8 @@ def main(
             raise InputError("--space or --resume must be given, got neither")
         request = request_from_options(SearchOptions(**search))
         directory = out or Path("runs") / request.space.name
-        refuse_existing_run(directory)
+        if not dry_run:
+            refuse_existing_run(directory)
     if dry_run:
         _print_dry_run(console, request)
         return 0
@@ -121,6 +121,7 @@ def _search(
         nodes = inspect_nodes(cluster)
         with contextlib.ExitStack() as held:
             if store is None:
+                request = _with_actual_device(console, request, nodes)
                 request = _with_installed_kernels(console, request, nodes)
                 held.enter_context(sole_user(directory))
                 about = {"versions": {"autotune": __version__}, "nodes": nodes}
@@ -130,7 +131,7 @@ def _search(
             screen = Screen(console, max_trials=request.max_trials, finished=finished)
             ledger = Ledger(store, screen)
             with screen:
-                run_trials(ledger, DeepSpeedLlm(device_kind=cluster.device.kind))
+                run_trials(ledger, DeepSpeedLlm(device_kind=cluster.device.kind, env=request.env))
             if ledger.best:
                 store.write_json("best.json", ledger.summary())
                 export_layout(directory / "export", ledger.best[0].layout, request)
@@ -201,6 +202,21 @@ def _refuse_without_devices(request: Request) -> None:
             f"--space {request.space.name} {error}; name a Ray cluster with --address (simulated "
             "trials are not there yet)"
         ) from None
+
+
+def _with_actual_device(console: Console, request: Request, nodes: list[dict[str, Any]]) -> Request:
+    """Put the device that the nodes have in the place of the one that the space names."""
+    cluster = request.space.cluster
+    accelerator = nodes[0]["accelerator"]
+    if accelerator is None or cluster.device.kind != "gpu":
+        return request
+    device = device_of_accelerator(accelerator)
+    if device == cluster.device:
+        return request
+    console.print(f"the nodes have {device.name}, not {cluster.device.name}", highlight=False)
+    actual = dataclasses.replace(cluster, device=device)
+    space = request.space.replaced({"cluster": actual}, what="cluster")
+    return dataclasses.replace(request, space=space)
 
 
 def _with_installed_kernels(

@@ -114,7 +114,7 @@ class SearchSpace:
         return None
 
     def restricted(self, fixed: Mapping[str, Sequence[Any]]) -> "SearchSpace":
-        """The space with some dimensions pinned to fewer values. Raises InputError."""
+        """The space with other values for some dimensions. Raises InputError."""
         for dimension in fixed:
             if dimension in NOT_OFFERED:
                 raise InputError(
@@ -222,7 +222,7 @@ def _space_from_file(path: Path) -> SearchSpace:
         spec.loader.exec_module(module)
     except AutotuneError as error:
         raise InputError(f"--space {path}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"--space {path}: {type(error).__name__}: {error}") from error
     return _call_space(module, str(path))
 

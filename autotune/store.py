@@ -52,6 +52,14 @@ class RunStore:
         """Parent of the trials' log folders."""
         return self.directory / "logs"
 
+    def new_log_directory(self, trial_id: str) -> Path:
+        """Where the trial's ranks write; what an interrupted trial of that number left is moved."""
+        directory = self.log_directory / trial_id
+        if directory.exists():
+            others = len(list(self.log_directory.glob(f"{trial_id}.interrupted-*")))
+            directory.rename(directory.with_name(f"{trial_id}.interrupted-{others + 1}"))
+        return directory
+
     def add_trial(self, record: TrialRecord, steps: Sequence[StepReport]) -> None:
         """Keep a finished trial; its steps are written first, so that none is ever without them."""
         rows = [
@@ -116,6 +124,9 @@ def refuse_existing_run(directory: Path) -> None:
         )
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--out must be a directory, got the file {str(directory)!r}")
+    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--out must be below a writable directory, got {str(directory)!r}")
     if directory.is_dir() and any(directory.iterdir()):
         raise InputError(f"--out must be empty or new, got {str(directory)!r} with files in it")
 
@@ -144,8 +155,12 @@ def open_run(directory: Path) -> RunStore:
 @contextlib.contextmanager
 def sole_user(directory: Path) -> Iterator[None]:
     """Keep other searches out of the directory. Raises InputError where one is at work."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"the run directory must be writable: {error}") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,7 +1,6 @@
 """A trial: what is run, what comes back from each step, and how it ends."""
 
 import enum
-from collections.abc import Mapping
 
 import pydantic
 from pydantic.dataclasses import dataclass
@@ -54,8 +53,6 @@ class TrialSpec:
     """File or folder whose bytes are the tokens; None: the sources of Python's library."""
     synthetic_data: bool = False
     """Random tokens instead of text."""
-    env: Mapping[str, str] = pydantic.Field(default_factory=dict)
-    """Environment of the ranks, on top of the node's."""
     seed: int = 0
     """Seed of weights and synthetic tokens."""
     step_deadline_seconds: float | None = None

@@ -2,12 +2,14 @@
 
 import json
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from autotune.cluster import Cluster
 from autotune.deepspeed_config import deepspeed_config, worker_environment
+from autotune.hardware import known_devices
 from autotune.layout import Layout
 from autotune.request import Request
 from autotune.store import write_atomically
@@ -20,7 +22,7 @@ _SCRIPT = """\
 set -euo pipefail
 here="$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)"
 {exports}
-exec "${{PYTHON:-python}}" -m torch.distributed.run {rendezvous} \\
+exec "${{PYTHON:-{python}}}" -m torch.distributed.run {rendezvous} \\
   --nproc-per-node {ranks} -m trainables.deepspeed_llm \\
   --layout "$here/layout.json" --model "$here/model.json" \\
   --deepspeed-config "$here/deepspeed.json" {arguments} --steps "${{STEPS:-20}}"
@@ -59,6 +61,7 @@ def _script(layout: Layout, request: Request) -> str:
     rendezvous, ranks = _rendezvous(cluster)
     return _SCRIPT.format(
         words=layout.describe(),
+        python=shlex.quote(sys.executable),
         cluster=cluster.describe(),
         exports=exports,
         rendezvous=rendezvous,
@@ -76,7 +79,10 @@ def _rendezvous(cluster: Cluster) -> tuple[str, int]:
 
 
 def _arguments(request: Request) -> list[str]:
-    arguments = ["--device", request.space.cluster.device.kind, "--seed", str(request.seed)]
+    device = request.space.cluster.device
+    arguments = ["--device", device.kind, "--seed", str(request.seed)]
+    if device.kind == "gpu" and device.name in known_devices():
+        arguments += ["--gpu", device.name]
     if request.data is not None:
         arguments += ["--data", shlex.quote(request.data)]
     return [*arguments, "--synthetic-data"] if request.synthetic_data else arguments

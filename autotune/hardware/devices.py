@@ -40,6 +40,26 @@ def known_devices() -> dict[str, Device]:
     }
 
 
+def device_of_accelerator(accelerator: str) -> Device:
+    """The device that Ray calls so; with nulls where we do not know it."""
+    for device in known_devices().values():
+        if accelerator in device.ray_accelerator_types:
+            return device
+    return unknown_gpu(accelerator)
+
+
+def unknown_gpu(name: str) -> Device:
+    """A GPU of which nothing is known."""
+    return Device(
+        name=name,
+        kind="gpu",
+        memory_gib=None,
+        peak_bf16_tflops=None,
+        attention_kernels=("math", "sdpa_flash", "sdpa_cudnn", "flash_attn"),
+        source="not among the known devices",
+    )
+
+
 def device_named(name: str) -> Device:
     """The device of that name. Raises InputError that lists the known ones."""
     devices = known_devices()

@@ -74,7 +74,7 @@ class Screen:
         )
         if record.outcome not in (Outcome.OK, Outcome.OOM):
             line += f"  ({escape(record.reason[:_LONGEST_REASON])})"
-        self._console.print(line.replace("[ ", r"\[ ", 1), soft_wrap=True, highlight=False)
+        self._console.print(line, soft_wrap=True, highlight=False)
         self._progress.update(self._task, completed=done)
 
     def _describe(self, running: str) -> None:

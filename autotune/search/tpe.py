@@ -26,7 +26,8 @@ class TpeSearch:
 
     def __init__(self, layouts: Sequence[Layout], seed: int) -> None:
         self._candidates = Candidates(layouts)
-        self._random = np.random.default_rng(seed)
+        self._seed = seed
+        self._size = len(self._candidates)
         self._choices = {
             dimension: values
             for dimension in LAYOUT_COLUMNS
@@ -42,7 +43,13 @@ class TpeSearch:
         """TPE's suggestion among the layouts left."""
         if not len(self._candidates):
             return None
-        layout = self._nearest(self._suggest()) if self._choices else self._candidates.first()
+        # A function of the seed and of how many layouts are gone: a resumed search draws the same.
+        random = np.random.default_rng((self._seed, self._size - len(self._candidates)))
+        layout = (
+            self._nearest(self._suggest(random), random)
+            if self._choices
+            else self._candidates.first()
+        )
         assert layout is not None
         self._candidates.remove([layout])
         return layout
@@ -59,20 +66,20 @@ class TpeSearch:
         """Never propose these."""
         self._candidates.remove(layouts)
 
-    def _suggest(self) -> tuple[Any, ...]:
+    def _suggest(self, random: np.random.Generator) -> tuple[Any, ...]:
         """TPE's draw: a value for each choice, legal together or not."""
         document = hyperopt.tpe.suggest(
             self._trials.new_trial_ids(1),
             self._domain,
             self._trials,
-            int(self._random.integers(2**31)),
+            int(random.integers(2**31)),
             n_startup_jobs=_RANDOM_TRIALS_FIRST,
             verbose=False,
         )[0]
         indices = document["misc"]["vals"]
         return tuple(values[indices[name][0]] for name, values in self._choices.items())
 
-    def _nearest(self, drawn: tuple[Any, ...]) -> Layout:
+    def _nearest(self, drawn: tuple[Any, ...], random: np.random.Generator) -> Layout:
         """The layout left that differs in the fewest dimensions; equals are drawn from."""
         left = list(self._candidates)
         differences = [
@@ -83,7 +90,7 @@ class TpeSearch:
         nearest = [
             layout for layout, count in zip(left, differences, strict=True) if count == fewest
         ]
-        return nearest[self._random.integers(len(nearest))]
+        return nearest[random.integers(len(nearest))]
 
     def _learn(self, layout: Layout, loss: float) -> None:
         """Add a finished trial to HyperOpt's, as if it had suggested it."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from autotune.ledger import Ledger
+from autotune.search import SEARCHES
 from autotune.store import open_run
 from autotune.trial import Ended, Outcome
 from tests.autotune.simulate import Silent, new_store, run_one, run_to_the_end
@@ -46,10 +47,13 @@ def test_pruned_layouts_are_on_record_and_never_run(tmp_path: Path) -> None:
     assert not when_pruned_late
 
 
+@pytest.mark.parametrize("search", sorted(SEARCHES))
 @pytest.mark.parametrize("killed_after", [0, 1, 7, 19])
-def test_a_resumed_search_makes_the_same_decisions(tmp_path: Path, killed_after: int) -> None:
-    undisturbed = run_to_the_end(new_store(tmp_path / "a", search="random"))
-    run_to_the_end(new_store(tmp_path / "b", search="random"), trials=killed_after)
+def test_a_resumed_search_makes_the_same_decisions(
+    tmp_path: Path, killed_after: int, search: str
+) -> None:
+    undisturbed = run_to_the_end(new_store(tmp_path / "a", search=search))
+    run_to_the_end(new_store(tmp_path / "b", search=search), trials=killed_after)
     resumed = run_to_the_end(open_run(tmp_path / "b"))
     assert [r.layout for r in resumed.records] == [r.layout for r in undisturbed.records]
     assert [r.outcome for r in resumed.records] == [r.outcome for r in undisturbed.records]

@@ -35,7 +35,7 @@ def spec_on(space: SearchSpace, device: str) -> TrialSpec:
         layout=Layout(data_parallel=2),
         model=space.model,
         cluster=dataclasses.replace(space.cluster, device=device_named(device)),
-        precision="fp32",
+        precision="fp32" if device == "cpu" else "bf16",
         warmup_steps=1,
         measured_steps=5,
         log_dir=None,

@@ -89,7 +89,7 @@ def test_columns_are_those_of_the_design() -> None:
 
 
 def test_request_reads_back_equal_and_files_are_parquet(tmp_path: Path) -> None:
-    store = new_store(tmp_path, env={"A": "ü b"})
+    store = new_store(tmp_path, env={"A": "ü b"}, search="grid")
     run_to_the_end(store, trials=3)
     assert open_run(tmp_path).request == store.request
     assert pq.read_table(tmp_path / "trials" / "0001.parquet").schema.equals(TRIAL_SCHEMA)

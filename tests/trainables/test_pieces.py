@@ -1,5 +1,6 @@
 """The small parts of the DeepSpeed worker."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.corpus import check_data, text_files
 from autotune.deepspeed_config import deepspeed_config
 from autotune.errors import InputError
 from autotune.layout import Layout
 from autotune.model import Model
 from autotune.trial import Outcome
-from trainables.deepspeed_llm.data import SyntheticTokens, TextTokens, batch_slice, text_files
+from trainables.deepspeed_llm.data import SyntheticTokens, TextTokens, batch_slice
 from trainables.deepspeed_llm.failures import classify
 from trainables.deepspeed_llm.llama import cross_entropy, rotary_table, rotate
 from trainables.deepspeed_llm.memory import CpuPeakMemory, memory_limit
@@ -59,8 +61,16 @@ def test_text_is_read_across_files_and_round_again(
 def test_data_without_a_byte_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least one byte"):
         TextTokens(text_files(str(tmp_path)))
-    with pytest.raises(InputError, match="must be a file or a folder"):
-        text_files("/no/such")
+    for nothing in ("/no/such", ""):
+        with pytest.raises(InputError, match="no such file or folder"):
+            text_files(nothing)
+
+
+def test_a_vocabulary_without_all_bytes_needs_synthetic_tokens(small_model: Model) -> None:
+    small = dataclasses.replace(small_model, vocab_size=128)
+    with pytest.raises(InputError, match="vocab_size must be at least 256 for bytes"):
+        check_data(None, synthetic=False, model=small)
+    check_data(None, synthetic=True, model=small)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +100,7 @@ def test_peak_memory_sees_what_was_used_and_gave_back() -> None:
     block = torch.ones(64 * 2**20 // 4)
     del block
     assert 0.06 < memory.in_use() < 0.09
-    assert 0.06 < memory.reserved() < 0.09
+    assert memory.reserved() > 0.06, "the peak since this process began"
 
 
 def test_a_memory_limit_is_enforced_and_lifted() -> None:

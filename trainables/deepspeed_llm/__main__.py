@@ -4,7 +4,6 @@ Alone it starts the layout's ranks on this machine; under torchrun it is one of 
 line of JSON on the standard output, the last line is the summary.
 """
 
-import dataclasses
 import json
 import os
 import sys
@@ -14,20 +13,23 @@ from typing import Any
 
 import click
 
-from autotune.cli import command_line
+from autotune.cli import GIBIBYTES, SECONDS, command_line
 from autotune.cluster import Cluster
+from autotune.corpus import check_data
 from autotune.deepspeed_config import worker_environment
 from autotune.errors import InputError
-from autotune.hardware import Device, device_named
+from autotune.hardware import Device, device_named, unknown_gpu
 from autotune.layout import layout_from_mapping
-from autotune.measurement import measure
 from autotune.model import model_from_mapping, read_json
 from autotune.rules import why_illegal
 from autotune.space import precision_on
 from autotune.trial import Ended, StepReport, TrialSpec
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
+from trainables.deepspeed_llm.output import step_line, summary_line
 
 _DRIVER = Path("/proc/driver/nvidia/version")
+_RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 @click.command()
@@ -39,25 +41,25 @@ _DRIVER = Path("/proc/driver/nvidia/version")
     type=click.IntRange(min=0),
     help="First steps that are left out of the timing  [default: 1, or 0 for a single step]",
 )
-@click.option("--memory-gib", type=click.FloatRange(min=0, min_open=True), help="Limit per rank.")
+@click.option("--memory-gib", type=GIBIBYTES, help="Limit per rank.")
 @click.option("--data", metavar="PATH", help="File or folder whose bytes are the tokens.")
 @click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "gpu", "cpu"]), default="auto")
 @click.option("--gpu", metavar="NAME", help="Name of the GPU, for its peak (MFU).")
 @click.option("--deepspeed-config", metavar="FILE", help="Use this instead of the layout's own.")
-@click.option("--trial-timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS")
+@click.option("--trial-timeout", type=SECONDS, metavar="SECONDS")
 def main(**options: Any) -> int:
     """Train one layout for a few steps and print each step as JSON."""
     spec = _spec(**options)
     config = options["deepspeed_config"]
-    if config is not None and "RANK" not in os.environ:
+    if config is not None and not _under_torchrun():
         raise InputError("--deepspeed-config needs torchrun")
-    if "RANK" in os.environ:
+    if _under_torchrun():
         _set_environment(spec)
         from trainables.deepspeed_llm.torchrun import train_as_one_rank
 
-        overrides = read_json(config, what="--deepspeed-config") if config else None
+        overrides = None if config is None else read_json(config, what="--deepspeed-config")
         train_as_one_rank(spec, overrides)
         return 0
     steps: list[StepReport] = []
@@ -70,29 +72,6 @@ def main(**options: Any) -> int:
     return 0
 
 
-def step_line(step: StepReport) -> dict[str, Any]:
-    """A step as it is printed."""
-    return {
-        "step": step.step,
-        "loss": step.loss,
-        "grad_norm": step.grad_norm,
-        "step_seconds": step.step_seconds,
-    }
-
-
-def summary_line(spec: TrialSpec, steps: list[StepReport], ended: Ended) -> dict[str, Any]:
-    """The last line: how it ended, and the figures."""
-    measured = dataclasses.asdict(measure(spec, steps))
-    return {
-        "summary": True,
-        "outcome": ended.outcome,
-        "reason": ended.reason,
-        "losses": [step.loss for step in steps],
-        **{name: measured[name] for name in ("step_seconds", "peak_memory_gib", "mfu")},
-        "startup_seconds": ended.startup_seconds,
-    }
-
-
 def _run_here(spec: TrialSpec) -> Iterator[StepReport | Ended]:
     trainable = DeepSpeedLlm(device_kind=spec.cluster.device.kind)
     make_host = trainable.host_factory
@@ -102,6 +81,17 @@ def _run_here(spec: TrialSpec) -> Iterator[StepReport | Ended]:
         yield from trainable.run(spec, [host])
     finally:
         host.close()
+
+
+def _under_torchrun() -> bool:
+    """Whether this process is one rank of several, started by torchrun or in its manner."""
+    return os.environ.keys() >= _RANK_VARIABLES
+
+
+def _check_torchrun(world_size: int) -> None:
+    started = os.environ["WORLD_SIZE"]
+    if started != str(world_size):
+        raise InputError(f"layout: needs {world_size} ranks, torchrun started {started}")
 
 
 def _set_environment(spec: TrialSpec) -> None:
@@ -144,13 +134,12 @@ def _spec(
     warmup = min(1, steps - 1) if warmup is None else warmup
     if warmup >= steps:
         raise InputError(f"--warmup must be less than --steps, got {warmup} and {steps}")
-    world_size = int(os.environ.get("WORLD_SIZE", the_layout.world_size))
-    if world_size != the_layout.world_size:
-        raise InputError(
-            f"layout: needs {the_layout.world_size} ranks, torchrun started {world_size}"
-        )
-    if data is not None and not Path(data).exists():
-        raise InputError(f"--data: no such file or folder: {data!r}")
+    world_size = the_layout.world_size
+    if _under_torchrun():
+        _check_torchrun(world_size)
+    elif hardware.kind == "gpu" and world_size > (gpus := len(list(_GPUS.glob("*")))):
+        raise InputError(f"layout: needs {world_size} GPUs, this machine has {gpus}")
+    check_data(data, synthetic=synthetic_data, model=the_model)
     return TrialSpec(
         trial_id="0",
         layout=the_layout,
@@ -169,19 +158,15 @@ def _spec(
 
 def _device(kind: str, gpu: str | None) -> Device:
     if gpu is not None:
-        return device_named(gpu)
+        named = device_named(gpu)
+        if kind not in ("auto", named.kind):
+            raise InputError(f"--gpu {gpu} and --device {kind} exclude each other")
+        return named
     if kind == "auto":
         kind = "gpu" if _DRIVER.exists() else "cpu"
     if kind == "cpu":
         return device_named("cpu")
-    return Device(
-        name="unknown GPU",
-        kind="gpu",
-        memory_gib=None,
-        peak_bf16_tflops=None,
-        attention_kernels=("math", "sdpa_flash", "sdpa_cudnn", "flash_attn"),
-        source="not named",
-    )
+    return unknown_gpu("unknown GPU")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Tokens: bytes of real text by memory map, the same global batch in every layout."""
 
 import itertools
-import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -66,21 +65,6 @@ class SyntheticTokens:
     def _block(self, index: int) -> np.ndarray:
         generator = np.random.default_rng((self._seed, index))
         return generator.integers(self._vocab_size, size=self._BLOCK, dtype=np.int64)
-
-
-def text_files(data: str | None) -> list[Path]:
-    """The file, the files below the folder, or Python's own library sources for None.
-
-    Raises InputError where there is nothing.
-    """
-    if data is None:
-        return sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    path = Path(data)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"data: must be a file or a folder, got {data!r}")
-    return sorted(p for p in path.rglob("*") if p.is_file())
 
 
 def batch_slice(

@@ -3,11 +3,12 @@
 import dataclasses
 
 import torch
+import torch.distributed as dist
 
 from autotune.trial import Outcome
 
 # Messages of plain RuntimeErrors: torch has no type of its own for these.
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc")
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "_STATUS_ALLOC_FAILED")
 # A thread that cannot be started: for want of memory where a limit is in force (its stack counts).
 _NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
@@ -26,11 +27,16 @@ class Failure:
 
 
 def classify(error: BaseException, *, memory_limited: bool) -> Failure:
-    """Type a failure from its exception; `memory_limited`: a limit was in force when it came."""
+    """Type a failure from its exception; `memory_limited`: the trial has a limit."""
     message = " ".join(str(error).split())
     reason = f"{type(error).__name__}: {message}"[:_LONGEST_REASON]
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return Failure(outcome=Outcome.OOM, reason=reason, consequence=False)
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        # NCCL and the store only fail because a peer did, or its memory was short.
+        is_memory = any(sign in message for sign in _OUT_OF_MEMORY)
+        outcome = Outcome.OOM if is_memory else Outcome.CRASHED
+        return Failure(outcome=outcome, reason=reason, consequence=not is_memory)
     if isinstance(error, RuntimeError | OSError):
         signs = (*_OUT_OF_MEMORY, *_NO_THREAD) if memory_limited else _OUT_OF_MEMORY
         if any(sign in message for sign in signs):

@@ -23,8 +23,17 @@ _CLOSE_TIMEOUT_SECONDS = 10
 class LocalHost:
     """The ranks of this machine. A `RankHost`."""
 
-    def __init__(self, *, device_kind: Literal["gpu", "cpu"], address: str = "127.0.0.1") -> None:
-        """Start the host process; `address` is where other nodes find rank 0."""
+    def __init__(
+        self,
+        *,
+        device_kind: Literal["gpu", "cpu"],
+        address: str = "127.0.0.1",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start the host process.
+
+        `address` is where other nodes find rank 0; `env` comes on top of this process's.
+        """
         self._address = address
         read_fd, write_fd = os.pipe()
         self._process = subprocess.Popen(
@@ -32,7 +41,7 @@ class LocalHost:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             pass_fds=[write_fd],
-            env={**worker_environment(device_kind), **os.environ},
+            env={**worker_environment(device_kind), **os.environ, **(env or {})},
         )
         os.close(write_fd)
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
@@ -113,6 +122,7 @@ class LocalHost:
         try:
             answer = self._alive(self._answers.get(timeout=timeout_seconds))
         except queue.Empty:
+            self._process.kill()  # a late answer would be taken for that to another question
             raise NodeLost(
                 f"the host process did not answer within {timeout_seconds} s ({event})"
             ) from None

@@ -98,9 +98,10 @@ class HostProcess:
         self._kill_ranks()
         self._job_id = job["job_id"]
         for local_rank, rank in enumerate(job["ranks"]):
+            owner = os.getpid()
             pid = os.fork()
             if pid == 0:
-                self._become_rank(job, rank, local_rank)
+                self._become_rank(job, rank, local_rank, owner)
             pidfd = os.pidfd_open(pid)
             self._ranks[pid] = (rank, pidfd)
             self._selector.register(pidfd, selectors.EVENT_READ, pid)
@@ -127,18 +128,20 @@ class HostProcess:
         for pid in list(self._ranks):
             self._reap(pid)
 
-    def _become_rank(self, job: dict[str, Any], rank: int, local_rank: int) -> None:
+    def _become_rank(self, job: dict[str, Any], rank: int, local_rank: int, owner: int) -> None:
         """In the child: turn into a rank, and never return."""
         status = 1
         try:
             os.setpgid(0, 0)
-            owner = os.getppid()
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != owner:
                 os._exit(1)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             self._redirect_output(job["spec"]["log_dir"], rank)
-            rendezvous = self._rendezvous.detach() if self._rendezvous and rank == 0 else None
+            rendezvous = None
+            if self._rendezvous is not None and rank == 0:
+                rendezvous = self._rendezvous.detach()
+            self._close_rendezvous()  # a copy would keep peers waiting after rank 0 has gone
             entry = importlib.import_module("trainables.deepspeed_llm.rank_process")
             status = entry.main(
                 job,
@@ -199,7 +202,8 @@ def _shrink_thread_stacks() -> None:
 
 def main() -> None:
     """Import everything that ranks need, then serve."""
-    _shrink_thread_stacks()
+    if os.environ["DS_ACCELERATOR"] == "cpu":
+        _shrink_thread_stacks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's business
     events_fd = int(sys.argv[1])
     os.set_inheritable(events_fd, False)

@@ -1,6 +1,5 @@
 """The one place where a layout's kernel names become calls."""
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -34,11 +33,6 @@ def attention(kernel: AttentionKernel) -> Attention:
             )
 
     return attend
-
-
-def flash_attn_installed() -> bool:
-    """Whether the flash-attn package can be found (it is not imported)."""
-    return importlib.util.find_spec("flash_attn") is not None
 
 
 def _flash_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Run one job on the hosts of a group: ranks everywhere, one stream of what they say."""
 
 import contextlib
+import functools
+import math
 import queue
 import threading
 import time
@@ -31,13 +33,17 @@ _rank_step = pydantic.TypeAdapter(RankStep)
 class DeepSpeedLlm:
     """Trains layouts with DeepSpeed for real. A `Trainable`."""
 
-    def __init__(self, *, device_kind: Literal["gpu", "cpu"]) -> None:
-        self._device_kind = device_kind
+    def __init__(
+        self, *, device_kind: Literal["gpu", "cpu"], env: Mapping[str, str] | None = None
+    ) -> None:
+        """`env` is the ranks' environment, on top of the node's."""
+        self._device_kind: Literal["gpu", "cpu"] = device_kind
+        self._env = dict(env or {})
 
     @property
     def host_factory(self) -> Callable[..., RankHost] | None:
         """A host process on each node."""
-        return _HostFactory(self._device_kind)
+        return functools.partial(LocalHost, device_kind=self._device_kind, env=self._env)
 
     def check(self, cluster: Cluster, hosts: Sequence[RankHost]) -> None:
         """A small product on every device and an all-reduce over all of them."""
@@ -73,20 +79,14 @@ class DeepSpeedLlm:
                     yield progress.failure(event, job.events_during(_GRACE_SECONDS))
                     return
                 if report := progress.heard(event):
+                    if not _is_finite(report):
+                        reason = f"step {report.step}: loss {report.loss}, {report.grad_norm}"
+                        yield progress.end(Outcome.INVALID, f"{reason} as gradient norm")
+                        return
                     yield report
                 if progress.is_done:
                     yield progress.end(Outcome.OK, "")
                     return
-
-
-class _HostFactory:
-    """Makes the host of a node, on that node; small enough to be sent there."""
-
-    def __init__(self, device_kind: Literal["gpu", "cpu"]) -> None:
-        self._device_kind = device_kind
-
-    def __call__(self, address: str = "127.0.0.1") -> LocalHost:
-        return LocalHost(device_kind=self._device_kind, address=address)
 
 
 class _Progress:
@@ -158,7 +158,7 @@ class _Progress:
             allowed = self._spec.step_deadline_seconds
         elif self._startup_seconds is None:
             what = "start-up"
-        return self.end(Outcome.TIMEOUT, f"{what} was not done within its {allowed:.3g} s")
+        return self.end(Outcome.TIMEOUT, f"{what} was not done within its {allowed:g} s")
 
     def failure(self, first: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> Ended:
         """The outcome named by the rank that failed on its own, not by its peers' end."""
@@ -188,6 +188,16 @@ class _Job:
         ]
 
     def __enter__(self) -> "_Job":
+        try:
+            self._start()
+        except BaseException:
+            self._stop_ranks()
+            raise
+        for pump in self._pumps:
+            pump.start()
+        return self
+
+    def _start(self) -> None:
         address, port = self._hosts[0].listen()
         job = {
             "job_id": new_job_id(),
@@ -207,19 +217,19 @@ class _Job:
             ]
             for start in starts:
                 start.result()
-        for pump in self._pumps:
-            pump.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._leaving.set()
+        self._stop_ranks()
+        for pump in self._pumps:
+            pump.join()
+
+    def _stop_ranks(self) -> None:
         with ThreadPoolExecutor(len(self._hosts)) as pool:
             stops = [pool.submit(host.stop) for host in self._hosts]
         for stop in stops:
             with contextlib.suppress(Exception):  # a lost node has been reported already
                 stop.result()
-        for pump in self._pumps:
-            pump.join()
 
     def node_of(self, rank: int) -> str:
         """The node of a rank, for people."""
@@ -249,6 +259,10 @@ class _Job:
             except BaseException as error:  # handed to whoever waits for events
                 self._events.put(error)
                 return
+
+
+def _is_finite(report: StepReport) -> bool:
+    return math.isfinite(report.loss) and math.isfinite(report.grad_norm or 0.0)
 
 
 def _precedence(event: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
+from autotune.corpus import text_files
 from autotune.deepspeed_config import deepspeed_config
 from autotune.trial import RankStep, TrialSpec
 from trainables.deepspeed_llm.data import (
@@ -18,7 +19,6 @@ from trainables.deepspeed_llm.data import (
     TextTokens,
     TokenSource,
     batch_slice,
-    text_files,
 )
 from trainables.deepspeed_llm.engine import Mesh, build_engine
 from trainables.deepspeed_llm.llama import Build
@@ -91,12 +91,13 @@ def train(
             dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
             seed=spec.seed,
         )
-        config = config or deepspeed_config(
-            layout,
-            model,
-            precision=spec.precision,
-            overlap_communication=device.type == "cuda",
-        )
+        if config is None:
+            config = deepspeed_config(
+                layout,
+                model,
+                precision=spec.precision,
+                overlap_communication=device.type == "cuda",
+            )
         memory = CudaPeakMemory() if device.type == "cuda" else CpuPeakMemory()
         replica = mesh.topology.get_coord(place.rank).data
         with memory_limit(cluster.memory_gib, device):

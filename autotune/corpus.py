@@ -1,0 +1,39 @@
+"""Which files the training text comes from; torch-free, so that both command lines can check it."""
+
+import sysconfig
+from pathlib import Path
+
+from autotune.errors import InputError
+from autotune.model import Model
+
+_BYTE_VALUES = 256
+
+
+def text_files(data: str | None) -> list[Path]:
+    """The file, the files below the folder, or Python's own library sources for None.
+
+    Raises InputError where there is not a byte to read.
+    """
+    if data is None:
+        return sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    path = Path(data)
+    if not data or not path.exists():
+        raise InputError(f"--data: no such file or folder: {data!r}")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    if not any(file.stat().st_size for file in files):
+        raise InputError(f"--data must hold at least one byte of text, got none in {data!r}")
+    return files
+
+
+def check_data(data: str | None, *, synthetic: bool, model: Model) -> None:
+    """Raise InputError where the model cannot be trained on that data."""
+    if synthetic:
+        if data is not None:
+            raise InputError("--data and --synthetic-data exclude each other")
+        return
+    text_files(data)
+    if model.vocab_size < _BYTE_VALUES:
+        raise InputError(
+            f"vocab_size must be at least {_BYTE_VALUES} for bytes of text, got "
+            f"{model.vocab_size} (or use --synthetic-data)"
+        )
