@@ -105,9 +105,9 @@ def check_capacity(cluster: Cluster) -> None:
             f"{sizes.count(size)} {'node' if sizes.count(size) == 1 else 'nodes'} of {size}"
             for size in sorted(set(sizes), reverse=True)
         )
-        raise ClusterTooSmall(
-            too_small(cluster, f"the cluster has {has} (trials take whole nodes)")
-        )
+        larger = max(sizes, default=0) > cluster.gpus_per_node
+        rule = " (a trial takes whole nodes)" if larger else ""
+        raise ClusterTooSmall(too_small(cluster, f"the cluster has {has}{rule}"))
     deadline = time.monotonic() + _FREE_TIMEOUT_SECONDS
     while (free := _free_nodes(cluster)) < cluster.nodes:
         if time.monotonic() > deadline:

@@ -161,6 +161,27 @@ def test_too_few_nodes_is_said_with_both_numbers(four_nodes_of_eight: RayNodes) 
     assert str(error.value) == "needs 8 nodes of 8 GPUs, the cluster has 4 nodes of 8"
 
 
+def test_part_of_a_node_is_refused(four_nodes_of_eight: RayNodes) -> None:
+    halves = Cluster(nodes=2, gpus_per_node=4, device=device_named("a100-80gb"))
+    with pytest.raises(ClusterTooSmall, match="4 nodes of 8 \\(a trial takes whole nodes\\)"):
+        placement.check_capacity(halves)
+
+
+def test_nodes_that_somebody_holds_do_not_count(
+    four_nodes_of_eight: RayNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "_FREE_TIMEOUT_SECONDS", 1.0)
+    held = ray.util.placement_group([{"GPU": 1}])
+    ray.get(held.ready())
+    a100 = device_named("a100-80gb")
+    try:
+        placement.check_capacity(Cluster(nodes=3, gpus_per_node=8, device=a100))
+        with pytest.raises(ClusterTooSmall, match="only 3 of the cluster's are free"):
+            placement.check_capacity(Cluster(nodes=4, gpus_per_node=8, device=a100))
+    finally:
+        ray.util.remove_placement_group(held)
+
+
 def test_nodes_describe_themselves(four_nodes_of_eight: RayNodes) -> None:
     cluster = Cluster(nodes=4, gpus_per_node=8, device=device_named("a100-80gb"))
     nodes = placement.inspect_nodes(cluster)
@@ -169,7 +190,8 @@ def test_nodes_describe_themselves(four_nodes_of_eight: RayNodes) -> None:
 
 
 def test_a_node_with_other_versions_is_named() -> None:
-    node = {**placement.describe_this_node(), "address": "10.0.0.1"}
+    software = placement.describe_this_node()
+    node = {**software, "address": "10.0.0.1", "accelerator": "H100"}
     other = {**node, "address": "10.0.0.2", "torch": "1.0"}
     placement.compare_nodes([node, dict(node)])
     with pytest.raises(NodeCheckFailed, match=r"node 10\.0\.0\.2: torch must be the same"):

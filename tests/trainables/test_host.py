@@ -57,6 +57,24 @@ def ranks_of(host: LocalHost) -> list[psutil.Process]:
     return psutil.Process(host._process.pid).children(recursive=True)
 
 
+class Falsifying:
+    """Passes everything on, but changes what one rank says."""
+
+    def __init__(self, host: LocalHost, changes: dict[str, object], rank: int = 1) -> None:
+        self._host, self._changes, self._rank = host, changes, rank
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._host, name)
+
+    def events(self, timeout_seconds: float) -> list[dict[str, object]]:
+        return [
+            {**event, **{key: value for key, value in self._changes.items() if key in event}}
+            if event["rank"] == self._rank
+            else event
+            for event in self._host.events(timeout_seconds)
+        ]
+
+
 def test_no_rank_is_left_after_a_trial(spec: TrialSpec, host: LocalHost) -> None:
     assert ended(spec, host).outcome is Outcome.OK
     assert ranks_of(host) == []
@@ -124,20 +142,20 @@ def test_two_hosts_share_a_layout_and_are_checked(spec: TrialSpec, host: LocalHo
 
 
 def test_an_unfit_node_is_named(spec: TrialSpec, host: LocalHost) -> None:
-    class Miscalculating:
-        """Passes everything on but turns the second rank's product wrong."""
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(host, name)
-
-        def events(self, timeout_seconds: float) -> list[dict[str, object]]:
-            return [
-                {**event, "product_is_right": False} if event["rank"] == 1 else event
-                for event in host.events(timeout_seconds)
-            ]
-
+    wrong = Falsifying(host, {"product_is_right": False})
     with pytest.raises(NodeCheckFailed, match="node 0: device of rank 1 computes a matrix product"):
-        WORKER.check(spec.cluster, [Miscalculating()])
+        WORKER.check(spec.cluster, [wrong])
+
+
+def test_a_loss_that_is_no_number_is_invalid(spec: TrialSpec, host: LocalHost) -> None:
+    wrong = Falsifying(host, {"grad_norm": float("inf")})
+    *steps, last = WORKER.run(spec, [wrong])
+    assert isinstance(last, Ended) and last.outcome is Outcome.OK, "rank 0 speaks for all"
+    wrong = Falsifying(host, {"loss": float("nan")}, rank=0)
+    *steps, last = WORKER.run(spec, [wrong])
+    assert steps == []
+    assert isinstance(last, Ended) and last.outcome is Outcome.INVALID
+    assert "step 0: loss nan" in last.reason
 
 
 def test_a_dead_host_is_a_lost_node(spec: TrialSpec) -> None:
