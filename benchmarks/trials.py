@@ -34,6 +34,8 @@ def space():
     return dataclasses.replace(tiny.space(), name="long", measured_steps=60)
 """
 LONG_TRIALS = 4
+# Layouts with steps of about a third of a second, none of which runs out of memory.
+LONG_LAYOUTS = ("--fix", "pipeline_parallel=4", "--fix", "micro_batch_size=1,2")
 TURNS = 3
 STEPS_PER_TURN = 15
 
@@ -141,7 +143,7 @@ def main() -> None:
         root = Path(scratch)
         tiny = run_search(root / "tiny", "--space", "tiny")
         (root / "long.py").write_text(LONG_SPACE)
-        arguments = ("--max-trials", str(LONG_TRIALS), "--fix", "micro_batch_size=1")
+        arguments = ("--max-trials", str(LONG_TRIALS), *LONG_LAYOUTS)
         long = run_search(root / "long", "--space", str(root / "long.py"), *arguments)
         ratios = export_ratios(root / "tiny")
     table = Table(title="What trials cost beside their steps")
