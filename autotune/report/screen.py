@@ -80,7 +80,8 @@ class Screen:
     def _describe(self, running: str) -> None:
         best = f"best {_seconds(self._best_seconds)}"
         counts = " ".join(f"{outcome}={n}" for outcome, n in sorted(self._outcomes.items()))
-        self._progress.update(self._task, description=escape(" · ".join((best, counts, running))))
+        words = (best, counts, running)
+        self._progress.update(self._task, description=escape(" · ".join(filter(None, words))))
 
 
 def print_best(console: Console, best: Sequence[TrialRecord]) -> None:
