@@ -1,13 +1,9 @@
-"""Run one job on the hosts of a group: ranks everywhere, one stream of what they say."""
+"""The DeepSpeed trainable: runs a layout on the hosts of a group and says how it went."""
 
-import contextlib
 import functools
 import math
-import queue
-import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import pydantic
@@ -17,12 +13,12 @@ from autotune.errors import NodeCheckFailed
 from autotune.layout import Layout
 from autotune.model import Model
 from autotune.trainable import RankHost
-from autotune.trial import Ended, Outcome, RankStep, StepReport, TrialSpec, to_json
-from trainables.deepspeed_llm.host import LocalHost, new_job_id
+from autotune.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
+from trainables.deepspeed_llm.host import LocalHost
+from trainables.deepspeed_llm.job import Job
 
 # After the first failure, how long to hear whether another rank has the better reason.
 _GRACE_SECONDS = 0.3
-_POLL_SECONDS = 1.0
 _CHECK_TIMEOUT_SECONDS = 120.0
 # More than this in use before we start is somebody else's job.
 _IDLE_DEVICE_GIB = 2.0
@@ -47,7 +43,7 @@ class DeepSpeedLlm:
 
     def check(self, cluster: Cluster, hosts: Sequence[RankHost]) -> None:
         """A small product on every device and an all-reduce over all of them."""
-        with _Job("check", _check_spec(cluster), hosts) as job:
+        with Job("check", _check_spec(cluster), hosts) as job:
             deadline = time.monotonic() + _CHECK_TIMEOUT_SECONDS
             waiting = set(range(job.world_size))
             while waiting:
@@ -69,7 +65,7 @@ class DeepSpeedLlm:
         """Train the trial's steps; see `Trainable.run`."""
         started = time.monotonic()
         progress = _Progress(spec, started)
-        with _Job("train", spec, hosts) as job:
+        with Job("train", spec, hosts) as job:
             while True:
                 event = job.next_event(progress.deadline)
                 if event is None:
@@ -172,93 +168,6 @@ class _Progress:
         else:
             outcome, reason = Outcome.CRASHED, _exit_reason(cause["exit_code"])
         return self.end(outcome, f"rank {cause['rank']}: {reason}")
-
-
-class _Job:
-    """One task on all hosts; leaving the context kills its ranks."""
-
-    def __init__(self, task: str, spec: TrialSpec, hosts: Sequence[RankHost]) -> None:
-        self._task, self._spec, self._hosts = task, spec, hosts
-        self.world_size = spec.layout.world_size
-        self._per_node = -(-self.world_size // len(hosts))
-        self._events: queue.Queue[Mapping[str, Any] | BaseException] = queue.Queue()
-        self._leaving = threading.Event()
-        self._pumps = [
-            threading.Thread(target=self._pump, args=(host,), daemon=True) for host in hosts
-        ]
-
-    def __enter__(self) -> "_Job":
-        try:
-            self._start()
-        except BaseException:
-            self._stop_ranks()
-            raise
-        for pump in self._pumps:
-            pump.start()
-        return self
-
-    def _start(self) -> None:
-        address, port = self._hosts[0].listen()
-        job = {
-            "job_id": new_job_id(),
-            "task": self._task,
-            "spec": to_json(self._spec),
-            "world_size": self.world_size,
-            "master_address": address,
-            "master_port": port,
-        }
-        ranks = range(self.world_size)
-        with ThreadPoolExecutor(len(self._hosts)) as pool:
-            starts = [
-                pool.submit(host.start, {**job, "ranks": list(ranks[first:][: self._per_node])})
-                for host, first in zip(
-                    self._hosts, range(0, self.world_size, self._per_node), strict=True
-                )
-            ]
-            for start in starts:
-                start.result()
-
-    def __exit__(self, *_: object) -> None:
-        self._leaving.set()
-        self._stop_ranks()
-        for pump in self._pumps:
-            pump.join()
-
-    def _stop_ranks(self) -> None:
-        with ThreadPoolExecutor(len(self._hosts)) as pool:
-            stops = [pool.submit(host.stop) for host in self._hosts]
-        for stop in stops:
-            with contextlib.suppress(Exception):  # a lost node has been reported already
-                stop.result()
-
-    def node_of(self, rank: int) -> str:
-        """The node of a rank, for people."""
-        return f"node {rank // self._per_node}"
-
-    def next_event(self, deadline: float | None) -> Mapping[str, Any] | None:
-        """The next event, or None once the deadline (monotonic seconds) has passed."""
-        try:
-            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-            event = self._events.get(timeout=remaining)
-        except queue.Empty:
-            return None
-        if isinstance(event, BaseException):
-            raise event
-        return event
-
-    def events_during(self, seconds: float) -> list[Mapping[str, Any]]:
-        """Everything heard within that time."""
-        deadline = time.monotonic() + seconds
-        return list(iter(lambda: self.next_event(deadline), None))
-
-    def _pump(self, host: RankHost) -> None:
-        while not self._leaving.is_set():
-            try:
-                for event in host.events(_POLL_SECONDS):
-                    self._events.put(event)
-            except BaseException as error:  # handed to whoever waits for events
-                self._events.put(error)
-                return
 
 
 def _is_finite(report: StepReport) -> bool:
