@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import platform
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ _CALL_TIMEOUT_SECONDS = 360.0
 # What another search has just given back is free within seconds.
 _FREE_TIMEOUT_SECONDS = 20.0
 _POLL_SECONDS = 0.2
+_CONNECT_TIMEOUT_SECONDS = 5.0
 _CLOSE_TIMEOUT_SECONDS = 15.0
 _STOP_TIMEOUT_SECONDS = 75.0
 _PACKAGES_THAT_MUST_AGREE = ("torch", "deepspeed", "ray")
@@ -73,6 +75,7 @@ def ray_cluster(cluster: Cluster, *, address: str | None, dashboard: bool) -> It
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is not None:
+        _refuse_unreachable(address)
         try:
             context = ray.init(address=address, **quiet)
         except Exception as error:
@@ -90,6 +93,17 @@ def ray_cluster(cluster: Cluster, *, address: str | None, dashboard: bool) -> It
         ray.shutdown()
         if nodes is not None:
             nodes.shutdown()
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raise InputError where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto" and the like: Ray looks it up
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address: cannot connect to {address!r}: {error}") from None
 
 
 def check_capacity(cluster: Cluster) -> None:

@@ -200,6 +200,7 @@ BAD_INPUT = [
     (("--space", "tiny", "--global-batch-size", "7", "--fix", "data_parallel=4"), "no layout"),
     (("--resume", "/no/such/run"), "run.json is missing"),
     (("--space", "llm13b"), "needs 8 nodes of 8 GPUs, this machine is 1 node of 0 GPUs"),
+    (("--space", "tiny", "--address", "127.0.0.1:1"), "--address: cannot connect to '127.0.0.1:1'"),
     (("--space", "tiny", "--unheard-of"), "No such option"),
 ]
 
