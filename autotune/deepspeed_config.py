@@ -8,10 +8,12 @@ from autotune.model import Model, Precision
 GRADIENT_CLIPPING = 1.0
 """Maximum global gradient norm; DeepSpeed's unwritten default, here on the record."""
 
-# Communication buckets in elements. DeepSpeed's default makes ZeRO allocate 2,000,000,000 bytes
-# whatever the model; 50 million bf16 elements (100 MB) still fill a network link.
-_LARGEST_BUCKET = 50_000_000
-_SMALLEST_BUCKET = 65_536
+# DeepSpeed's default bucket makes ZeRO allocate 2,000,000,000 bytes whatever the model; 50 million
+# bf16 elements (100 MB) still fill a network link.
+LARGEST_BUCKET = 50_000_000
+"""Elements of a communication bucket at most."""
+SMALLEST_BUCKET = 65_536
+"""Elements of a communication bucket at least."""
 
 
 def engine_of(layout: Layout) -> Literal["plain", "pipeline"]:
@@ -32,7 +34,7 @@ def deepspeed_config(
     would compile its own at the first start.
     """
     local_parameters = model.parameters // (layout.tensor_parallel * layout.pipeline_parallel)
-    bucket = max(_SMALLEST_BUCKET, min(_LARGEST_BUCKET, local_parameters))
+    bucket = max(SMALLEST_BUCKET, min(LARGEST_BUCKET, local_parameters))
     zero: dict[str, Any] = {
         "stage": layout.zero_stage,
         "reduce_bucket_size": bucket,

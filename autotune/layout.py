@@ -11,7 +11,11 @@ from autotune.errors import InputError, validated
 from autotune.model import Model, PositiveInt
 
 Checkpointing = Literal["none", "selective", "full"]
-AttentionKernel = Literal["math", "sdpa_flash", "sdpa_cudnn", "flash_attn"]
+AttentionKernel = Literal[
+    "math", "sdpa_flash", "sdpa_cudnn", "flash_attn", "megatron", "flash1", "flash2"
+]
+"""What computes attention. The last three are only found in recorded runs: Megatron's fused
+softmax and the two FlashAttention versions of 2023."""
 RmsnormKernel = Literal["plain", "fused"]
 
 NOT_OFFERED = {

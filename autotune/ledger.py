@@ -7,15 +7,36 @@ store: a resumed search is told everything again and goes on as if it had never 
 import dataclasses
 import datetime
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+from autotune.cost.model import CostModel
+from autotune.errors import InputError
+from autotune.layout import Layout
 from autotune.measurement import measure
-from autotune.record import TrialRecord
+from autotune.record import Purpose, TrialRecord
 from autotune.request import Request
-from autotune.search import Observation, Pruned, make_search, prune
+from autotune.search import (
+    Observation,
+    Prediction,
+    Prior,
+    Pruned,
+    Search,
+    TrialCost,
+    make_search,
+    prune,
+)
 from autotune.stopping import SlowerThanBest
 from autotune.store import RunStore
 from autotune.trial import Ended, Outcome, StepReport, TrialSpec
+
+# The fastest explored layouts are run again, this many times longer.
+_CONFIRMED = 3
+_CONFIRMATION_STEPS = 3
+# Process groups and the first touch of memory; the recorded sweeps are replayed with the first.
+_STARTUP_SECONDS = {"gpu": 120.0, "cpu": 1.0}
+# Of the training run that a layout is for, unless its length is told (Hoffmann et al. 2022).
+_TOKENS_PER_PARAMETER = 20
 
 
 class Listener(Protocol):
@@ -34,6 +55,8 @@ class Listener(Protocol):
 @dataclasses.dataclass(slots=True, kw_only=True)
 class _Running:
     spec: TrialSpec
+    purpose: Purpose
+    prediction: Prediction | None
     started_at: datetime.datetime
     started: float
     steps: list[StepReport] = dataclasses.field(default_factory=list)
@@ -48,10 +71,11 @@ class Ledger:
         self.request: Request = store.request
         self._store = store
         self._listener = listener
-        self._layouts = self.request.space.layouts()
+        self._layouts = self.request.all_layouts()
         self._open = set(self._layouts)
-        self._search = make_search(self.request.search, self._layouts, seed=self.request.seed)
+        self._search = search_for(self.request, self._layouts)
         self._stopping = SlowerThanBest(self.request.stop_factor)
+        self._exploring = True
         self._running: dict[str, _Running] = {}
         self._pruned: list[Pruned] = []
         self.records: list[TrialRecord] = []
@@ -64,19 +88,58 @@ class Ledger:
 
     @property
     def best(self) -> list[TrialRecord]:
-        """Successful trials, fastest first."""
-        succeeded = (r for r in self.records if r.outcome is Outcome.OK)
-        return sorted(succeeded, key=lambda r: (r.measurement.step_seconds, r.trial_id))
+        """Successful layouts: those that were confirmed first, then by time.
+
+        A layout whose confirmation failed is not among them.
+        """
+        latest: dict[Layout, TrialRecord] = {}
+        for record in self.records:
+            latest[record.layout] = record
+        succeeded = (r for r in latest.values() if r.outcome is Outcome.OK)
+        return sorted(
+            succeeded,
+            key=lambda r: (r.purpose != "confirm", r.measurement.step_seconds, r.trial_id),
+        )
 
     def next_trial(self) -> TrialSpec | None:
-        """The next trial to run, or None when the search is over (see `stopped_because`)."""
-        if reason := self._budget_spent():
-            self.stopped_because = reason
-            return None
-        layout = self._search.ask()
+        """The next trial to run, or None when the search is over (see `stopped_because`).
+
+        When nothing more is explored, the fastest layouts are confirmed by longer trials.
+        """
+        if self._exploring:
+            layout = self._next_to_explore()
+            if layout is not None:
+                return self._hand_out(layout, "explore", self.request.space.measured_steps)
+        layout = self._next_to_confirm()
         if layout is None:
-            self.stopped_because = "every layout was tried or ruled out"
             return None
+        return self._hand_out(
+            layout, "confirm", _CONFIRMATION_STEPS * self.request.space.measured_steps
+        )
+
+    def _next_to_explore(self) -> Layout | None:
+        """The search's choice; None with `stopped_because` set."""
+        layout = None
+        reason = self._budget_spent()
+        if reason is None:
+            layout = self._search.ask()
+            reason = self._search.stopped_because
+        if layout is None:
+            self._exploring = False
+            self.stopped_because = reason
+        return layout
+
+    def _next_to_confirm(self) -> Layout | None:
+        """The fastest explored layout that is among the first few and was not confirmed yet."""
+        if self._running or self._gpu_hours_spent():
+            return None
+        explored = [r for r in self.records if r.purpose == "explore" and r.outcome is Outcome.OK]
+        explored.sort(key=lambda r: (r.measurement.step_seconds, r.trial_id))
+        confirmed = {r.layout for r in self.records if r.purpose == "confirm"}
+        fastest = [record.layout for record in explored[:_CONFIRMED]]
+        return next((layout for layout in fastest if layout not in confirmed), None)
+
+    def _hand_out(self, layout: Layout, purpose: Purpose, measured_steps: int) -> TrialSpec:
         request, space = self.request, self.request.space
         trial_id = f"{self._next_number:04d}"
         self._next_number += 1
@@ -87,7 +150,7 @@ class Ledger:
             cluster=space.cluster,
             precision=space.precision,
             warmup_steps=space.warmup_steps,
-            measured_steps=space.measured_steps,
+            measured_steps=measured_steps,
             log_dir=str(self._store.new_log_directory(trial_id)),
             data=request.data,
             synthetic_data=request.synthetic_data,
@@ -97,6 +160,8 @@ class Ledger:
         )
         self._running[trial_id] = _Running(
             spec=spec,
+            purpose=purpose,
+            prediction=self._search.prediction(layout),
             started_at=datetime.datetime.now(datetime.UTC),
             started=time.monotonic(),
         )
@@ -110,6 +175,8 @@ class Ledger:
             running.steps.clear()  # a second attempt begins
         running.steps.append(step)
         self._listener.step_done(running.spec, step)
+        if running.purpose == "confirm":
+            return False  # it is run to its end, come what may
         seconds = [step.step_seconds for step in running.steps]
         running.stop_reason = self._stopping.reason_to_stop(running.spec, seconds)
         return running.stop_reason is not None
@@ -124,10 +191,12 @@ class Ledger:
         """Put a finished trial on record and learn from it."""
         running = self._running.pop(trial_id)
         held = time.monotonic() - running.started
+        if self.request.simulated:
+            held = startup_seconds(self.request) + sum(s.step_seconds for s in running.steps)
         record = TrialRecord(
             trial_id=trial_id,
             trainable=self.request.trainable,
-            purpose="explore",
+            purpose=running.purpose,
             layout=running.spec.layout,
             outcome=ended.outcome,
             reason=ended.reason,
@@ -137,6 +206,7 @@ class Ledger:
             attempts=attempts,
             started_at=running.started_at,
             finished_at=datetime.datetime.now(datetime.UTC),
+            prediction=running.prediction,
         )
         self._store.add_trial(record, running.steps)
         self._learn(record)
@@ -152,17 +222,20 @@ class Ledger:
         first, *others = self.best
         return {
             **_brief(first),
-            "simulated": False,
+            "simulated": self.request.simulated,
             "runner_up": _brief(others[0]) if others else None,
             "stopped_because": self.stopped_because,
         }
 
     def _learn(self, record: TrialRecord) -> None:
         self.records.append(record)
+        if record.purpose != "explore":
+            return
         observation = Observation(
             layout=record.layout,
             outcome=record.outcome,
             step_seconds=record.measurement.step_seconds if _was_timed(record) else None,
+            peak_memory_gib=record.measurement.peak_memory_gib if _was_timed(record) else None,
         )
         self._open.discard(record.layout)
         self._search.tell(observation)
@@ -174,13 +247,42 @@ class Ledger:
             self._stopping.learn(record.measurement.step_seconds)
 
     def _budget_spent(self) -> str | None:
-        request = self.request
-        if len(self.records) + len(self._running) >= request.max_trials:
-            return f"max_trials reached ({request.max_trials})"
+        explored = sum(record.purpose == "explore" for record in self.records)
+        if explored + len(self._running) >= self.request.max_trials:
+            return f"max_trials reached ({self.request.max_trials})"
+        return self._gpu_hours_spent()
+
+    def _gpu_hours_spent(self) -> str | None:
+        limit = self.request.gpu_hours
         hours = sum(record.gpu_seconds for record in self.records) / 3600
-        if request.gpu_hours is not None and hours >= request.gpu_hours:
-            return f"gpu_hours spent ({hours:.3g} of {request.gpu_hours:g})"
+        if limit is not None and hours >= limit:
+            return f"gpu_hours spent ({hours:.3g} of {limit:g})"
         return None
+
+
+def search_for(request: Request, layouts: Sequence[Layout]) -> Search:
+    """The search that was asked for, with the cost model as its prior where the device is known."""
+    space = request.space
+    try:
+        model = CostModel(space.model, space.precision, space.cluster, trainer=request.trainer)
+        prior = Prior(model, layouts)
+    except InputError:
+        if request.search == "guided":
+            raise
+        prior = None
+    cost = TrialCost(
+        startup_seconds=startup_seconds(request),
+        steps=space.warmup_steps + space.measured_steps,
+        devices=space.cluster.devices,
+        training_gpu_hours=request.training_gpu_hours,
+        training_steps=_TOKENS_PER_PARAMETER * space.model.parameters / space.model.tokens_per_step,
+    )
+    return make_search(request.search, layouts, seed=request.seed, prior=prior, cost=cost)
+
+
+def startup_seconds(request: Request) -> float:
+    """What a trial is taken to need before its first step, where that is not measured."""
+    return _STARTUP_SECONDS[request.space.cluster.device.kind]
 
 
 def _was_timed(record: TrialRecord) -> bool:

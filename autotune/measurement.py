@@ -37,6 +37,7 @@ def measure(spec: TrialSpec, steps: Sequence[StepReport]) -> Measurement:
     devices = spec.layout.world_size
     rate = None if seconds is None else spec.model.tokens_per_step / seconds / devices
     checkpointing = spec.layout.activation_checkpointing
+    peaks = [step.peak_memory_gib for step in steps if step.peak_memory_gib is not None]
     return Measurement(
         measured_steps=len(times),
         step_seconds=seconds,
@@ -46,7 +47,7 @@ def measure(spec: TrialSpec, steps: Sequence[StepReport]) -> Measurement:
         hardware_flops_utilisation=_utilisation(
             spec, rate, spec.model.hardware_flops_per_token(checkpointing)
         ),
-        peak_memory_gib=max((step.peak_memory_gib for step in steps), default=None),
+        peak_memory_gib=max(peaks, default=None),
         final_loss=steps[-1].loss if steps else None,
     )
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from autotune.corpus import check_data
-from autotune.errors import InputError, validated
+from autotune.errors import ClusterTooSmall, InputError, validated
+from autotune.hardware import device_named
 from autotune.layout import LAYOUT_COLUMNS, NOT_OFFERED
+from autotune.local_devices import refuse_without_devices
 from autotune.model import model_from_mapping, read_json
+from autotune.recorded import Sweep, read_sweeps
 from autotune.request import Request
 from autotune.search import SEARCHES
-from autotune.space import Excluded, SearchSpace, load_space
+from autotune.space import SEARCHED, Excluded, SearchSpace, load_space
 
 TRAINABLES = ("auto", "deepspeed", "simulated", "replay")
-"""What may run the trials; auto is DeepSpeed."""
+"""What may run the trials; auto is DeepSpeed where the devices are, else a simulation."""
 
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SET_BY_US = frozenset(
@@ -30,11 +33,15 @@ _BOOLEANS = {"true": True, "false": False}
 class SearchOptions:
     """The options of a new search as they were given; None was not given."""
 
-    space: str
+    space: str | None
     trainable: str
+    runs: str | None
+    address: str | None
+    gpu: str | None
     search: str
     max_trials: int | None
     gpu_hours: float | None
+    training_gpu_hours: float | None
     nodes: int | None
     gpus_per_node: int | None
     seed: int
@@ -51,29 +58,99 @@ class SearchOptions:
 
 def request_from_options(options: SearchOptions) -> Request:
     """Check everything and freeze it. Raises InputError."""
-    if options.trainable in ("simulated", "replay"):
-        raise InputError(f"--trainable {options.trainable} is not there yet: use deepspeed")
     if options.search not in SEARCHES:
         raise InputError(f"--search must be one of {', '.join(SEARCHES)}, got {options.search!r}")
-    space = _space(options)
+    if (options.runs is None) == (options.trainable == "replay"):
+        raise InputError(
+            "--runs must be given with --trainable replay and only then, "
+            f"got --trainable {options.trainable} and --runs {options.runs}"
+        )
+    sweep = None
+    if options.runs is not None:
+        sweep = _recorded_sweep(options)
+        space = _recorded_space(sweep)
+    elif options.space is None:
+        raise InputError("--space or --resume must be given, got neither")
+    else:
+        space = _space(options)
     check_data(options.data, synthetic=options.synthetic_data, model=space.model)
     _refuse_empty(space)
     return validated(
         Request,
         {
             "space": space,
-            "trainable": "deepspeed",
+            "trainable": _trainable(options, space),
             "search": options.search,
             "seed": options.seed,
             "max_trials": options.max_trials or space.max_trials,
             "gpu_hours": options.gpu_hours,
+            "training_gpu_hours": options.training_gpu_hours,
             "stop_factor": options.stop_factor,
             "trial_timeout_seconds": options.trial_timeout,
             "data": None if options.data is None else str(Path(options.data).resolve()),
             "synthetic_data": options.synthetic_data,
             "env": dict(_variable(text) for text in options.env),
+            "runs": None if options.runs is None else str(Path(options.runs).resolve()),
+            "layouts": sweep and tuple(run.layout for run in sweep.runs),
         },
         what="request",
+    )
+
+
+def _trainable(options: SearchOptions, space: SearchSpace) -> str:
+    """What runs the trials: `auto` is DeepSpeed where the devices are, else a simulation."""
+    if options.trainable != "auto":
+        return options.trainable
+    if options.address is not None:
+        return "deepspeed"
+    try:
+        refuse_without_devices(space.cluster)
+    except ClusterTooSmall:
+        return "simulated"
+    return "deepspeed"
+
+
+def _recorded_sweep(options: SearchOptions) -> Sweep:
+    """The one sweep of --runs, or the one that has the model and the devices of --space."""
+    assert options.runs is not None
+    sweeps = read_sweeps(Path(options.runs))
+    if options.space is not None:
+        space = _space(options)
+        wanted = (dataclasses.replace(space.model, precision="bf16"), space.cluster.devices)
+        sweeps = [sweep for sweep in sweeps if (sweep.model, sweep.cluster.devices) == wanted]
+        if not sweeps:
+            raise InputError(
+                f"--runs: no sweep has the model, the batch and the {space.cluster.devices} "
+                f"devices of --space {options.space}"
+            )
+    elif options.fix or options.model or options.nodes or options.gpus_per_node:
+        raise InputError(
+            "--runs without --space replays all that was recorded: --fix, --model, "
+            "--nodes and --gpus-per-node cannot be given"
+        )
+    if len(sweeps) > 1:
+        names = ", ".join(sweep.name for sweep in sweeps)
+        raise InputError(f"--runs must hold one sweep to replay, got {names}")
+    return sweeps[0]
+
+
+def _recorded_space(sweep: Sweep) -> SearchSpace:
+    """The space that just holds the recorded layouts."""
+    layouts = [run.layout for run in sweep.runs]
+    values = {
+        dimension: tuple(dict.fromkeys(getattr(layout, dimension) for layout in layouts))
+        for dimension in SEARCHED
+    }
+    device = dataclasses.replace(sweep.cluster.device, attention_kernels=values["attention_kernel"])
+    return validated(
+        SearchSpace,
+        {
+            "name": sweep.name,
+            "model": sweep.model,
+            "cluster": dataclasses.replace(sweep.cluster, device=device),
+            **values,
+        },
+        what=f"sweep {sweep.name}",
     )
 
 
@@ -90,6 +167,7 @@ def parse_fix(text: str) -> tuple[str, tuple[Any, ...]]:
 
 
 def _space(options: SearchOptions) -> SearchSpace:
+    assert options.space is not None
     space = load_space(options.space)
     model = space.model
     if options.model is not None:
@@ -104,6 +182,8 @@ def _space(options: SearchOptions) -> SearchSpace:
     }
     model = dataclasses.replace(model, **_given(sizes))
     shape = _given({"nodes": options.nodes, "gpus_per_node": options.gpus_per_node})
+    if options.gpu is not None:
+        shape["device"] = device_named(options.gpu)
     cluster = dataclasses.replace(space.cluster, **shape)
     space = space.replaced({"model": model, "cluster": cluster}, what="--space")
     fixed: dict[str, tuple[Any, ...]] = {}

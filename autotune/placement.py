@@ -32,6 +32,8 @@ HEAD_RESOURCE = "node:__internal_head__"
 
 _VIRTUAL_DEVICE = "virtual_device"
 _NODE_CPUS = 1
+# A raylet takes a second of a core to start, and 100 MB.
+_MOST_RAYLETS = 4
 # A node's host process first imports torch and DeepSpeed, from a cold disk perhaps.
 _CALL_TIMEOUT_SECONDS = 360.0
 # What another search has just given back is free within seconds.
@@ -44,12 +46,15 @@ _PACKAGES_THAT_MUST_AGREE = ("torch", "deepspeed", "ray")
 _CODE = ("autotune", "trainables", "search_spaces")
 
 
-def device_resource(cluster: Cluster) -> str:
-    """Ray's name for the cluster's devices: real GPUs, or virtual devices on CPUs."""
-    return "GPU" if cluster.device.kind == "gpu" else _VIRTUAL_DEVICE
+def device_resource(cluster: Cluster, *, virtual: bool = False) -> str:
+    """Ray's name for the cluster's devices: real GPUs, or virtual devices."""
+    real = cluster.device.kind == "gpu" and not virtual
+    return "GPU" if real else _VIRTUAL_DEVICE
 
 
-def node_group(cluster: Cluster, world_size: int) -> tune.PlacementGroupFactory:
+def node_group(
+    cluster: Cluster, world_size: int, *, virtual: bool = False
+) -> tune.PlacementGroupFactory:
     """A place for the trainable on the head, and whole nodes for `world_size` ranks.
 
     A bundle takes all devices of a node (`check_capacity` sees to that), so no two fall on one
@@ -57,7 +62,7 @@ def node_group(cluster: Cluster, world_size: int) -> tune.PlacementGroupFactory:
     """
     nodes = -(-world_size // cluster.gpus_per_node)
     node: dict[str, int | float] = {
-        device_resource(cluster): cluster.gpus_per_node,
+        device_resource(cluster, virtual=virtual): cluster.gpus_per_node,
         "CPU": _NODE_CPUS,
     }
     return tune.PlacementGroupFactory(
@@ -66,10 +71,13 @@ def node_group(cluster: Cluster, world_size: int) -> tune.PlacementGroupFactory:
 
 
 @contextlib.contextmanager
-def ray_cluster(cluster: Cluster, *, address: str | None, dashboard: bool) -> Iterator[str | None]:
+def ray_cluster(
+    cluster: Cluster, *, address: str | None, dashboard: bool, virtual: bool = False
+) -> Iterator[str | None]:
     """Connect to the Ray at `address`, or start one here; yields the dashboard's address.
 
-    What was started here is shut down on the way out. Raises ClusterTooSmall, and InputError where
+    What was started here is shut down on the way out. A `virtual` cluster has no devices, whatever
+    they are called: trials on it are simulated. Raises ClusterTooSmall, and InputError where
     nothing answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -83,10 +91,11 @@ def ray_cluster(cluster: Cluster, *, address: str | None, dashboard: bool) -> It
             raise InputError(f"--address: cannot connect to {address!r}: {first_line}") from None
         nodes = None
     else:
-        nodes = _start_local(cluster, dashboard=dashboard)
+        nodes = _start_local(cluster, dashboard=dashboard, virtual=virtual)
         context = ray.init(address=nodes.address, **quiet)
     try:
-        check_capacity(cluster)
+        if not virtual:
+            check_capacity(cluster)
         url = context.dashboard_url
         yield f"http://{url}" if url and (dashboard or address) else None
     finally:
@@ -312,16 +321,24 @@ def code_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def _start_local(cluster: Cluster, *, dashboard: bool) -> RayNodes:
-    """Ray on this machine: the head is the first node, the others are virtual."""
+def _start_local(cluster: Cluster, *, dashboard: bool, virtual: bool) -> RayNodes:
+    """Ray on this machine: the head is the first node, the others are further raylets.
+
+    Where they would be many (and have no devices anyway), the head carries them all.
+    """
     logging.getLogger("ray").setLevel(logging.ERROR)
-    devices: dict[str, Any] = {"resources": {_VIRTUAL_DEVICE: cluster.gpus_per_node}}
-    if cluster.device.kind == "gpu":
+    carried = cluster.nodes if virtual and cluster.nodes > _MOST_RAYLETS else 1
+    devices: dict[str, Any] = {"resources": {_VIRTUAL_DEVICE: carried * cluster.gpus_per_node}}
+    if device_resource(cluster, virtual=virtual) == "GPU":
         devices = {"num_gpus": cluster.gpus_per_node}
-    node = {"num_cpus": _NODE_CPUS + 1, "object_store_memory": 100 * 2**20, **devices}
+    node = {
+        "num_cpus": carried * _NODE_CPUS + 1,
+        "object_store_memory": 100 * 2**20,
+        **devices,
+    }
     head = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"}
     nodes = RayNodes(initialize_head=True, head_node_args={**node, **head}, shutdown_at_exit=True)
-    for _ in range(cluster.nodes - 1):
+    for _ in range(cluster.nodes - carried):
         nodes.add_node(wait=False, **node)
     nodes.wait_for_nodes()
     return nodes

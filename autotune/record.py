@@ -9,7 +9,11 @@ import pyarrow as pa
 
 from autotune.layout import LAYOUT_COLUMNS, Layout
 from autotune.measurement import Measurement
+from autotune.search.prior import Prediction
 from autotune.trial import Outcome
+
+Purpose = Literal["explore", "reduced", "confirm"]
+"""What a trial is for: to find, to find cheaply, or to make sure."""
 
 _LAYOUT_TYPES = {
     "tensor_parallel": pa.int64(),
@@ -64,10 +68,10 @@ STEP_SCHEMA = pa.schema(
         pa.field("rank", pa.int64(), nullable=False),
         pa.field("step", pa.int64(), nullable=False),
         pa.field("step_seconds", pa.float64(), nullable=False),
-        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("loss", pa.float64()),
         pa.field("grad_norm", pa.float64()),
-        pa.field("peak_memory_gib", pa.float64(), nullable=False),
-        pa.field("peak_reserved_gib", pa.float64(), nullable=False),
+        pa.field("peak_memory_gib", pa.float64()),
+        pa.field("peak_reserved_gib", pa.float64()),
     ]
 )
 """Columns of steps/*.parquet."""
@@ -82,7 +86,7 @@ class TrialRecord:
 
     trial_id: str
     trainable: str
-    purpose: Literal["explore", "reduced", "confirm"]
+    purpose: Purpose
     layout: Layout
     outcome: Outcome
     reason: str
@@ -96,9 +100,8 @@ class TrialRecord:
     """Starts that it took."""
     started_at: datetime.datetime
     finished_at: datetime.datetime
-    predicted_step_seconds: float | None = None
-    predicted_peak_memory_gib: float | None = None
-    predicted_fit_probability: float | None = None
+    prediction: Prediction | None = None
+    """What the search expected when it proposed the layout; null without a cost model."""
 
     def row(self) -> dict[str, Any]:
         """The record by the names of `TRIAL_SCHEMA`."""
@@ -107,6 +110,10 @@ class TrialRecord:
             **own,
             **self.layout.columns(),
             **dataclasses.asdict(self.measurement),
+            **{
+                f"predicted_{name}": getattr(self.prediction, name, None)
+                for name in _PREDICTION_FIELDS
+            },
             "outcome": self.outcome.value,
             "world_size": self.layout.world_size,
             "measured_data_parallel": self.layout.data_parallel,
@@ -116,8 +123,9 @@ class TrialRecord:
 _OWN_COLUMNS = [
     field.name
     for field in dataclasses.fields(TrialRecord)
-    if field.name not in ("layout", "measurement", "outcome")
+    if field.name not in ("layout", "measurement", "outcome", "prediction")
 ]
+_PREDICTION_FIELDS = [field.name for field in dataclasses.fields(Prediction)]
 
 
 def record_from_row(row: Mapping[str, Any]) -> TrialRecord:
@@ -128,7 +136,13 @@ def record_from_row(row: Mapping[str, Any]) -> TrialRecord:
         layout=layout_from_row(row),
         measurement=Measurement(**{name: row[name] for name in names}),
         outcome=Outcome(row["outcome"]),
+        prediction=_prediction_from_row(row),
     )
+
+
+def _prediction_from_row(row: Mapping[str, Any]) -> Prediction | None:
+    values = {name: row[f"predicted_{name}"] for name in _PREDICTION_FIELDS}
+    return None if None in values.values() else Prediction(**values)
 
 
 def layout_from_row(row: Mapping[str, Any]) -> Layout:

@@ -19,13 +19,19 @@ from autotune.export import export_layout
 from autotune.hardware import device_of_accelerator
 from autotune.ledger import Ledger
 from autotune.options import TRAINABLES, SearchOptions, request_from_options
+from autotune.recorded import read_sweeps
 from autotune.report import Screen, print_best, print_plan
 from autotune.request import Request
 from autotune.store import RunStore, create_run, open_run, refuse_existing_run, sole_user
+from autotune.trainable import Trainable
 
 _PLAIN_WIDTH = 130
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _COUNT = click.IntRange(min=1)
+_SAID_OF = {
+    "simulated": "simulated: figures are predictions",
+    "replay": "replayed: figures are recorded ones of earlier runs",
+}
 
 
 @click.command()
@@ -33,11 +39,21 @@ _COUNT = click.IntRange(min=1)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="New run directory.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Continue a run.")
 @click.option("--trainable", type=click.Choice(TRAINABLES), default="auto", show_default=True)
-@click.option("--search", default="hyperopt", show_default=True, help="hyperopt, random or grid.")
+@click.option("--runs", metavar="PATH", help="Recorded runs for --trainable replay.")
+@click.option(
+    "--search", default="guided", show_default=True, help="guided, hyperopt, random, grid or rules."
+)
 @click.option("--max-trials", type=_COUNT, metavar="N", help="Finished trials.")
 @click.option("--gpu-hours", type=_POSITIVE, metavar="H", help="Device hours for the search.")
+@click.option(
+    "--training-gpu-hours",
+    type=_POSITIVE,
+    metavar="H",
+    help="Device hours of the real run: the search ends when another trial no longer pays.",
+)
 @click.option("--nodes", type=_COUNT, metavar="N", help="Nodes that every layout uses.")
 @click.option("--gpus-per-node", type=_COUNT, metavar="G", help="Devices per node.")
+@click.option("--gpu", metavar="NAME|FILE.json", help="Device, if it is not the space's.")
 @click.option("--address", metavar="RAY", help="Address of a running Ray cluster.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -82,16 +98,20 @@ def main(
         request = store.request
         directory = resume
     else:
-        if search["space"] is None:
-            raise InputError("--space or --resume must be given, got neither")
-        request = request_from_options(SearchOptions(**search))
+        request = request_from_options(SearchOptions(address=address, **search))
         directory = out or Path("runs") / request.space.name
         if not dry_run:
             refuse_existing_run(directory)
     if dry_run:
         _print_dry_run(console, request)
         return 0
-    if address is None:
+    if request.simulated:
+        if address is not None:
+            raise InputError(
+                f"--address is for real trials, got it with --trainable {request.trainable}"
+            )
+        console.print(_SAID_OF[request.trainable], style="bold yellow", soft_wrap=True)
+    elif address is None:
         _refuse_without_devices(request)
     with _terminated_like_interrupted():
         try:
@@ -114,15 +134,17 @@ def _search(
     # Imported here: Ray takes seconds to import, and bad input should not wait for it.
     from autotune.placement import inspect_nodes, ray_cluster
     from autotune.tuner import run_trials
-    from trainables.deepspeed_llm.launch import DeepSpeedLlm
 
     cluster = request.space.cluster
-    with ray_cluster(cluster, address=address, dashboard=dashboard) as url:
-        nodes = inspect_nodes(cluster)
+    with ray_cluster(
+        cluster, address=address, dashboard=dashboard, virtual=request.simulated
+    ) as url:
+        nodes = [] if request.simulated else inspect_nodes(cluster)
         with contextlib.ExitStack() as held:
             if store is None:
-                request = _with_actual_device(console, request, nodes)
-                request = _with_installed_kernels(console, request, nodes)
+                if not request.simulated:
+                    request = _with_actual_device(console, request, nodes)
+                    request = _with_installed_kernels(console, request, nodes)
                 held.enter_context(sole_user(directory))
                 about = {"versions": {"autotune": __version__}, "nodes": nodes}
                 store = create_run(directory, request, about)
@@ -131,11 +153,30 @@ def _search(
             screen = Screen(console, max_trials=request.max_trials, finished=finished)
             ledger = Ledger(store, screen)
             with screen:
-                run_trials(ledger, DeepSpeedLlm(device_kind=cluster.device.kind, env=request.env))
+                run_trials(ledger, _trainable(request), virtual=request.simulated)
             if ledger.best:
                 store.write_json("best.json", ledger.summary())
                 export_layout(directory / "export", ledger.best[0].layout, request)
             return ledger
+
+
+def _trainable(request: Request) -> Trainable:
+    """What runs the request's trials. Imported where it is needed: torch takes seconds."""
+    if request.trainable == "simulated":
+        from trainables.simulated import SimulatedTrainable
+
+        return SimulatedTrainable()
+    if request.trainable == "replay":
+        from trainables.replay import ReplayTrainable
+
+        assert request.runs is not None
+        sweeps = read_sweeps(Path(request.runs))
+        return ReplayTrainable(
+            next(sweep for sweep in sweeps if sweep.name == request.space.name).runs
+        )
+    from trainables.deepspeed_llm.launch import DeepSpeedLlm
+
+    return DeepSpeedLlm(device_kind=request.space.cluster.device.kind, env=request.env)
 
 
 def _finish(console: Console, ledger: Ledger, directory: Path, *, as_json: bool) -> int:
@@ -149,6 +190,8 @@ def _finish(console: Console, ledger: Ledger, directory: Path, *, as_json: bool)
     print_best(console, best)
     console.print(f"best: {best[0].layout.describe()}", soft_wrap=True, highlight=False)
     console.print(f"train it with {directory}/export/launch.sh", soft_wrap=True, highlight=False)
+    if ledger.request.simulated:
+        console.print(_SAID_OF[ledger.request.trainable], style="bold yellow", soft_wrap=True)
     return 0
 
 
@@ -199,8 +242,8 @@ def _refuse_without_devices(request: Request) -> None:
         refuse_without_devices(request.space.cluster)
     except ClusterTooSmall as error:
         raise ClusterTooSmall(
-            f"--space {request.space.name} {error}; name a Ray cluster with --address (simulated "
-            "trials are not there yet)"
+            f"--space {request.space.name} {error}; name a Ray cluster with --address, or take "
+            "--trainable simulated"
         ) from None
 
 

@@ -75,13 +75,13 @@ class RankStep:
     """From 0; the warm-up steps come first."""
     step_seconds: float
     """Wall time between synchronisations."""
-    loss: float
-    """Mean over the global batch: the same on every rank."""
+    loss: float | None
+    """Mean over the global batch: the same on every rank; null where nothing was trained."""
     grad_norm: float | None
     """Global gradient norm before clipping."""
-    peak_memory_gib: float
+    peak_memory_gib: float | None
     """Most memory in use so far: resident pages on CPUs, the CUDA allocator's on GPUs."""
-    peak_reserved_gib: float
+    peak_reserved_gib: float | None
     """What the limit counts: private virtual memory on CPUs, CUDA's reserved memory on GPUs."""
 
 
@@ -100,7 +100,7 @@ class StepReport:
         return max(rank.step_seconds for rank in self.ranks)
 
     @property
-    def loss(self) -> float:
+    def loss(self) -> float | None:
         """Mean loss over the global batch."""
         return self.ranks[0].loss
 
@@ -110,9 +110,10 @@ class StepReport:
         return self.ranks[0].grad_norm
 
     @property
-    def peak_memory_gib(self) -> float:
+    def peak_memory_gib(self) -> float | None:
         """Maximum over ranks so far."""
-        return max(rank.peak_memory_gib for rank in self.ranks)
+        peaks = (rank.peak_memory_gib for rank in self.ranks)
+        return max((peak for peak in peaks if peak is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

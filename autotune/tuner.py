@@ -44,15 +44,16 @@ _ended = pydantic.TypeAdapter(Ended)
 _step_report = pydantic.TypeAdapter(StepReport)
 
 
-def run_trials(ledger: Ledger, trainable: Trainable) -> None:
+def run_trials(ledger: Ledger, trainable: Trainable, *, virtual: bool = False) -> None:
     """Run the ledger's trials on the connected Ray until it hands out no more.
 
-    Raises NodeCheckFailed where a node is not fit; KeyboardInterrupt goes through.
+    On a `virtual` cluster nodes are only counted. Raises NodeCheckFailed where a node is not fit;
+    KeyboardInterrupt goes through.
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     # Failed attempts come back to us; Tune would print their tracebacks as well.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    adapter = _Adapter(ledger)
+    adapter = _Adapter(ledger, virtual=virtual)
     with tempfile.TemporaryDirectory(prefix="autotune-") as scratch:
         tuner = tune.Tuner(
             tune.with_parameters(LayoutTrial, worker=trainable),
@@ -86,7 +87,7 @@ class LayoutTrial(tune.Trainable):
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         """Whole nodes, as many as the layout needs."""
         spec = trial_spec_from_json(config["spec"])
-        return node_group(spec.cluster, spec.layout.world_size)
+        return node_group(spec.cluster, spec.layout.world_size, virtual=config["virtual"])
 
     def setup(self, config: dict[str, Any], worker: Trainable | None = None) -> None:
         """Take the nodes, check them, and begin the first trial."""
@@ -137,8 +138,9 @@ class LayoutTrial(tune.Trainable):
 class _Adapter:
     """What the three hooks of Tune share: the ledger, and its trials by Tune's names."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, *, virtual: bool) -> None:
         self.ledger = ledger
+        self.virtual = virtual
         self.unfit_node: str | None = None
         self._trial_ids: dict[str, str] = {}
 
@@ -188,7 +190,9 @@ class _AskTell(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         spec = self._adapter.ask(trial_id)
-        return Searcher.FINISHED if spec is None else {"spec": to_json(spec)}
+        if spec is None:
+            return Searcher.FINISHED
+        return {"spec": to_json(spec), "virtual": self._adapter.virtual}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

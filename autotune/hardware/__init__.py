@@ -1,11 +1,23 @@
-"""Devices as sourced data."""
+"""Devices as sourced data, one file each."""
 
 from autotune.hardware.devices import (
     Device,
+    Measured,
+    device_from_json,
     device_named,
     device_of_accelerator,
+    device_to_json,
     known_devices,
     unknown_gpu,
 )
 
-__all__ = ["Device", "device_named", "device_of_accelerator", "known_devices", "unknown_gpu"]
+__all__ = [
+    "Device",
+    "Measured",
+    "device_from_json",
+    "device_named",
+    "device_of_accelerator",
+    "device_to_json",
+    "known_devices",
+    "unknown_gpu",
+]

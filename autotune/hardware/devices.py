@@ -1,13 +1,25 @@
-"""What is known of a device: kind, memory, peak. An unknown device has nulls, never a guess."""
+"""What is known of a device, one file each. An unknown device has nulls, never a guess."""
 
 import functools
 import importlib.resources
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
+import pydantic
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.errors import InputError, validated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
+class Measured:
+    """A constant of the cost model (autotune/cost/constants.json) and where it comes from."""
+
+    value: float
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
@@ -15,29 +27,52 @@ class Device:
     """One accelerator (or the share of a CPU that stands in for one)."""
 
     name: str
-    """Lower-case name, as in devices.json."""
+    """Lower-case name, the file's own."""
     kind: Literal["gpu", "cpu"]
     """What the workers drive: CUDA and NCCL, or CPU and gloo."""
     memory_gib: float | None
     """Memory per device, null where it is not known."""
     peak_bf16_tflops: float | None
     """Dense bf16 peak in TFLOP/s, null where it is not known."""
+    peak_fp32_tflops: float | None = None
+    """What fp32 training can reach in TFLOP/s, null where it is not known."""
+    memory_gb_per_second: float | None = None
+    """Bandwidth of the device's memory, null where it is not known."""
+    multiprocessors: int | None = None
+    """Units that each compute one tile of a matrix product, null where it is not known."""
     attention_kernels: tuple[str, ...]
     """What can compute attention there (flash_attn only where it is installed)."""
     ray_accelerator_types: tuple[str, ...] = ()
     """Ray's names for it (resource `accelerator_type:NAME`)."""
     source: str
     """Where the figures come from."""
+    constants: Mapping[str, Measured] = Field(default_factory=dict)
+    """Constants of the cost model that hold here for every trainer."""
+    trainers: Mapping[str, Mapping[str, Measured]] = Field(default_factory=dict)
+    """And those that hold here for one trainer."""
 
 
 @functools.cache
 def known_devices() -> dict[str, Device]:
-    """All devices of devices.json by name."""
-    text = (importlib.resources.files(__package__) / "devices.json").read_text(encoding="utf-8")
-    return {
-        name: validated(Device, {"name": name, **fields}, what=f"device {name}")
-        for name, fields in json.loads(text).items()
-    }
+    """All devices that have a file here, by name."""
+    files = (file for file in importlib.resources.files(__package__).iterdir())
+    found = [file for file in files if file.name.endswith(".json")]
+    devices = [
+        device_from_json(file.read_text(encoding="utf-8"), what=f"hardware {file.name}")
+        for file in sorted(found, key=lambda file: file.name)
+    ]
+    return {device.name: device for device in devices}
+
+
+def device_from_json(text: str, *, what: str) -> Device:
+    """Read a hardware file. Raises InputError."""
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{what}: not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{what}: must be a JSON object, got {type(fields).__name__}")
+    return validated(Device, fields, what=what)
 
 
 def device_of_accelerator(accelerator: str) -> Device:
@@ -61,8 +96,22 @@ def unknown_gpu(name: str) -> Device:
 
 
 def device_named(name: str) -> Device:
-    """The device of that name. Raises InputError that lists the known ones."""
+    """The device of that name, or of the hardware file at that path. Raises InputError."""
+    if name.endswith(".json"):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"hardware file {name!r} cannot be read: {error}") from None
+        return device_from_json(text, what=f"hardware file {name!r}")
     devices = known_devices()
     if name not in devices:
-        raise InputError(f"device must be one of {', '.join(devices)}, got {name!r}")
+        raise InputError(
+            f"device must be one of {', '.join(devices)} or a file NAME.json, got {name!r}"
+        )
     return devices[name]
+
+
+def device_to_json(device: Device) -> str:
+    """The hardware file of a device; `device_from_json` reads it back equal."""
+    fields = pydantic.TypeAdapter(Device).dump_python(device, mode="json")
+    return json.dumps(fields, indent=2) + "\n"

@@ -1,7 +1,19 @@
 """Searches: one ask/tell interface, usable without Ray."""
 
 from autotune.search.factory import SEARCHES, make_search
+from autotune.search.guided import TrialCost
+from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import Observation, Search
 from autotune.search.pruning import Pruned, prune
 
-__all__ = ["SEARCHES", "Observation", "Pruned", "Search", "make_search", "prune"]
+__all__ = [
+    "SEARCHES",
+    "Observation",
+    "Prediction",
+    "Prior",
+    "Pruned",
+    "Search",
+    "TrialCost",
+    "make_search",
+    "prune",
+]

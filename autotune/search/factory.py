@@ -4,20 +4,44 @@ from collections.abc import Callable, Sequence
 
 from autotune.errors import InputError
 from autotune.layout import Layout
-from autotune.search.ordered import grid_search, random_search
+from autotune.search.guided import GuidedSearch, TrialCost
+from autotune.search.ordered import OrderedSearch, in_order_of_advice, in_random_order
+from autotune.search.prior import Prior
 from autotune.search.protocol import Search
 from autotune.search.tpe import TpeSearch
 
-SEARCHES: dict[str, Callable[[Sequence[Layout], int], Search]] = {
-    "hyperopt": TpeSearch,
-    "random": random_search,
-    "grid": grid_search,
+_Maker = Callable[[Sequence[Layout], int, Prior | None, TrialCost], Search]
+
+
+def _guided(
+    layouts: Sequence[Layout], seed: int, prior: Prior | None, cost: TrialCost
+) -> GuidedSearch:
+    if prior is None:
+        raise InputError("--search guided needs a device that the cost model knows")
+    return GuidedSearch(prior, cost, seed)
+
+
+SEARCHES: dict[str, _Maker] = {
+    "guided": _guided,
+    "hyperopt": lambda layouts, seed, prior, cost: TpeSearch(layouts, seed, prior),
+    "random": lambda layouts, seed, prior, cost: OrderedSearch(
+        in_random_order(layouts, seed), prior
+    ),
+    "grid": lambda layouts, seed, prior, cost: OrderedSearch(layouts, prior),
+    "rules": lambda layouts, seed, prior, cost: OrderedSearch(
+        in_order_of_advice(layouts, seed), prior
+    ),
 }
-"""Makers by name; each takes the layouts of the space and a seed."""
+"""Makers by name."""
 
 
-def make_search(name: str, layouts: Sequence[Layout], *, seed: int) -> Search:
-    """A search over those layouts. Raises InputError for an unknown name."""
+def make_search(
+    name: str, layouts: Sequence[Layout], *, seed: int, prior: Prior | None, cost: TrialCost
+) -> Search:
+    """A search over those layouts; without a `prior` it knows nothing of them.
+
+    Raises InputError for an unknown name, and for a guided search without a prior.
+    """
     if name not in SEARCHES:
         raise InputError(f"--search must be one of {', '.join(SEARCHES)}, got {name!r}")
-    return SEARCHES[name](layouts, seed)
+    return SEARCHES[name](layouts, seed, prior, cost)

@@ -1,18 +1,28 @@
-"""Searches that follow an order fixed at the start: grid and random. What they are told is moot."""
+"""Searches that follow an order fixed at the start. What they are told is moot."""
 
+import dataclasses
 import random
 from collections.abc import Iterable, Sequence
 
 from autotune.layout import Layout
 from autotune.search.candidates import Candidates
-from autotune.search.protocol import Observation
+from autotune.search.prior import Prediction, Prior
+from autotune.search.protocol import NOTHING_LEFT, Observation
+
+# Fastest first, as far as the paper's figures and the kernels' own publications say.
+_KERNELS = ("flash_attn", "flash2", "sdpa_cudnn", "sdpa_flash", "flash1", "megatron", "math")
+_ZERO_STAGES = (1, 2, 3, 0)
+_CHECKPOINTING = ("none", "selective", "full")
 
 
 class OrderedSearch:
     """Proposes layouts in a given order. A `Search`."""
 
-    def __init__(self, layouts: Sequence[Layout]) -> None:
+    stopped_because = NOTHING_LEFT
+
+    def __init__(self, layouts: Sequence[Layout], prior: Prior | None = None) -> None:
         self._candidates = Candidates(layouts)
+        self._prior = prior
 
     def ask(self) -> Layout | None:
         """The next layout of the order."""
@@ -29,12 +39,37 @@ class OrderedSearch:
         """Never propose these."""
         self._candidates.remove(layouts)
 
+    def prediction(self, layout: Layout) -> Prediction | None:
+        """What the cost model says, uncorrected."""
+        return None if self._prior is None else self._prior.prediction(layout)
 
-def grid_search(layouts: Sequence[Layout], seed: int) -> OrderedSearch:
-    """Every layout in the order of the space; the seed plays no part."""
-    return OrderedSearch(layouts)
 
-
-def random_search(layouts: Sequence[Layout], seed: int) -> OrderedSearch:
+def in_random_order(layouts: Sequence[Layout], seed: int) -> list[Layout]:
     """Every layout in an order drawn from the seed."""
-    return OrderedSearch(random.Random(seed).sample(layouts, len(layouts)))
+    return random.Random(seed).sample(layouts, len(layouts))
+
+
+def in_order_of_advice(layouts: Sequence[Layout], seed: int) -> list[Layout]:
+    """The advice of Hagemann et al. 2023 as one order; equals in an order drawn from the seed.
+
+    The fastest kernels first, then no checkpointing, sequence parallelism, small micro-batches, few
+    ranks per replica, and of those pipeline before tensor parallelism. ZeRO 1 is what they used.
+    """
+    offered = set(layouts)
+
+    def advice(layout: Layout) -> tuple[int, ...]:
+        could_shard = layout.tensor_parallel > 1 and not layout.sequence_parallel
+        sharded = dataclasses.replace(layout, sequence_parallel=could_shard)
+        return (
+            _KERNELS.index(layout.attention_kernel),
+            layout.rmsnorm_kernel == "plain",
+            layout.torch_compile,
+            _ZERO_STAGES.index(layout.zero_stage),
+            _CHECKPOINTING.index(layout.activation_checkpointing),
+            could_shard and sharded in offered,
+            layout.micro_batch_size,
+            layout.tensor_parallel * layout.pipeline_parallel,
+            layout.tensor_parallel,
+        )
+
+    return sorted(in_random_order(layouts, seed), key=advice)

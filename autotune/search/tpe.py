@@ -14,17 +14,28 @@ import numpy as np
 
 from autotune.layout import LAYOUT_COLUMNS, Layout
 from autotune.search.candidates import Candidates
-from autotune.search.protocol import Observation
+from autotune.search.prior import Prediction, Prior
+from autotune.search.protocol import NOTHING_LEFT, Observation
 
 # TPE only ranks losses: any number above every step time says "bad".
 _PENALTY_SECONDS = 1e6
 _RANDOM_TRIALS_FIRST = 8
+# Predictions that warm-start a search: of the most promising layouts, and over all others.
+_LIKED = 10
+_SPREAD = 30
 
 
 class TpeSearch:
-    """Bayesian search by HyperOpt. A `Search`."""
+    """Bayesian search by HyperOpt. A `Search`.
 
-    def __init__(self, layouts: Sequence[Layout], seed: int) -> None:
+    With a prior it is warm-started: HyperOpt is told the cost model's word on some layouts as if
+    they had been tried. Before its first trial it then proposes the one that the prior likes best.
+    """
+
+    stopped_because = NOTHING_LEFT
+
+    def __init__(self, layouts: Sequence[Layout], seed: int, prior: Prior | None = None) -> None:
+        self._prior = prior
         self._candidates = Candidates(layouts)
         self._seed = seed
         self._size = len(self._candidates)
@@ -38,6 +49,9 @@ class TpeSearch:
             space = {name: hyperopt.hp.choice(name, v) for name, v in self._choices.items()}
             self._domain = hyperopt.Domain(lambda _: 0.0, space)
         self._trials = hyperopt.Trials()
+        self._first: Layout | None = None
+        if prior is not None and self._choices:
+            self._warm_start(prior)
 
     def ask(self) -> Layout | None:
         """TPE's suggestion among the layouts left."""
@@ -45,11 +59,11 @@ class TpeSearch:
             return None
         # A function of the seed and of how many layouts are gone: a resumed search draws the same.
         random = np.random.default_rng((self._seed, self._size - len(self._candidates)))
-        layout = (
-            self._nearest(self._suggest(random), random)
-            if self._choices
-            else self._candidates.first()
-        )
+        layout = self._first if self._first in self._candidates else None
+        self._first = None
+        if layout is None and self._choices:
+            layout = self._nearest(self._suggest(random), random)
+        layout = layout or self._candidates.first()
         assert layout is not None
         self._candidates.remove([layout])
         return layout
@@ -65,6 +79,19 @@ class TpeSearch:
     def discard(self, layouts: Iterable[Layout]) -> None:
         """Never propose these."""
         self._candidates.remove(layouts)
+
+    def prediction(self, layout: Layout) -> Prediction | None:
+        """What the cost model says, uncorrected."""
+        return None if self._prior is None else self._prior.prediction(layout)
+
+    def _warm_start(self, prior: Prior) -> None:
+        """Tell HyperOpt the predictions of the best layouts and of others spread over the rest."""
+        expected = prior.log_seconds - np.log(prior.estimates.fit_probability + 1e-9)
+        order = np.argsort(expected, kind="stable")
+        rest = np.linspace(_LIKED, len(order) - 1, _SPREAD).astype(int)
+        self._first = prior.layouts[order[0]]
+        for place in order[[*range(min(_LIKED, len(order))), *rest[rest >= _LIKED]]]:
+            self._learn(prior.layouts[place], float(np.exp(min(expected[place], 20.0))))
 
     def _suggest(self, random: np.random.Generator) -> tuple[Any, ...]:
         """TPE's draw: a value for each choice, legal together or not."""

@@ -171,7 +171,7 @@ class _Progress:
 
 
 def _is_finite(report: StepReport) -> bool:
-    return math.isfinite(report.loss) and math.isfinite(report.grad_norm or 0.0)
+    return math.isfinite(report.loss or 0.0) and math.isfinite(report.grad_norm or 0.0)
 
 
 def _precedence(event: Mapping[str, Any]) -> int:

@@ -1,0 +1,185 @@
+"""`autotune calibrate`: fit the cost model to runs, and write a hardware file."""
+
+import collections
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from autotune.cli import command_line
+from autotune.cost.calibration import FITTED, Accuracy, accuracy, fit, leave_one_out
+from autotune.cost.constants import Constants, Trainer, constants_for, known_constants
+from autotune.errors import InputError
+from autotune.hardware import Device, Measured, device_named, device_to_json
+from autotune.record import TrialRecord
+from autotune.recorded import RecordedRun, Sweep, read_sweeps
+from autotune.store import open_run, write_atomically
+from autotune.trial import Outcome
+
+_ACCURACY_COLUMNS = ("rows", "time error", "OOM F1", "Spearman")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    help="Hardware file to write; the default is NAME.json for the runs' device.",
+)
+@click.option("--gpu", metavar="NAME|FILE.json", help="Device whose figures to start from.")
+def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
+    """Fit the cost model's constants to RUNS: run directories, or recorded CSV and .xlsx files."""
+    sweeps = [sweep for path in runs for sweep in sweeps_of(path)]
+    device = _device(sweeps) if gpu is None else device_named(gpu)
+    sweeps = [
+        dataclasses.replace(s, cluster=dataclasses.replace(s.cluster, device=device))
+        for s in sweeps
+    ]
+    _one_of({sweep.trainer for sweep in sweeps}, "trainer")
+    trainer = sweeps[0].trainer
+    out = out or Path(f"{device.name}.json")
+    if out.suffix != ".json":
+        raise InputError(f"--out must be a file NAME.json, got {str(out)!r}")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"--out must be in a directory that exists, got {str(out)!r}")
+    before = constants_for(device, trainer)
+    console = Console()
+    judged, how = dict.fromkeys((sweep.name for sweep in sweeps), before), "fitted on itself"
+    fitted = fit(sweeps)
+    if len(sweeps) > 1:
+        after: Mapping[str, Constants] = leave_one_out(sweeps)
+        how = "fitted on the other sweeps"
+    else:
+        after = {sweeps[0].name: fitted}
+    _print(console, sweeps, judged, after, how)
+    source = f"{FITTED} {_described(sweeps)}"
+    calibrated = with_constants(device, trainer, before, fitted, source)
+    write_atomically(out, lambda path: path.write_text(device_to_json(calibrated)))
+    console.print(f"wrote {out}; use it with --gpu {out}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def sweeps_of(path: Path) -> list[Sweep]:
+    """The sweeps of a run directory or of recorded files. Raises InputError."""
+    if not (path / "run.json").exists():
+        return read_sweeps(path)
+    store = open_run(path)
+    if store.request.trainable != "deepspeed":
+        raise InputError(
+            f"run {str(path)!r} must be measured to calibrate from, got {store.request.trainable} "
+            "trials"
+        )
+    runs = [
+        _recorded(record)
+        for record in store.trials()
+        if record.purpose == "explore" and record.outcome in (Outcome.OK, Outcome.OOM)
+    ]
+    if not any(run.step_seconds for run in runs):
+        raise InputError(f"run {str(path)!r} must have a layout that ran, got none")
+    space = store.request.space
+    return [
+        Sweep(
+            name=str(path),
+            model=space.model,
+            precision=space.precision,
+            cluster=space.cluster,
+            trainer="deepspeed_llm",
+            runs=tuple(runs),
+        )
+    ]
+
+
+def with_constants(
+    device: Device,
+    trainer: Trainer,
+    before: Constants,
+    fitted: Constants,
+    source: str,
+) -> Device:
+    """The device with fitted constants in place of its own.
+
+    Constants that the fit left where they were keep their source.
+    """
+    known = known_constants()
+    of_hardware = dict(device.constants)
+    of_trainer = dict(device.trainers.get(trainer, {}))
+    for name, value in fitted.items():
+        if abs(value / before[name] - 1) < 1e-3 if before[name] else value == before[name]:
+            continue
+        group = of_hardware if known[name].of == "hardware" else of_trainer
+        group[name] = Measured(value=float(f"{value:.4g}"), source=source)
+    return dataclasses.replace(
+        device, constants=of_hardware, trainers={**device.trainers, trainer: of_trainer}
+    )
+
+
+def _recorded(record: TrialRecord) -> RecordedRun:
+    ok = record.outcome is Outcome.OK
+    return RecordedRun(
+        layout=record.layout,
+        outcome=record.outcome,
+        step_seconds=record.measurement.step_seconds if ok else None,
+        peak_memory_gib=record.measurement.peak_memory_gib if ok else None,
+    )
+
+
+def _on(device: Device, sweep: Sweep) -> Sweep:
+    return dataclasses.replace(sweep, cluster=dataclasses.replace(sweep.cluster, device=device))
+
+
+def _device(sweeps: Sequence[Sweep]) -> Device:
+    devices = {sweep.cluster.device.name: sweep.cluster.device for sweep in sweeps}
+    return devices[_one_of(set(devices), "device")]
+
+
+def _one_of(values: set[str], what: str) -> str:
+    if len(values) > 1:
+        raise InputError(f"all runs must have one {what}, got {', '.join(sorted(values))}")
+    return values.pop()
+
+
+def _described(sweeps: Sequence[Sweep]) -> str:
+    outcomes = collections.Counter(run.outcome for sweep in sweeps for run in sweep.runs)
+    names = ", ".join(sweep.name for sweep in sweeps)
+    ran, ran_out = outcomes[Outcome.OK], outcomes[Outcome.OOM]
+    return f"{ran} layouts that ran and {ran_out} that ran out of memory: {names}"
+
+
+def _print(
+    console: Console,
+    sweeps: Sequence[Sweep],
+    before: Mapping[str, Constants],
+    after: Mapping[str, Constants],
+    how: str,
+) -> None:
+    table = Table(title=f"Accuracy of predictions: before → after ({how})")
+    table.add_column("sweep")
+    for heading in _ACCURACY_COLUMNS:
+        table.add_column(heading, justify="right")
+    for sweep in sweeps:
+        old, new = (accuracy(sweep, constants[sweep.name]) for constants in (before, after))
+        table.add_row(
+            sweep.name,
+            str(new.rows),
+            f"{_percent(old)} → {_percent(new)}",
+            f"{_number(old.oom_f1)} → {_number(new.oom_f1)}",
+            f"{_number(old.spearman)} → {_number(new.spearman)}",
+        )
+    console.print(table)
+
+
+def _percent(found: Accuracy) -> str:
+    return "-" if found.step_time_mape is None else f"{found.step_time_mape:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(main))

@@ -1,0 +1,82 @@
+"""The numbers that the formulas take from measurements, by name.
+
+`constants.json` lists them all with unit, meaning, and the value that is assumed where nothing was
+measured. A hardware file overrides values: those of the hardware for every trainer, and those of a
+trainer (bytes it keeps, traffic it makes) for that trainer alone. An attention kernel has its own
+set, named `attention.KERNEL.CONSTANT`.
+"""
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from autotune.cost.stages import Partition
+from autotune.errors import InputError
+from autotune.hardware import Device
+
+Constants = Mapping[str, float]
+"""Values by name."""
+
+Trainer = Literal["deepspeed_llm", "hagemann2023"]
+"""Whose code runs the step: ours, or the code base of the recorded runs (arXiv 2311.05610)."""
+
+PARTITIONS: dict[Trainer, Partition] = {"deepspeed_llm": "blocks", "hagemann2023": "parameters"}
+"""How each trainer deals layers to pipeline stages. For the recorded runs this is inferred: dealing
+by parameters explains their step times better than dealing by blocks (DECISIONS.md)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """One number that a formula takes."""
+
+    value: float
+    """What is assumed where nothing was measured."""
+    spread: float
+    """Standard deviation of its logarithm before any measurement; 0 is never fitted."""
+    unit: str
+    of: Literal["hardware", "trainer"]
+    predicts: Literal["time", "memory"]
+    meaning: str
+
+
+@functools.cache
+def known_constants() -> dict[str, Constant]:
+    """Every constant by its full name."""
+    groups = _read()
+    kernels = groups["attention"]
+    known = {name: Constant(**fields) for name, fields in groups["constants"].items()}
+    for kernel, values in kernels["values"].items():
+        for name, fields in kernels["constants"].items():
+            known[f"attention.{kernel}.{name}"] = Constant(**fields, value=values[name])
+    return known
+
+
+def assumed_constants(trainer: Trainer) -> dict[str, float]:
+    """The values where nothing was measured."""
+    values = {name: constant.value for name, constant in known_constants().items()}
+    return {**values, **_read()["trainers"].get(trainer, {})}
+
+
+def constants_for(device: Device, trainer: Trainer) -> Constants:
+    """The constants of that trainer on that device. Raises InputError for unknown names."""
+    known = known_constants()
+    values = assumed_constants(trainer)
+    for found in (device.constants, device.trainers.get(trainer, {})):
+        for name, measured in found.items():
+            if name not in known:
+                raise InputError(
+                    f"hardware {device.name}: constant must be one of those of constants.json, "
+                    f"got {name!r}"
+                )
+            values[name] = measured.value
+    return values
+
+
+@functools.cache
+def _read() -> dict[str, Any]:
+    text = (importlib.resources.files(__package__) / "constants.json").read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content

@@ -1,0 +1,40 @@
+"""How long matrix products take on a device that works in tiles."""
+
+import numpy as np
+
+from autotune.cost.columns import Array
+
+# Rows and columns of the output that one multiprocessor computes at a time, and how fast such a
+# tile is against the largest: the shapes that cuBLAS mostly takes for large products on A100
+# (NVIDIA, Deep Learning Performance: Matrix Multiplication Background, sections on tile and wave
+# quantization).
+_TILES = ((128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.95))
+
+
+def tile_efficiency(rows: Array, columns: Array, multiprocessors: int) -> Array:
+    """Share of the multiprocessors' time that a [rows, columns] product keeps busy, 0..1.
+
+    Tiles run in waves of one per multiprocessor, and the last wave of each product is rarely full.
+    """
+    best = np.zeros(np.broadcast(rows, columns).shape)
+    for height, width, speed in _TILES:
+        tiles = np.ceil(rows / height) * np.ceil(columns / width)
+        waves = np.ceil(tiles / multiprocessors)
+        full = rows * columns / (height * width * multiprocessors)
+        best = np.maximum(best, speed * full / waves)
+    return best
+
+
+def linear_seconds(
+    tokens: Array, inputs: Array, outputs: Array, flops_per_second: float, multiprocessors: int
+) -> tuple[Array, Array]:
+    """Forward and backward time of a linear layer over `tokens` rows.
+
+    The backward pass is two products: the gradients of the input and of the weight.
+    """
+    flops = 2 * tokens * inputs * outputs
+
+    def product(rows: Array, columns: Array) -> Array:
+        return flops / (tile_efficiency(rows, columns, multiprocessors) * flops_per_second)
+
+    return product(tokens, outputs), product(tokens, inputs) + product(outputs, inputs)

@@ -1,0 +1,201 @@
+"""Peak memory of a layout's worst rank, and what it is made of."""
+
+import dataclasses
+
+import numpy as np
+
+from autotune.cost.columns import Array, Columns, total_of
+from autotune.cost.constants import Constants, Trainer
+from autotune.cost.setting import GB, GIB, Setting
+from autotune.cost.stages import Stages
+from autotune.deepspeed_config import LARGEST_BUCKET, SMALLEST_BUCKET
+
+# Bytes per parameter of AdamW in mixed precision: fp32 weights and two moments (Rajbhandari et al.
+# 2020, arXiv 1910.02054, section 3.1).
+_MASTER_BYTES = 4
+_MOMENT_BYTES = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PeakMemory:
+    """GiB on the worst rank by cause, each [n]; they add up to the peak."""
+
+    weights: Array
+    gradients: Array
+    optimiser: Array
+    """fp32 weights and moments, and what the update needs for a moment."""
+    activations: Array
+    """What the backward passes of the micro-batches in flight need; fragmentation included."""
+    logits: Array
+    """Of the micro-batch in the loss."""
+    buffers: Array
+    """Communication buckets."""
+    context: Array
+    """Libraries, communicators and the device's own."""
+
+    @property
+    def total(self) -> Array:
+        """The peak."""
+        return total_of(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _States:
+    """Bytes of one stage's parameters and what belongs to them, each [n, s]."""
+
+    weights: Array
+    gradients: Array
+    optimiser: Array
+    """Held all the time."""
+    update: Array
+    """More of the optimiser, needed only while it updates."""
+    buffers: Array
+    """Held in the passes."""
+    update_buffers: Array
+    """Held in the update."""
+
+
+def peak_memory(
+    columns: Columns, stages: Stages, setting: Setting, constants: Constants, trainer: Trainer
+) -> PeakMemory:
+    """The peak of every layout: the larger of the passes and the update, on the worst stage."""
+    parameters = setting.stage_parameters(stages) / columns.tensor_parallel[:, None]
+    states = _STATES[trainer](columns, parameters, setting, constants)
+    activations, logits = _activations(columns, stages, setting, constants)
+    static = states.weights + states.gradients + states.optimiser
+    passes = static + states.buffers + activations + logits
+    update = static + states.update + states.update_buffers
+    worst = np.where(stages.exists > 0, np.maximum(passes, update), 0).argmax(axis=1)[:, None]
+    in_update = np.take_along_axis(update > passes, worst, 1)[:, 0]
+
+    def of_worst(in_passes: Array, while_updating: Array) -> Array:
+        chosen = np.where(
+            in_update,
+            np.take_along_axis(while_updating, worst, 1)[:, 0],
+            np.take_along_axis(in_passes, worst, 1)[:, 0],
+        )
+        return chosen / GIB
+
+    none = np.zeros_like(activations)
+    staged = (columns.pipeline_parallel > 1).astype(float)
+    return PeakMemory(
+        weights=of_worst(states.weights, states.weights),
+        gradients=of_worst(states.gradients, states.gradients),
+        optimiser=of_worst(states.optimiser, states.optimiser + states.update),
+        activations=of_worst(activations, none),
+        logits=of_worst(logits, none),
+        buffers=of_worst(states.buffers, states.update_buffers),
+        context=constants["context_gib"] + constants["pipeline_context_gib"] * staged,
+    )
+
+
+def block_activation_bytes(
+    columns: Columns, setting: Setting, constants: Constants
+) -> tuple[Array, Array]:
+    """Bytes that one block keeps of one micro-batch [n]: all but the scores, and the scores.
+
+    Tensors of a tensor-parallel region after Korthikanti et al. 2022 (arXiv 2205.05198), section
+    4.2, for SwiGLU, rotary embeddings and grouped-query attention: queries and keys before and
+    after the rotation, values, the attention's output and its log-sum-exp (fp32); gate, up, the
+    activated gate and their product. Outside: residuals and norms, and the inputs of the two
+    regions, which stay whole with sequence parallelism.
+    """
+    model, size = setting.model, columns.tensor_parallel
+    tokens = columns.micro_batch_size * model.sequence_length
+    hidden, grouped = model.hidden_size, model.num_key_value_heads * model.head_size
+    sharded = 2 * (hidden + grouped) + grouped + hidden + 4 * model.intermediate_size
+    norms = constants["plain_norm_activations"] * columns.plain_norm
+    residual = constants["residual_activations"] + norms
+    tensors = (
+        2 * hidden
+        + residual * hidden / columns.sequence_shards
+        + constants["sharded_activations"] * sharded / size
+    )
+    kept = tokens * (tensors * setting.element_bytes + 4 * model.num_attention_heads / size)
+    scores = tokens * model.sequence_length * model.num_attention_heads / size
+    score_bytes = columns.of_kernel(constants, "score_bytes") * setting.element_scale
+    return kept, scores * score_bytes
+
+
+def _activations(
+    columns: Columns, stages: Stages, setting: Setting, constants: Constants
+) -> tuple[Array, Array]:
+    """Activations and logits of each stage at the worst moment, in bytes [n, s].
+
+    A recomputed block keeps its input for every micro-batch in flight, and the whole block only
+    while its backward pass runs. Its tensors take the place of the logits, which are gone by then;
+    its scores, where a kernel writes them, come on top (so the recorded runs say).
+    """
+    model = setting.model
+    tokens = columns.micro_batch_size * model.sequence_length
+    kept, scores = block_activation_bytes(columns, setting, constants)
+    inputs = tokens * model.hidden_size * setting.element_bytes / columns.sequence_shards
+    per_logit = (
+        constants["logit_bytes"] / columns.tensor_parallel
+        + constants["replicated_logit_bytes"]
+        + constants["gathered_logit_bytes"] * (columns.tensor_parallel > 1)
+    )
+    logits = (tokens * model.vocab_size * per_logit * setting.element_scale)[:, None] * stages.head
+    held = stages.blocks * stages.in_flight
+    recomputed = columns.recompute_block[:, None] > 0
+    attention_recomputed = columns.recompute_attention[:, None] > 0
+    once = np.where(attention_recomputed, scores[:, None], 0)
+    whole = held * (kept + np.where(columns.recompute_attention > 0, 0, scores))[:, None]
+    inputs_only = held * inputs[:, None] + np.maximum(kept[:, None] - logits, 0)
+    lost = 1 + constants["fragmentation"]
+    return (np.where(recomputed, inputs_only, whole) + once) * lost, logits * lost
+
+
+def _deepspeed_states(
+    columns: Columns, parameters: Array, setting: Setting, constants: Constants
+) -> _States:
+    """DeepSpeed 0.19's engines, as read from its optimisers and measured (docs/results/cpu.md).
+
+    Stages shard as in Rajbhandari et al. 2020, table 1, with these differences: gradients that are
+    not reduced yet fill up to a bucket (stages 2 and 3), weights that are gathered stay up to a
+    limit of 10^9 (stage 3), bf16 makes an fp32 copy of the gradient shard to update with, and the
+    pipeline engine's bf16 optimiser keeps unsharded fp32 gradients.
+    """
+    stage, replicas = columns.zero_stage[:, None], columns.data_parallel[:, None]
+    element = setting.element_bytes
+    mixed = setting.precision == "bf16"
+    bucket = np.clip(parameters, SMALLEST_BUCKET, LARGEST_BUCKET)
+    weights = element * np.where(stage >= 3, parameters / replicas, parameters)
+    gathered = element * np.where(stage >= 3, np.minimum(parameters, 1e9), 0)
+    gradients = element * np.where(
+        stage >= 2, parameters / replicas + np.minimum(bucket, parameters), parameters
+    )
+    if mixed:
+        staged = columns.pipeline_parallel[:, None] > 1
+        gradients = gradients + np.where(staged, 2 * _MASTER_BYTES * parameters, 0)
+    shard = np.where(stage >= 1, parameters / replicas, parameters)
+    masters = np.where(stage >= 1, _MASTER_BYTES, 0)
+    copies = (_MASTER_BYTES if mixed else 0) + np.where(stage >= 1, constants["update_bytes"], 0.0)
+    buckets = element * bucket * np.where(stage >= 3, 2, 1)
+    return _States(
+        weights=weights,
+        gradients=gradients,
+        optimiser=(masters + _MOMENT_BYTES) * shard,
+        update=copies * shard,
+        buffers=buckets + gathered,
+        update_buffers=buckets,
+    )
+
+
+def _recorded_states(
+    columns: Columns, parameters: Array, setting: Setting, constants: Constants
+) -> _States:
+    """The code base of the recorded runs: bf16, ZeRO 1; 4 bytes per parameter more of its shard
+    and a bucket of about 2.8 GiB while it updates (found by fitting; see DECISIONS.md)."""
+    shard = parameters / columns.data_parallel[:, None]
+    return _States(
+        weights=2 * parameters,
+        gradients=2 * parameters,
+        optimiser=(_MASTER_BYTES + _MOMENT_BYTES) * shard,
+        update=4 * shard,
+        buffers=np.zeros_like(parameters),
+        update_buffers=np.minimum(3 * GB, 6 * parameters),
+    )
+
+
+_STATES = {"deepspeed_llm": _deepspeed_states, "hagemann2023": _recorded_states}

@@ -1,0 +1,80 @@
+"""What all layouts of an estimate share: the model, and the plain figures of the hardware."""
+
+import dataclasses
+
+from autotune.cluster import Cluster
+from autotune.cost.columns import Array
+from autotune.cost.stages import Stages
+from autotune.errors import InputError
+from autotune.model import Model, Precision
+
+GB = 1e9
+GIB = float(2**30)
+
+# The recorded runs, and so the constants in bytes, are in bf16.
+_BF16_BYTES = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One model in one precision on one cluster."""
+
+    model: Model
+    precision: Precision
+    devices: int
+    devices_per_node: int
+    flops_per_second: float
+    """Peak of one device in that precision."""
+    memory_bytes_per_second: float
+    """Bandwidth of one device's memory."""
+    multiprocessors: int
+    """Units that each compute one tile of a matrix product at a time."""
+    capacity_gib: float
+    """Nominal memory per device, or the budget per rank."""
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of a weight or an activation."""
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def element_scale(self) -> float:
+        """Bytes of an element over those of bf16, which constants in bytes are given for."""
+        return self.element_bytes / _BF16_BYTES
+
+    def stage_parameters(self, stages: Stages) -> Array:
+        """Parameters of each stage [n, s], before tensor parallelism divides them."""
+        matrix = self.model.vocab_size * self.model.hidden_size
+        embeddings = (stages.embedding + stages.head) * matrix
+        return stages.blocks * self.model.layer_parameters + embeddings
+
+
+def setting_of(model: Model, precision: Precision, cluster: Cluster) -> Setting:
+    """Raises InputError where a figure of the device is not known."""
+    device = cluster.device
+    needed = {
+        "peak-tflops": device.peak_bf16_tflops or device.peak_fp32_tflops,
+        "memory-gib": cluster.memory_gib or device.memory_gib,
+        "memory-bandwidth": device.memory_gb_per_second,
+        "multiprocessors": device.multiprocessors,
+    }
+    missing = [f"--{name}" for name, value in needed.items() if value is None]
+    if missing:
+        raise InputError(
+            f"device {device.name} is not known well enough to estimate a layout: state "
+            f"{', '.join(missing)}"
+        )
+    peak = device.peak_bf16_tflops if precision == "bf16" else device.peak_fp32_tflops
+    peak = peak or needed["peak-tflops"]
+    assert peak and device.memory_gb_per_second and device.multiprocessors
+    assert needed["memory-gib"]
+    return Setting(
+        model=model,
+        precision=precision,
+        devices=cluster.devices,
+        devices_per_node=cluster.gpus_per_node,
+        flops_per_second=peak * 1e12,
+        memory_bytes_per_second=device.memory_gb_per_second * GB,
+        multiprocessors=device.multiprocessors,
+        capacity_gib=needed["memory-gib"],
+    )

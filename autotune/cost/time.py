@@ -1,0 +1,268 @@
+"""Seconds of an optimiser step: every part of it, from first principles.
+
+A step is `micro_batches` passes through the slowest pipeline stage, the time until the pipeline is
+full and empty again, and what happens once: the reduction of gradients and the optimiser.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from autotune.cost.columns import Array, Columns, total_of
+from autotune.cost.constants import Constants
+from autotune.cost.matrix_products import linear_seconds
+from autotune.cost.setting import GB, Setting
+from autotune.cost.stages import Stages
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Seconds per step by cause, each [n]; they add up to the step."""
+
+    matrix_products: Array
+    """Of the blocks; recomputation included, as in the next ones."""
+    attention: Array
+    element_wise: Array
+    tensor_parallel: Array
+    """Collectives within the blocks."""
+    launch: Array
+    """Host time that the device waits for."""
+    embedding_and_head: Array
+    """Output matrix and loss, where the slowest stage has them."""
+    stage_transfers: Array
+    """Activations and gradients between pipeline stages."""
+    pipeline_bubble: Array
+    """Filling and draining the pipeline."""
+    data_parallel: Array
+    """Reducing gradients and gathering weights."""
+    optimiser: Array
+    other: Array
+    """What every step takes besides."""
+    memory_pressure: Array
+    """The allocator's work when the memory is nearly full."""
+
+    @property
+    def total(self) -> Array:
+        """The step."""
+        return total_of(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """Seconds of one micro-batch through one block, by cause, each [n]."""
+
+    matrix_products: Array
+    attention: Array
+    element_wise: Array
+    tensor_parallel: Array
+    launch: Array
+
+    @property
+    def total(self) -> Array:
+        return total_of(self)
+
+
+def step_time(
+    columns: Columns,
+    stages: Stages,
+    setting: Setting,
+    constants: Constants,
+    memory_share: Array,
+) -> StepTime:
+    """The time of every layout; `memory_share` is its peak memory over the capacity."""
+    block = _block(columns, setting, constants)
+    head = _head(columns, setting, constants)
+    transfer = _stage_transfer(columns, setting, constants)
+    per_stage = (
+        stages.blocks * block.total[:, None]
+        + stages.head * head[:, None]
+        + stages.neighbours * transfer[:, None]
+    )
+    slowest = per_stage.argmax(axis=1)
+
+    def of_slowest(counts: Array) -> Array:
+        return columns.micro_batches * np.take_along_axis(counts, slowest[:, None], 1)[:, 0]
+
+    blocks = of_slowest(stages.blocks)
+    parameters = _largest_share_of_parameters(stages, columns, setting)
+    parts = {
+        **{name.name: blocks * getattr(block, name.name) for name in dataclasses.fields(block)},
+        "embedding_and_head": of_slowest(stages.head) * head,
+        "stage_transfers": of_slowest(stages.neighbours) * transfer,
+        "pipeline_bubble": per_stage.sum(axis=1) - per_stage.max(axis=1),
+        "data_parallel": _data_parallel(columns, parameters, setting, constants),
+        "optimiser": _optimiser(columns, parameters, setting, constants),
+        "other": np.full(len(columns), constants["step_seconds"]),
+    }
+    fullness = 1 + (memory_share - 1) / constants["pressure_width"]
+    slow_down = constants["pressure"] * np.logaddexp(0, 4 * np.clip(fullness, -10, 10)) / 4
+    pressure = slow_down * np.sum(list(parts.values()), axis=0)
+    return StepTime(**parts, memory_pressure=pressure)
+
+
+def _block(columns: Columns, setting: Setting, constants: Constants) -> _Parts:
+    """Forward, backward and recomputation of one block.
+
+    FLOPs after Korthikanti et al. 2022 (arXiv 2205.05198), for SwiGLU and grouped-query attention.
+    """
+    model, tensor = setting.model, columns.tensor_parallel
+    tokens = columns.micro_batch_size * model.sequence_length
+    hidden = np.full(len(columns), float(model.hidden_size))
+    grouped = 2 * model.num_key_value_heads * model.head_size
+    inner = model.intermediate_size / tensor
+    forward = backward = np.zeros(len(columns))
+    for inputs, outputs in (
+        (hidden, (hidden + grouped) / tensor),
+        (hidden / tensor, hidden),
+        (hidden, inner),
+        (hidden, inner),
+        (inner, hidden),
+    ):
+        ahead, back = linear_seconds(
+            tokens,
+            inputs,
+            outputs,
+            setting.flops_per_second * constants["gemm_efficiency"],
+            setting.multiprocessors,
+        )
+        forward, backward = forward + ahead, backward + back
+    attention_forward, attention_backward = _attention(columns, tokens, setting, constants)
+    traffic = tokens * _element_wise_bytes(columns, setting, constants)
+    element_wise = traffic / setting.memory_bytes_per_second
+    collectives = _tensor_parallel(columns, tokens, setting, constants)
+    launch = constants["launch_seconds"]
+    again = columns.recompute_block
+    return _Parts(
+        matrix_products=forward * (1 + again) + backward,
+        attention=attention_forward * (1 + columns.recompute_attention) + attention_backward,
+        # A third of the traffic is the forward pass's.
+        element_wise=element_wise * (1 + again / 3),
+        tensor_parallel=collectives * (2 + again),
+        launch=launch * (3 + again) + constants["checkpoint_seconds"] * again,
+    )
+
+
+def _attention(
+    columns: Columns, tokens: Array, setting: Setting, constants: Constants
+) -> tuple[Array, Array]:
+    """Forward and backward time of scores, softmax and weighted values.
+
+    Fused kernels compute the causal half only, and their backward pass is five products to the
+    forward pass's two (Dao 2023, arXiv 2307.08691). Others compute and write all scores.
+    """
+    model = setting.model
+    efficiency = columns.of_kernel(constants, "efficiency")
+    score_traffic = columns.of_kernel(constants, "score_traffic")
+    fused = score_traffic == 0
+    flops = 4 * tokens * model.sequence_length * model.hidden_size / columns.tensor_parallel
+    forward = flops * np.where(fused, 0.5, 1.0) / (efficiency * setting.flops_per_second)
+    backward = forward * np.where(fused, 2.5, 2.0)
+    scores = tokens * model.sequence_length * model.num_attention_heads / columns.tensor_parallel
+    written = scores * score_traffic * setting.element_scale / setting.memory_bytes_per_second
+    return forward + written / 3, backward + written * 2 / 3
+
+
+def _element_wise_bytes(columns: Columns, setting: Setting, constants: Constants) -> Array:
+    """Traffic of a block's norms, residuals, rotations and gates per token, both directions."""
+    residual = constants["residual_traffic"] + constants["plain_norm_traffic"] * columns.plain_norm
+    sharded = constants["sharded_traffic"] + columns.of_kernel(constants, "sharded_traffic")
+    bytes_per_unit = residual / columns.sequence_shards + sharded / columns.tensor_parallel
+    compiled = np.where(columns.compiled > 0, constants["compiled_traffic"], 1.0)
+    return bytes_per_unit * setting.model.hidden_size * compiled * setting.element_scale
+
+
+def _tensor_parallel(
+    columns: Columns, tokens: Array, setting: Setting, constants: Constants
+) -> Array:
+    """The two all-reduces of a block's forward pass (as many in the backward pass).
+
+    A ring moves 2 (t - 1) / t of the tensor. Sequence parallelism gathers and scatters instead:
+    the same volume.
+    """
+    size = columns.tensor_parallel
+    volume = 2 * (size - 1) / size * tokens * setting.model.hidden_size * setting.element_bytes
+    within = constants["link_gb_per_second"]
+    speed = np.where(size <= setting.devices_per_node, within, constants["network_gb_per_second"])
+    kind = np.where(columns.sequence_shards > 1, constants["sequence_parallel_traffic"], 1.0)
+    latency = constants["link_latency_seconds"] * (size > 1)
+    return 2 * (volume / (speed * GB) * kind + latency)
+
+
+def _head(columns: Columns, setting: Setting, constants: Constants) -> Array:
+    """Output matrix, loss and its collectives, for one micro-batch, both directions."""
+    model, size = setting.model, columns.tensor_parallel
+    tokens = columns.micro_batch_size * model.sequence_length
+    hidden = np.full(len(columns), float(model.hidden_size))
+    forward, backward = linear_seconds(
+        tokens,
+        hidden,
+        model.vocab_size / size,
+        setting.flops_per_second * constants["gemm_efficiency"],
+        setting.multiprocessors,
+    )
+    logits = tokens * model.vocab_size
+    loss = constants["loss_traffic"] * logits / size * setting.element_scale
+    gathered = (size - 1) / size * logits * setting.element_bytes
+    return (
+        forward
+        + backward
+        + loss / setting.memory_bytes_per_second
+        + gathered / (constants["link_gb_per_second"] * GB)
+    )
+
+
+def _stage_transfer(columns: Columns, setting: Setting, constants: Constants) -> Array:
+    """Activations to, and gradients from, a neighbouring stage, for one micro-batch."""
+    model = setting.model
+    tokens = columns.micro_batch_size * model.sequence_length
+    volume = tokens * model.hidden_size * setting.element_bytes / columns.sequence_shards
+    stage_devices = columns.tensor_parallel * columns.data_parallel
+    # Ranks of a stage are neighbours: two stages share a node only where both fit into it.
+    same_node = 2 * stage_devices <= setting.devices_per_node
+    speed = np.where(same_node, constants["link_gb_per_second"], constants["stage_gb_per_second"])
+    return constants["stage_latency_seconds"] + volume / (speed * GB)
+
+
+def _data_parallel(
+    columns: Columns, parameters: Array, setting: Setting, constants: Constants
+) -> Array:
+    """Gradients to be reduced and weights to be gathered, per step.
+
+    Volumes per parameter after Rajbhandari et al. 2020 (arXiv 1910.02054), section 7: an all-reduce
+    without ZeRO, the same in two halves at stage 1; stage 2 scatters gradients after every
+    micro-batch, stage 3 also gathers the weights for each forward and each backward pass.
+    """
+    size, stage = columns.data_parallel, columns.zero_stage
+    once = setting.element_bytes
+    often = columns.micro_batches * once
+    exposed = 1 - constants["overlap"]
+    volume = np.select(
+        [stage <= 1, stage == 2],
+        [2 * once * np.ones(len(columns)), once + often * exposed],
+        3 * often * exposed,
+    )
+    nodes = np.maximum(size * columns.tensor_parallel / setting.devices_per_node, 1)
+    network = (
+        constants["network_gb_per_second"]
+        * (columns.tensor_parallel / 2) ** -constants["network_tensor_exponent"]
+        * (nodes / 8) ** -constants["network_nodes_exponent"]
+        * (setting.devices / 128) ** -constants["network_devices_exponent"]
+    )
+    within = constants["link_gb_per_second"]
+    speed = np.where(nodes > 1, np.minimum(network, within), within)
+    return (size - 1) / size * volume * parameters / (speed * GB)
+
+
+def _optimiser(
+    columns: Columns, parameters: Array, setting: Setting, constants: Constants
+) -> Array:
+    """AdamW over the rank's share of the states, and one pass over its gradients for the norm."""
+    shards = np.where(columns.zero_stage > 0, columns.data_parallel, 1)
+    traffic = parameters * (constants["optimizer_traffic"] / shards + 8)
+    return traffic / setting.memory_bytes_per_second
+
+
+def _largest_share_of_parameters(stages: Stages, columns: Columns, setting: Setting) -> Array:
+    per_stage = setting.stage_parameters(stages)
+    largest: Array = per_stage.max(axis=1) / columns.tensor_parallel
+    return largest

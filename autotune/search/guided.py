@@ -1,0 +1,185 @@
+"""Search by the cost model, corrected after every trial.
+
+The next layout is the one whose trial promises most: expected improvement over the best so far,
+times the probability that it fits, per second that the trial is expected to take. A layout that
+will probably run out of memory is not ruled out: its trial is short, and the fastest layouts are
+often those that just fit.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+from scipy import stats
+
+from autotune.cost.columns import Array
+from autotune.cost.model import fit_probability
+from autotune.layout import Layout
+from autotune.search.candidates import Candidates
+from autotune.search.correction import (
+    Covariance,
+    corrected_memory,
+    corrected_time,
+    features_of,
+)
+from autotune.search.prior import Prediction, Prior
+from autotune.search.protocol import NOTHING_LEFT, Observation
+from autotune.trial import Outcome
+
+# Standard deviations of the logarithm: of what the formulas leave out, and of a measurement.
+_LOCAL_TIME = 0.02
+_LOCAL_MEMORY = 0.03
+_NOISE = 0.01
+_NOISE_OF_STOPPED = 0.03
+# Layouts whose expected values differ by less are equal, and the seed decides.
+_EQUAL = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrialCost:
+    """What a trial takes, and what a faster layout is worth."""
+
+    startup_seconds: float
+    """Before the first step; all that a trial costs which runs out of memory."""
+    steps: int
+    """Steps of a trial."""
+    devices: int
+    """Devices that a trial holds."""
+    training_gpu_hours: float | None = None
+    """Device hours of the training run that the layout is for; None: 20 tokens per parameter
+    (Hoffmann et al. 2022, arXiv 2203.15556) at the best speed so far."""
+    training_steps: float
+    """Optimiser steps of that default run."""
+
+
+class GuidedSearch:
+    """Bayesian search with the cost model as its prior. A `Search`."""
+
+    def __init__(self, prior: Prior, cost: TrialCost, seed: int) -> None:
+        """Search the layouts of `prior`."""
+        self._prior = prior
+        self._cost = cost
+        self._seed = seed
+        self._candidates = Candidates(prior.layouts)
+        self._size = len(self._candidates)
+        features = features_of(prior.columns)
+        self._time = Covariance(prior.time_factors, features, _LOCAL_TIME)
+        self._memory = Covariance(prior.memory_factors, features, _LOCAL_MEMORY)
+        self._timed: list[tuple[int, float, float]] = []
+        self._fitted: list[tuple[int, bool, float | None]] = []
+        self._best: float | None = None
+        self.stopped_because = NOTHING_LEFT
+        self._correct()
+
+    def ask(self) -> Layout | None:
+        """The most promising layout, or None when no trial pays any more."""
+        places = [self._place(layout) for layout in self._candidates]
+        if not places:
+            return None
+        left = np.array(places)
+        improvement, probability, seconds = self._promise(left)
+        gain = improvement * probability
+        # Before anything has run a result counts, not its price.
+        value = gain if self._best is None else gain / seconds
+        chosen = int(left[self._choose(value)])
+        if self._does_not_pay(gain, seconds):
+            return None
+        layout = self._prior.layouts[chosen]
+        self._candidates.remove([layout])
+        return layout
+
+    def tell(self, observation: Observation) -> None:
+        """Correct the model by what was measured."""
+        self._candidates.remove([observation.layout])
+        place = self._prior.place(observation.layout)
+        if place is None:
+            return
+        seconds = observation.step_seconds
+        if seconds is not None:
+            finished = observation.outcome is Outcome.OK
+            error = float(np.log(seconds)) - float(self._prior.log_seconds[place])
+            self._timed.append((place, error, _NOISE if finished else _NOISE_OF_STOPPED))
+            if finished:
+                self._best = min(seconds, self._best or seconds)
+        ran_out = observation.outcome is Outcome.OOM
+        if ran_out or seconds is not None:
+            peak = observation.peak_memory_gib
+            share = None
+            if peak is not None and not ran_out:
+                share = float(np.log(peak / self._prior.estimates.capacity_gib))
+            self._fitted.append((place, ran_out, share))
+        self._correct()
+
+    def discard(self, layouts: Iterable[Layout]) -> None:
+        """Never propose these."""
+        self._candidates.remove(layouts)
+
+    def prediction(self, layout: Layout) -> Prediction | None:
+        """What is expected of a layout after all that was told."""
+        place = self._prior.place(layout)
+        if place is None:
+            return None
+        return self._prior.prediction_at(place, self._log_seconds, self._log_memory)
+
+    def _correct(self) -> None:
+        mean, self._deviation = corrected_time(
+            self._time,
+            [place for place, _, _ in self._timed],
+            [error for _, error, _ in self._timed],
+            [noise for _, _, noise in self._timed],
+        )
+        self._log_seconds = self._prior.log_seconds + mean
+        self._log_memory = self._prior.log_memory + corrected_memory(
+            self._memory,
+            [place for place, _, _ in self._fitted],
+            self._prior.log_memory,
+            [ran_out for _, ran_out, _ in self._fitted],
+            [peak for _, _, peak in self._fitted],
+            self._prior.memory_spread,
+        )
+
+    def _promise(self, places: Array) -> tuple[Array, Array, Array]:
+        """Expected improvement (of log time), probability to fit, expected seconds of a trial."""
+        mean, deviation = self._log_seconds[places], self._deviation[places]
+        probability = fit_probability(np.exp(self._log_memory[places]), self._prior.memory_spread)
+        if self._best is None:
+            # Nothing has run that could be improved on: the fastest that is likely to fit.
+            improvement = np.exp(mean.min() - mean)
+        else:
+            normalised = (np.log(self._best) - mean) / deviation
+            improvement = deviation * (
+                normalised * stats.norm.cdf(normalised) + stats.norm.pdf(normalised)
+            )
+        running = self._cost.steps * np.exp(mean)
+        return improvement, probability, self._cost.startup_seconds + probability * running
+
+    def _choose(self, value: Array) -> int:
+        """Place of the largest value; equals are drawn from, by the seed."""
+        equal = np.flatnonzero(value >= value.max() * (1 - _EQUAL))
+        # A function of the seed and of how many layouts are gone: a resumed search draws the same.
+        random = np.random.default_rng((self._seed, self._size - len(self._candidates)))
+        return int(random.choice(equal))
+
+    def _does_not_pay(self, gain: Array, seconds: Array) -> bool:
+        """Whether even the best trial costs more than what it is expected to save."""
+        if self._best is None:
+            return False
+        cost = self._cost
+        hours = cost.training_gpu_hours
+        if hours is None:
+            hours = cost.training_steps * self._best * cost.devices / 3600
+        saved = gain * hours
+        spent = seconds * cost.devices / 3600
+        if (saved > spent).any():
+            return False
+        best = int(gain.argmax())
+        self.stopped_because = (
+            f"another trial no longer pays: it is expected to save {saved[best]:.2g} of "
+            f"{hours:.3g} training GPU-hours and to cost {spent[best]:.2g}"
+        )
+        return True
+
+    def _place(self, layout: Layout) -> int:
+        place = self._prior.place(layout)
+        assert place is not None, "candidates are the prior's layouts"
+        return place

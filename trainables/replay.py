@@ -1,0 +1,45 @@
+"""A trainable that trains nothing: it gives back what others measured."""
+
+from collections.abc import Callable, Generator, Sequence
+
+from autotune.cluster import Cluster
+from autotune.recorded import RecordedRun
+from autotune.trainable import RankHost
+from autotune.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
+
+
+class ReplayTrainable:
+    """Replays recorded runs. A `Trainable`."""
+
+    def __init__(self, runs: Sequence[RecordedRun]) -> None:
+        """`runs` hold every layout that is asked for."""
+        self._runs = {run.layout: run for run in runs}
+
+    @property
+    def host_factory(self) -> Callable[..., RankHost] | None:
+        """No processes."""
+        return None
+
+    def check(self, cluster: Cluster, hosts: Sequence[RankHost]) -> None:
+        """Every node is fit."""
+
+    def run(
+        self, spec: TrialSpec, hosts: Sequence[RankHost]
+    ) -> Generator[StepReport | Ended, None, None]:
+        """The recorded step time for each step, or the recorded failure."""
+        run = self._runs[spec.layout]
+        if run.step_seconds is None:
+            yield Ended(outcome=run.outcome, reason=f"replayed: recorded as {run.outcome}")
+            return
+        for step in range(spec.steps):
+            slowest = RankStep(
+                rank=0,
+                step=step,
+                step_seconds=run.step_seconds,
+                loss=None,
+                grad_norm=None,
+                peak_memory_gib=run.peak_memory_gib,
+                peak_reserved_gib=None,
+            )
+            yield StepReport(step=step, ranks=(slowest,))
+        yield Ended(outcome=Outcome.OK, reason="")
