@@ -5,7 +5,9 @@ import sys
 import click
 
 from autotune import __version__
+from autotune.calibrate import main as calibrate
 from autotune.cli import command_line
+from autotune.plan import main as plan
 from autotune.run import main as run
 
 
@@ -16,6 +18,8 @@ def commands() -> None:
 
 
 commands.add_command(run, "run")
+commands.add_command(plan, "plan")
+commands.add_command(calibrate, "calibrate")
 
 
 def main() -> int:

@@ -22,12 +22,12 @@ from autotune.options import TRAINABLES, SearchOptions, request_from_options
 from autotune.recorded import read_sweeps
 from autotune.report import Screen, print_best, print_plan
 from autotune.request import Request
+from autotune.space_options import COUNT, space_options
 from autotune.store import RunStore, create_run, open_run, refuse_existing_run, sole_user
 from autotune.trainable import Trainable
 
 _PLAIN_WIDTH = 130
 _POSITIVE = click.FloatRange(min=0, min_open=True)
-_COUNT = click.IntRange(min=1)
 _SAID_OF = {
     "simulated": "simulated: figures are predictions",
     "replay": "replayed: figures are recorded ones of earlier runs",
@@ -35,7 +35,7 @@ _SAID_OF = {
 
 
 @click.command()
-@click.option("--space", metavar="NAME|FILE.py", help="What to search.")
+@space_options
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="New run directory.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Continue a run.")
 @click.option("--trainable", type=click.Choice(TRAINABLES), default="auto", show_default=True)
@@ -43,7 +43,7 @@ _SAID_OF = {
 @click.option(
     "--search", default="guided", show_default=True, help="guided, hyperopt, random, grid or rules."
 )
-@click.option("--max-trials", type=_COUNT, metavar="N", help="Finished trials.")
+@click.option("--max-trials", type=COUNT, metavar="N", help="Finished trials.")
 @click.option("--gpu-hours", type=_POSITIVE, metavar="H", help="Device hours for the search.")
 @click.option(
     "--training-gpu-hours",
@@ -51,9 +51,6 @@ _SAID_OF = {
     metavar="H",
     help="Device hours of the real run: the search ends when another trial no longer pays.",
 )
-@click.option("--nodes", type=_COUNT, metavar="N", help="Nodes that every layout uses.")
-@click.option("--gpus-per-node", type=_COUNT, metavar="G", help="Devices per node.")
-@click.option("--gpu", metavar="NAME|FILE.json", help="Device, if it is not the space's.")
 @click.option("--address", metavar="RAY", help="Address of a running Ray cluster.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -66,10 +63,6 @@ _SAID_OF = {
 @click.option("--trial-timeout", type=SECONDS, default=600.0, show_default=True, metavar="SECONDS")
 @click.option("--data", metavar="PATH", help="File or folder whose bytes are the tokens.")
 @click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")
-@click.option("--model", metavar="FILE", help="Another model, as a Hugging Face config.json.")
-@click.option("--sequence-length", type=_COUNT, metavar="S")
-@click.option("--global-batch-size", type=_COUNT, metavar="B", help="Sequences per step.")
-@click.option("--fix", multiple=True, metavar="DIMENSION=V[,V...]", help="Restrict a dimension.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment of the ranks.")
 @click.option("--dry-run", is_flag=True, help="Say what would run; start nothing.")
 @click.option("--dashboard/--no-dashboard", default=True, show_default=True)
@@ -254,8 +247,8 @@ def _with_actual_device(console: Console, request: Request, nodes: list[dict[str
     if accelerator is None or cluster.device.kind != "gpu":
         return request
     device = device_of_accelerator(accelerator)
-    if device == cluster.device:
-        return request
+    if device.name == cluster.device.name:
+        return request  # perhaps with constants of the user's own
     console.print(f"the nodes have {device.name}, not {cluster.device.name}", highlight=False)
     actual = dataclasses.replace(cluster, device=device)
     space = request.space.replaced({"cluster": actual}, what="cluster")

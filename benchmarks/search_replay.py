@@ -10,6 +10,7 @@ that it guides: see `benchmarks.recorded`.
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,8 @@ def replay(name: str, sweep: Sweep, prior: Prior | None, seed: int) -> Replay:
         startup_seconds=STARTUP_SECONDS,
         steps=STEPS,
         devices=devices,
-        training_steps=float("inf"),  # the question is when it finds, not when it stops
+        training_gpu_hours=math.inf,  # the question is when it finds, not when it stops
+        training_steps=1,
     )
     search = make_search(name, list(runs), seed=seed, prior=prior, cost=cost)
     left = set(runs)

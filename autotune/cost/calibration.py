@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from autotune.cost.columns import Array
@@ -165,7 +166,23 @@ def _fit_memory(
         if best is None or found.fun < best.fun:
             best = found
     assert best is not None
-    return {**_moved(constants, names, best.x), "memory_spread": spread}
+    fitted = _moved(constants, names, best.x)
+    excess = [
+        np.log(model.memory(some, fitted).total / model.capacity_gib(fitted))
+        for model, some in prepared
+    ]
+    return {**fitted, "memory_spread": _likeliest_spread(np.concatenate(excess), ran_out)}
+
+
+def _likeliest_spread(excess: Array, ran_out: NDArray[np.bool_]) -> float:
+    """The scale of a logistic error under which the outcomes are most likely.
+
+    Not below what left-out sweeps showed: a fit looks better on its own runs than it is.
+    """
+    side = np.where(ran_out, -1.0, 1.0)
+    scales = np.array([_MEMORY_SPREAD, *np.arange(0.04, 0.21, 0.01)])
+    unlikely = [np.logaddexp(0, side * excess / scale).sum() for scale in scales]
+    return float(scales[int(np.argmin(unlikely))])
 
 
 # The scale at which the left-out sweeps are most likely (0.02 to 0.1 were tried; DECISIONS.md).

@@ -15,7 +15,10 @@ def tile_efficiency(rows: Array, columns: Array, multiprocessors: int) -> Array:
     """Share of the multiprocessors' time that a [rows, columns] product keeps busy, 0..1.
 
     Tiles run in waves of one per multiprocessor, and the last wave of each product is rarely full.
+    A single unit (a CPU) has no waves, and tiles so small that they do not matter.
     """
+    if multiprocessors == 1:
+        return np.ones(np.broadcast(rows, columns).shape)
     best = np.zeros(np.broadcast(rows, columns).shape)
     for height, width, speed in _TILES:
         tiles = np.ceil(rows / height) * np.ceil(columns / width)

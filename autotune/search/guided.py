@@ -46,10 +46,10 @@ class TrialCost:
     devices: int
     """Devices that a trial holds."""
     training_gpu_hours: float | None = None
-    """Device hours of the training run that the layout is for; None: 20 tokens per parameter
-    (Hoffmann et al. 2022, arXiv 2203.15556) at the best speed so far."""
+    """Device hours of the training run that the layout is for; infinite: every trial pays; None:
+    `training_steps` at the best speed so far."""
     training_steps: float
-    """Optimiser steps of that default run."""
+    """Optimiser steps of the training run, where its hours are not given."""
 
 
 class GuidedSearch:
@@ -168,6 +168,8 @@ class GuidedSearch:
         hours = cost.training_gpu_hours
         if hours is None:
             hours = cost.training_steps * self._best * cost.devices / 3600
+        if np.isinf(hours):
+            return False
         saved = gain * hours
         spent = seconds * cost.devices / 3600
         if (saved > spent).any():

@@ -88,9 +88,9 @@ class TpeSearch:
         """Tell HyperOpt the predictions of the best layouts and of others spread over the rest."""
         expected = prior.log_seconds - np.log(prior.estimates.fit_probability + 1e-9)
         order = np.argsort(expected, kind="stable")
-        rest = np.linspace(_LIKED, len(order) - 1, _SPREAD).astype(int)
+        others = np.linspace(0, len(order) - 1, _SPREAD).astype(int)
         self._first = prior.layouts[order[0]]
-        for place in order[[*range(min(_LIKED, len(order))), *rest[rest >= _LIKED]]]:
+        for place in order[np.union1d(np.arange(min(_LIKED, len(order))), others)]:
             self._learn(prior.layouts[place], float(np.exp(min(expected[place], 20.0))))
 
     def _suggest(self, random: np.random.Generator) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ def fake_request(**changes: object) -> Request:
         **{
             "space": space,
             "trainable": "fake",
-            "search": "hyperopt",
+            "search": "random",
             "max_trials": 20,
             "stop_factor": 1.3,
             **changes,

@@ -18,7 +18,8 @@ def test_a_search_ends_with_its_trials_on_record(tmp_path: Path) -> None:
     ledger = run_to_the_end(store)
     assert ledger.stopped_because == "max_trials reached (20)"
     assert store.trials() == ledger.records
-    assert len({record.layout for record in ledger.records}) == 20
+    explored = [record for record in ledger.records if record.purpose == "explore"]
+    assert len({record.layout for record in explored}) == len(explored) == 20
     assert {record.outcome for record in ledger.records} == {
         Outcome.OK,
         Outcome.OOM,
@@ -32,10 +33,10 @@ def test_a_search_ends_with_its_trials_on_record(tmp_path: Path) -> None:
             assert seconds == fake_step_seconds(record.layout)
         assert record.measurement.mfu is None, "the peak of a CPU is unknown"
     best = json.loads((tmp_path / "run" / "best.json").read_text())
-    fastest = min(fake_step_seconds(r.layout) for r in ledger.records if r.outcome == "ok")
+    fastest = min(fake_step_seconds(r.layout) for r in explored if r.outcome == "ok")
     assert best["step_seconds"] == fastest
     assert best["runner_up"]["step_seconds"] >= fastest
-    assert best["simulated"] is False
+    assert best["simulated"] is True, "the fake trains nothing"
 
 
 def test_pruned_layouts_are_on_record_and_never_run(tmp_path: Path) -> None:
@@ -57,7 +58,45 @@ def test_a_resumed_search_makes_the_same_decisions(
     resumed = run_to_the_end(open_run(tmp_path / "b"))
     assert [r.layout for r in resumed.records] == [r.layout for r in undisturbed.records]
     assert [r.outcome for r in resumed.records] == [r.outcome for r in undisturbed.records]
-    assert [r.trial_id for r in resumed.records] == [f"{n:04d}" for n in range(1, 21)]
+    assert [r.purpose for r in resumed.records] == [r.purpose for r in undisturbed.records]
+    count = len(resumed.records)
+    assert [r.trial_id for r in resumed.records] == [f"{n:04d}" for n in range(1, count + 1)]
+
+
+def test_the_fastest_three_are_confirmed_by_longer_trials(tmp_path: Path) -> None:
+    ledger = run_to_the_end(new_store(tmp_path, search="random"))
+    explored = [r for r in ledger.records if r.purpose == "explore" and r.outcome is Outcome.OK]
+    confirmed = [r for r in ledger.records if r.purpose == "confirm"]
+    explored.sort(key=lambda r: r.measurement.step_seconds or 0)
+    assert [r.layout for r in confirmed] == [r.layout for r in explored[:3]]
+    assert {r.measurement.measured_steps for r in confirmed} == {15}
+    assert ledger.best[0].purpose == "confirm"
+    assert ledger.records[-3:] == confirmed
+
+
+def test_the_second_best_takes_over_where_the_best_fails_to_be_confirmed(tmp_path: Path) -> None:
+    ledger = Ledger(new_store(tmp_path, search="random"), Silent())
+    failed = None
+    while (spec := ledger.next_trial()) is not None:
+        if failed is None and spec.measured_steps == 15:
+            failed = spec.layout
+            ended = Ended(outcome=Outcome.OOM, reason="rank 0: out of memory")
+            ledger.trial_ended(spec.trial_id, ended, attempts=1)
+        else:
+            run_one(ledger, FakeTrainable(), spec)
+    assert failed is not None
+    assert failed not in [record.layout for record in ledger.best]
+    summary = ledger.summary()
+    assert summary is not None and summary["layout"] == ledger.best[0].layout.columns()
+
+
+def test_predictions_are_on_record_before_what_was_measured(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    ledger = run_to_the_end(store, trials=3)
+    first = store.trials()[0]
+    assert first.prediction is not None and first == ledger.records[0]
+    assert first.prediction.step_seconds != first.measurement.step_seconds
+    assert 0 <= first.prediction.fit_probability <= 1
 
 
 def test_a_trial_that_was_running_when_the_search_died_runs_again(tmp_path: Path) -> None:
