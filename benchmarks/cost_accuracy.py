@@ -3,7 +3,7 @@
     python benchmarks/cost_accuracy.py --runs PATH --json OUT
 
 PATH is a CSV or .xlsx of recorded runs or a folder of them. Each sweep is judged with constants
-that know nothing of it: see `benchmarks.recorded`.
+that know nothing of it: see `autotune.cost.unseen`.
 """
 
 import dataclasses
@@ -20,8 +20,9 @@ from rich.table import Table
 from autotune.cli import command_line
 from autotune.cost.calibration import accuracy
 from autotune.recorded import read_sweeps
-from benchmarks.recorded import unseen_constants
+from autotune.cost.unseen import unseen_constants
 
+_WIDTH = 110
 _AVERAGED = ("step_time_mape", "oom_f1", "oom_precision", "oom_recall", "spearman")
 
 
@@ -58,7 +59,7 @@ def _print(results: dict[str, dict[str, Any]], mean: dict[str, float | None]) ->
         table.add_row(sweep, *counts, *_figures(found))
     table.add_section()
     table.add_row("mean", "", "", "", *_figures(mean))
-    Console().print(table)
+    Console(width=_WIDTH).print(table)
 
 
 def _figures(found: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@
 PATH is a CSV or .xlsx of recorded runs or a folder of them. A trial costs 120 s of start-up plus 15
 steps if it runs, times its GPUs; a search is over when a layout within 1 % of the sweep's best was
 run. Seeds vary 0.5 % of noise on the step times, and ties. The cost model has never seen the sweep
-that it guides: see `benchmarks.recorded`.
+that it guides: see `autotune.cost.unseen`.
 """
 
 import dataclasses
@@ -25,12 +25,13 @@ from autotune.cli import command_line
 from autotune.cost.model import CostModel
 from autotune.recorded import RecordedRun, Sweep, read_sweeps
 from autotune.search import Observation, Prior, TrialCost, make_search, prune
-from benchmarks.recorded import unseen_constants
+from autotune.cost.unseen import unseen_constants
 
 STARTUP_SECONDS = 120.0
 STEPS = 15
 GOOD_ENOUGH = 1.01
 NOISE = 0.005
+_WIDTH = 120
 SEARCHES = ("guided", "hyperopt", "random", "rules")
 
 
@@ -89,7 +90,7 @@ def main(path: Path, seeds: int, out: Path | None) -> int:
     sweeps = read_sweeps(path)
     constants = unseen_constants(sweeps, path)
     results: dict[str, dict[str, dict[str, float]]] = {}
-    console = Console()
+    console = Console(width=_WIDTH)
     for sweep in track(sweeps, "replaying", console=Console(stderr=True), transient=True):
         model = CostModel(
             sweep.model,

@@ -1,6 +1,7 @@
 """Layouts as arrays, so that thousands are estimated in one go."""
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,18 @@ from numpy.typing import NDArray
 from autotune.layout import Layout
 
 Array = NDArray[np.float64]
+
+_SIZES = operator.attrgetter(
+    "tensor_parallel",
+    "pipeline_parallel",
+    "data_parallel",
+    "zero_stage",
+    "micro_batch_size",
+    "gradient_accumulation_steps",
+    "sequence_parallel",
+    "torch_compile",
+)
+_RECOMPUTED = {"none": 0, "selective": 1, "full": 2}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,31 +61,26 @@ class Columns:
 
 def columns_of(layouts: Sequence[Layout]) -> Columns:
     """Arrays in the order of `layouts`."""
-    recomputed = [layout.activation_checkpointing for layout in layouts]
-
-    kernels, kernel = np.unique(
-        [layout.attention_kernel for layout in layouts], return_inverse=True
-    )
-
-    def column(values: Sequence[float]) -> Array:
-        return np.array(values, dtype=np.float64)
-
+    sizes = np.array([_SIZES(layout) for layout in layouts], dtype=np.float64)
+    sizes = sizes.reshape(len(layouts), -1).T
+    recomputed = np.array([_RECOMPUTED[layout.activation_checkpointing] for layout in layouts])
+    kernels = tuple(dict.fromkeys(layout.attention_kernel for layout in layouts))
+    places = {kernel: place for place, kernel in enumerate(kernels)}
+    tensor, pipeline, data, stage, micro_batch, micro_batches, sharded, compiled = sizes
     return Columns(
-        tensor_parallel=column([layout.tensor_parallel for layout in layouts]),
-        pipeline_parallel=column([layout.pipeline_parallel for layout in layouts]),
-        data_parallel=column([layout.data_parallel for layout in layouts]),
-        zero_stage=column([layout.zero_stage for layout in layouts]),
-        micro_batch_size=column([layout.micro_batch_size for layout in layouts]),
-        micro_batches=column([layout.gradient_accumulation_steps for layout in layouts]),
-        recompute_attention=column([value != "none" for value in recomputed]),
-        recompute_block=column([value == "full" for value in recomputed]),
-        sequence_shards=column(
-            [layout.tensor_parallel if layout.sequence_parallel else 1 for layout in layouts]
-        ),
-        plain_norm=column([layout.rmsnorm_kernel == "plain" for layout in layouts]),
-        compiled=column([layout.torch_compile for layout in layouts]),
-        kernels=tuple(map(str, kernels)),
-        kernel=kernel,
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        data_parallel=data,
+        zero_stage=stage,
+        micro_batch_size=micro_batch,
+        micro_batches=micro_batches,
+        recompute_attention=(recomputed > 0).astype(float),
+        recompute_block=(recomputed > 1).astype(float),
+        sequence_shards=np.where(sharded > 0, tensor, 1.0),
+        plain_norm=np.array([layout.rmsnorm_kernel == "plain" for layout in layouts], dtype=float),
+        compiled=compiled,
+        kernels=kernels,
+        kernel=np.array([places[layout.attention_kernel] for layout in layouts]),
     )
 
 

@@ -65,7 +65,7 @@ def peak_memory(
     static = states.weights + states.gradients + states.optimiser
     passes = static + states.buffers + activations + logits
     update = static + states.update + states.update_buffers
-    worst = np.where(stages.exists > 0, np.maximum(passes, update), 0).argmax(axis=1)[:, None]
+    worst = np.maximum(passes, update).argmax(axis=1)[:, None]
     in_update = np.take_along_axis(update > passes, worst, 1)[:, 0]
 
     def of_worst(in_passes: Array, while_updating: Array) -> Array:

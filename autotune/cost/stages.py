@@ -16,7 +16,11 @@ embeddings counted (DeepSpeed's `partition_method`)."""
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """Arrays [n, s]: layout by stage; columns beyond a layout's stages are zero."""
+    """Arrays [n, 3]: the first, the second and the last stage of each layout.
+
+    No other stage is ever the worst: those between have at most the second's blocks, and fewer
+    micro-batches in flight. A layout with fewer stages repeats one.
+    """
 
     blocks: Array
     """Transformer blocks."""
@@ -24,8 +28,6 @@ class Stages:
     """1 on the first stage."""
     head: Array
     """1 on the last stage."""
-    exists: Array
-    """1 where the layout has such a stage."""
     in_flight: Array
     """Micro-batches whose activations are held at the worst moment of 1F1B: the stages from here to
     the end, but never more than there are (Narayanan et al. 2021, arXiv 2104.04473, section 2)."""
@@ -36,23 +38,19 @@ class Stages:
 def stages_of(columns: Columns, model: Model, partition: Partition) -> Stages:
     """The stages of every layout."""
     sizes = columns.pipeline_parallel.astype(int)
-    longest = int(sizes.max(initial=1))
-    blocks = np.zeros((len(columns), longest))
+    places = np.stack([np.zeros_like(sizes), np.minimum(1, sizes - 1), sizes - 1], axis=1)
+    blocks = np.zeros(places.shape)
     for size in np.unique(sizes):
-        dealt = blocks_per_stage(model, int(size), partition)
-        blocks[np.ix_(sizes == size, range(size))] = dealt
-    place = np.arange(longest)
-    exists = (place < sizes[:, None]).astype(float)
-    first = (place == 0).astype(float) * exists
-    last = (place == sizes[:, None] - 1).astype(float)
-    in_flight = np.minimum(sizes[:, None] - place, columns.micro_batches[:, None]) * exists
+        dealt = np.array(blocks_per_stage(model, int(size), partition), dtype=float)
+        blocks[sizes == size] = dealt[[0, min(1, size - 1), size - 1]]
+    first = (places == 0).astype(float)
+    last = (places == sizes[:, None] - 1).astype(float)
     return Stages(
         blocks=blocks,
         embedding=first,
         head=last,
-        exists=exists,
-        in_flight=in_flight,
-        neighbours=2 * exists - first - last,
+        in_flight=np.minimum(sizes[:, None] - places, columns.micro_batches[:, None]),
+        neighbours=2 - first - last,
     )
 
 

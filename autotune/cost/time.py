@@ -79,6 +79,11 @@ def step_time(
         + stages.neighbours * transfer[:, None]
     )
     slowest = per_stage.argmax(axis=1)
+    all_stages = (
+        setting.model.num_hidden_layers * block.total
+        + head
+        + 2 * (columns.pipeline_parallel - 1) * transfer
+    )
 
     def of_slowest(counts: Array) -> Array:
         return columns.micro_batches * np.take_along_axis(counts, slowest[:, None], 1)[:, 0]
@@ -89,7 +94,7 @@ def step_time(
         **{name.name: blocks * getattr(block, name.name) for name in dataclasses.fields(block)},
         "embedding_and_head": of_slowest(stages.head) * head,
         "stage_transfers": of_slowest(stages.neighbours) * transfer,
-        "pipeline_bubble": per_stage.sum(axis=1) - per_stage.max(axis=1),
+        "pipeline_bubble": all_stages - per_stage.max(axis=1),
         "data_parallel": _data_parallel(columns, parameters, setting, constants),
         "optimiser": _optimiser(columns, parameters, setting, constants),
         "other": np.full(len(columns), constants["step_seconds"]),

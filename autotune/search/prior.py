@@ -60,6 +60,9 @@ class Prior:
             else:
                 share = changed.peak_memory_gib / changed.capacity_gib
                 memory.append((np.log(share) - self.log_memory) * scale)
+        # What is wrong for all layouts alike: this machine is slow, the capacity is not what it says.
+        time.append(np.full(len(self.layouts), self.time_spread))
+        memory.append(np.full(len(self.layouts), self.memory_spread))
         self.time_factors: Array = np.array(time).T
         """[n, k]: change of log_seconds if a constant is off by its standard deviation."""
         self.memory_factors: Array = np.array(memory).T

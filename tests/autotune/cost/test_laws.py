@@ -77,7 +77,6 @@ def cases(draw: st.DrawFn, **fixed: st.SearchStrategy[Any]) -> tuple[CostModel, 
 
 few = settings(max_examples=60, deadline=None)
 one = st.just(1)
-no_recomputation = st.just("none")
 
 
 def estimated(model: CostModel, layout: Layout, **changes: Any) -> Estimates:
@@ -266,7 +265,7 @@ def test_a_stage_holds_no_more_micro_batches_than_there_are() -> None:
 
 
 @few
-@given(cases())
+@given(cases(pipeline_parallel=one))
 def test_twice_the_replicas_halve_the_matrix_products_of_a_step(
     case: tuple[CostModel, Layout],
 ) -> None:
@@ -288,10 +287,7 @@ def test_twice_the_replicas_halve_the_matrix_products_of_a_step(
         )
         for some in (layout, halved)
     )
-    # Which stage is slowest can change with the speed of the network: its blocks then do, too.
-    assert after < before
-    if layout.pipeline_parallel == 1:
-        assert after == before / 2
+    assert 0 < after == before / 2
 
 
 @few
