@@ -71,7 +71,7 @@ class Screen:
         style = _STYLES.get(record.outcome, "magenta")
         number = f"{done:>3}/{self._max_trials}" if record.purpose == "explore" else record.purpose
         line = (
-            f"[{number:>7}] [{style}]{record.outcome:<8}[/] "
+            f"\\[{number:>7}] [{style}]{record.outcome:<8}[/] "
             f"{_seconds(seconds):>8} {_gib(record.measurement.peak_memory_gib):>9}  "
             f"{record.layout.describe()}"
         )

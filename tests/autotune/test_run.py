@@ -88,6 +88,7 @@ def test_killed_three_times_nothing_is_lost_or_repeated(space_file: Path, tmp_pa
     out = tmp_path / "läuft"
     pause = random.Random(7)
     arguments: tuple[object, ...] = ("--space", space_file, "--out", out)
+    arguments += ("--training-gpu-hours", 1e6)  # every trial pays
     finished_before: dict[str, bytes] = {}
     for trials_before_the_kill in (0, 2, 4):
         search = started(*arguments)
@@ -110,8 +111,12 @@ def test_killed_three_times_nothing_is_lost_or_repeated(space_file: Path, tmp_pa
     last = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=200)
     assert last.returncode == 0, last.stdout + last.stderr
     records = open_run(out).trials()
-    assert len(records) == 5 == len({record.layout for record in records})
-    assert [record.trial_id for record in records] == [f"000{n}" for n in range(1, 6)]
+    explored = [record.layout for record in records if record.purpose == "explore"]
+    assert len(explored) == 5 == len(set(explored))
+    confirmed = [record.layout for record in records if record.purpose == "confirm"]
+    assert confirmed and len(confirmed) == len(set(confirmed)) and set(confirmed) <= set(explored)
+    numbers = [int(record.trial_id) for record in records]
+    assert numbers == list(range(1, len(records) + 1))
 
 
 @pytest.mark.timeout(200)
@@ -144,11 +149,12 @@ def test_json_is_all_that_the_standard_output_has(space_file: Path, tmp_path: Pa
     assert {"layout", "trial_id", "step_seconds", "mfu", "peak_memory_gib", "simulated"} <= set(
         best
     )
-    assert "[  1/3]" in search.stderr
+    assert "1/3]" in search.stderr and "[confirm]" in search.stderr
     records = open_run(out).trials()
-    assert len(records) == 3
+    assert sum(record.purpose == "explore" for record in records) == 3
     finished = [r for r in records if r.outcome is Outcome.OK]
-    assert finished and all(r.measurement.measured_steps == 5 for r in finished)
+    steps = {"explore": 5, "confirm": 15}
+    assert finished and all(r.measurement.measured_steps == steps[r.purpose] for r in finished)
     assert all(r.startup_seconds < 5 for r in finished)
     for name in ("deepspeed.json", "layout.json", "model.json", "launch.sh"):
         assert (out / "export" / name).exists()
@@ -166,6 +172,55 @@ def check_launch_script(export: Path) -> None:
     assert summary["outcome"] == "ok" and len(steps) == 3 == len(summary["losses"])
 
 
+@pytest.mark.timeout(120)
+def test_a_space_of_gpus_is_simulated_where_there_are_none(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    search = subprocess.run(
+        command("--space", "llm13b", "--out", out, "--max-trials", 6),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert search.returncode == 0, search.stdout + search.stderr
+    lines = search.stdout.splitlines()
+    assert lines[0] == lines[-1] == "simulated: figures are predictions"
+    assert json.loads((out / "best.json").read_text())["simulated"] is True
+    records = open_run(out).trials()
+    assert {record.trainable for record in records} == {"simulated"}
+    assert all(record.measurement.final_loss is None for record in records), "nothing was trained"
+    assert all(record.gpu_seconds >= 64 * 120 for record in records), "as real trials would cost"
+
+
+@pytest.mark.timeout(120)
+def test_recorded_runs_are_replayed_through_the_whole_stack(tmp_path: Path) -> None:
+    runs = tmp_path / "small sweep.csv"
+    runs.write_text(RECORDED)
+    out = tmp_path / "run"
+    search = subprocess.run(
+        command("--trainable", "replay", "--runs", runs, "--out", out),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert search.returncode == 0, search.stdout + search.stderr
+    assert search.stdout.startswith("replayed: figures are recorded ones")
+    best = json.loads((out / "best.json").read_text())
+    assert (best["step_seconds"], best["layout"]["pipeline_parallel"]) == (56.5, 2)
+    assert best["peak_memory_gib"] is None, "it was not recorded"
+    outcomes = {record.outcome for record in open_run(out).trials()}
+    assert outcomes == {Outcome.OK, Outcome.OOM}
+
+
+RECORDED = """\
+sweep,trial_id,model,sequence_length,world_size,global_batch_size,tensor_parallel,\
+pipeline_parallel,data_parallel,micro_batch_size,activation_checkpointing,sequence_parallel,\
+attention_kernel,rmsnorm_kernel,outcome,step_seconds,mfu
+small,1,13B,2048,32,2048,1,1,32,1,none,False,flash2,True,oom,,
+small,2,13B,2048,32,2048,1,2,16,1,none,False,flash2,True,ok,56.5,0.66
+small,3,13B,2048,32,2048,2,1,16,1,none,True,flash2,True,ok,60.0,0.62
+"""
+
+
 BAD_INPUT = [
     ((), "--space or --resume must be given"),
     (("--space", "huge"), "--space must be one of"),
@@ -179,7 +234,16 @@ BAD_INPUT = [
     (("--space", "tiny", "--trial-timeout", "0"), "--trial-timeout"),
     (("--space", "tiny", "--search", "annealing"), "--search must be one of"),
     (("--space", "tiny", "--trainable", "magic"), "--trainable"),
-    (("--space", "tiny", "--trainable", "simulated"), "simulated is not there yet"),
+    (("--space", "tiny", "--trainable", "replay"), "--runs must be given with --trainable replay"),
+    (("--space", "tiny", "--runs", "x.csv"), "--runs must be given with --trainable replay"),
+    (("--trainable", "replay", "--runs", "no.csv"), "no such file or folder: 'no.csv'"),
+    (("--space", "tiny", "--gpu", "abacus"), "device must be one of a100-80gb"),
+    (("--space", "tiny", "--gpu", "no.json"), "hardware file 'no.json' cannot be read"),
+    (("--space", "tiny", "--training-gpu-hours", "0"), "--training-gpu-hours"),
+    (
+        ("--space", "llm13b", "--trainable", "simulated", "--address", "127.0.0.1:6379"),
+        "--address is for real trials",
+    ),
     (("--space", "tiny", "--fix", "tensor_parallel"), "--fix must be NAME=VALUE"),
     (("--space", "tiny", "--fix", "tensor_parallel=3"), "no layout is left"),
     (("--space", "tiny", "--fix", "tensor_parallel=x"), "tensor_parallel"),
@@ -199,7 +263,10 @@ BAD_INPUT = [
     (("--space", "tiny", "--sequence-length", "0"), "--sequence-length"),
     (("--space", "tiny", "--global-batch-size", "7", "--fix", "data_parallel=4"), "no layout"),
     (("--resume", "/no/such/run"), "run.json is missing"),
-    (("--space", "llm13b"), "needs 8 nodes of 8 GPUs, this machine is 1 node of 0 GPUs"),
+    (
+        ("--space", "llm13b", "--trainable", "deepspeed"),
+        "needs 8 nodes of 8 GPUs, this machine is 1 node of 0 GPUs",
+    ),
     (("--space", "tiny", "--address", "127.0.0.1:1"), "--address: cannot connect to '127.0.0.1:1'"),
     (("--space", "tiny", "--unheard-of"), "No such option"),
 ]

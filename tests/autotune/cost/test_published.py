@@ -210,10 +210,7 @@ def test_matrix_products_of_perfect_tiles_are_six_flops_per_parameter_and_token(
     block = 2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 11264
     flops = 6 * 32 * block * 2048 * 64
     expected = flops / 312e12 / tensor_parallel
-    # At 8 ranks some shares are narrower than the largest tile: smaller ones reach 95 %.
-    assert expected * 0.999 <= found.time.matrix_products[0] <= expected * 1.055
-    if tensor_parallel == 1:
-        assert found.time.matrix_products[0] == pytest.approx(expected)
+    assert float(found.time.matrix_products[0]) == pytest.approx(expected)
 
 
 # Recorded runs: Hagemann et al. 2023 (arXiv 2311.05610).
@@ -259,7 +256,7 @@ def test_the_papers_best_layout_of_13b_reaches_its_utilisation(recorded: CostMod
 def test_the_papers_recommendations_are_predicted(
     recorded: CostModel, worse: dict[str, Any]
 ) -> None:
-    """Small micro-batches, no recomputation, FlashAttention-2 and a fused norm (section 5)."""
+    """Small micro-batches, no recomputation, FlashAttention-2 and a fused norm."""
     best = dataclasses.replace(
         HEADLINE, pipeline_parallel=8, data_parallel=8, gradient_accumulation_steps=256
     )
