@@ -77,7 +77,7 @@ def sweeps_of(path: Path) -> list[Sweep]:
     runs = [
         _recorded(record)
         for record in store.trials()
-        if record.purpose == "explore" and record.outcome in (Outcome.OK, Outcome.OOM)
+        if record.purpose != "confirm" and record.outcome in (Outcome.OK, Outcome.OOM)
     ]
     if not any(run.step_seconds for run in runs):
         raise InputError(f"run {str(path)!r} must have a layout that ran, got none")

@@ -6,12 +6,14 @@ store: a resumed search is told everything again and goes on as if it had never 
 
 import dataclasses
 import datetime
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from autotune.cost.model import CostModel
 from autotune.errors import InputError
+from autotune.fidelity import reduced_counts
 from autotune.layout import Layout
 from autotune.measurement import measure
 from autotune.record import Purpose, TrialRecord
@@ -109,13 +111,12 @@ class Ledger:
         if self._exploring:
             layout = self._next_to_explore()
             if layout is not None:
-                return self._hand_out(layout, "explore", self.request.space.measured_steps)
+                reduced = bool(counts_of(self.request, layout))
+                return self._hand_out(layout, "reduced" if reduced else "explore")
         layout = self._next_to_confirm()
         if layout is None:
             return None
-        return self._hand_out(
-            layout, "confirm", _CONFIRMATION_STEPS * self.request.space.measured_steps
-        )
+        return self._hand_out(layout, "confirm")
 
     def _next_to_explore(self) -> Layout | None:
         """The search's choice; None with `stopped_because` set."""
@@ -133,14 +134,15 @@ class Ledger:
         """The fastest explored layout that is among the first few and was not confirmed yet."""
         if self._running or self._gpu_hours_spent():
             return None
-        explored = [r for r in self.records if r.purpose == "explore" and r.outcome is Outcome.OK]
+        explored = [r for r in self.records if r.purpose != "confirm" and r.outcome is Outcome.OK]
         explored.sort(key=lambda r: (r.measurement.step_seconds, r.trial_id))
         confirmed = {r.layout for r in self.records if r.purpose == "confirm"}
         fastest = [record.layout for record in explored[:_CONFIRMED]]
         return next((layout for layout in fastest if layout not in confirmed), None)
 
-    def _hand_out(self, layout: Layout, purpose: Purpose, measured_steps: int) -> TrialSpec:
+    def _hand_out(self, layout: Layout, purpose: Purpose) -> TrialSpec:
         request, space = self.request, self.request.space
+        longer = _CONFIRMATION_STEPS if purpose == "confirm" else 1
         trial_id = f"{self._next_number:04d}"
         self._next_number += 1
         spec = TrialSpec(
@@ -150,13 +152,14 @@ class Ledger:
             cluster=space.cluster,
             precision=space.precision,
             warmup_steps=space.warmup_steps,
-            measured_steps=measured_steps,
+            measured_steps=longer * space.measured_steps,
             log_dir=str(self._store.new_log_directory(trial_id)),
             data=request.data,
             synthetic_data=request.synthetic_data,
             seed=request.seed,
             step_deadline_seconds=self._stopping.step_deadline_seconds,
             trial_timeout_seconds=request.trial_timeout_seconds,
+            micro_batch_counts=counts_of(request, layout) if purpose == "reduced" else (),
         )
         self._running[trial_id] = _Running(
             spec=spec,
@@ -175,8 +178,8 @@ class Ledger:
             running.steps.clear()  # a second attempt begins
         running.steps.append(step)
         self._listener.step_done(running.spec, step)
-        if running.purpose == "confirm":
-            return False  # it is run to its end, come what may
+        if running.purpose != "explore":
+            return False  # short steps are not compared, and a confirmation runs to its end
         seconds = [step.step_seconds for step in running.steps]
         running.stop_reason = self._stopping.reason_to_stop(running.spec, seconds)
         return running.stop_reason is not None
@@ -192,7 +195,9 @@ class Ledger:
         running = self._running.pop(trial_id)
         held = time.monotonic() - running.started
         if self.request.simulated:
-            held = startup_seconds(self.request) + sum(s.step_seconds for s in running.steps)
+            starts = len(running.spec.micro_batch_counts) or 1
+            held = starts * startup_seconds(self.request)
+            held += sum(step.step_seconds for step in running.steps)
         record = TrialRecord(
             trial_id=trial_id,
             trainable=self.request.trainable,
@@ -229,7 +234,7 @@ class Ledger:
 
     def _learn(self, record: TrialRecord) -> None:
         self.records.append(record)
-        if record.purpose != "explore":
+        if record.purpose == "confirm":
             return
         observation = Observation(
             layout=record.layout,
@@ -247,7 +252,7 @@ class Ledger:
             self._stopping.learn(record.measurement.step_seconds)
 
     def _budget_spent(self) -> str | None:
-        explored = sum(record.purpose == "explore" for record in self.records)
+        explored = sum(record.purpose != "confirm" for record in self.records)
         if explored + len(self._running) >= self.request.max_trials:
             return f"max_trials reached ({self.request.max_trials})"
         return self._gpu_hours_spent()
@@ -271,13 +276,27 @@ def search_for(request: Request, layouts: Sequence[Layout]) -> Search:
             raise
         prior = None
     cost = TrialCost(
-        startup_seconds=startup_seconds(request),
-        steps=space.warmup_steps + space.measured_steps,
+        seconds=functools.partial(_trial_seconds, request),
         devices=space.cluster.devices,
         training_gpu_hours=request.training_gpu_hours,
         training_steps=_TOKENS_PER_PARAMETER * space.model.parameters / space.model.tokens_per_step,
     )
     return make_search(request.search, layouts, seed=request.seed, prior=prior, cost=cost)
+
+
+def counts_of(request: Request, layout: Layout) -> tuple[int, ...]:
+    """The counts of micro-batches by which a layout is explored; none: by its own."""
+    if not request.reduced_trials or request.trainable == "replay":
+        return ()
+    return reduced_counts(layout)
+
+
+def _trial_seconds(request: Request, layout: Layout) -> tuple[float, float]:
+    """What a trial of a layout takes: seconds before its steps, and its steps in whole ones."""
+    steps = request.space.warmup_steps + request.space.measured_steps
+    counts = counts_of(request, layout)
+    share = sum(counts) / layout.gradient_accumulation_steps if counts else 1.0
+    return (len(counts) or 1) * startup_seconds(request), steps * share
 
 
 def startup_seconds(request: Request) -> float:

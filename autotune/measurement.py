@@ -2,8 +2,9 @@
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from autotune.fidelity import extrapolated
 from autotune.trial import StepReport, TrialSpec
 
 
@@ -13,10 +14,14 @@ class Measurement:
 
     measured_steps: int
     """Steps after the warm-up."""
+    measured_micro_batches: tuple[int, ...]
+    """Micro-batches of the steps that were measured: the layout's own count, or the two of a
+    reduced trial."""
     step_seconds: float | None
-    """Median over measured steps of the slowest rank's time."""
+    """Median over measured steps of the slowest rank's time; of a reduced trial, extrapolated from
+    the medians of both counts."""
     step_seconds_iqr: float | None
-    """Interquartile range of the same; null for a single step."""
+    """Interquartile range of the same; null for a single step, and where it is extrapolated."""
     tokens_per_second_per_gpu: float | None
     """Tokens of a step / step_seconds / devices."""
     mfu: float | None
@@ -32,16 +37,18 @@ class Measurement:
 
 def measure(spec: TrialSpec, steps: Sequence[StepReport]) -> Measurement:
     """Sum a trial's steps up, whether or not it came to its end."""
-    times = [step.step_seconds for step in steps if step.step >= spec.warmup_steps]
-    seconds = statistics.median(times) if times else None
+    times = _measured_times(spec, steps)
+    all_times = [seconds for some in times.values() for seconds in some]
+    seconds = _step_seconds(spec, times)
     devices = spec.layout.world_size
     rate = None if seconds is None else spec.model.tokens_per_step / seconds / devices
     checkpointing = spec.layout.activation_checkpointing
     peaks = [step.peak_memory_gib for step in steps if step.peak_memory_gib is not None]
     return Measurement(
-        measured_steps=len(times),
+        measured_steps=len(all_times),
+        measured_micro_batches=tuple(times),
         step_seconds=seconds,
-        step_seconds_iqr=_interquartile_range(times),
+        step_seconds_iqr=None if spec.micro_batch_counts else _interquartile_range(all_times),
         tokens_per_second_per_gpu=rate,
         mfu=_utilisation(spec, rate, spec.model.model_flops_per_token),
         hardware_flops_utilisation=_utilisation(
@@ -50,6 +57,26 @@ def measure(spec: TrialSpec, steps: Sequence[StepReport]) -> Measurement:
         peak_memory_gib=max(peaks, default=None),
         final_loss=steps[-1].loss if steps else None,
     )
+
+
+def _measured_times(spec: TrialSpec, steps: Sequence[StepReport]) -> dict[int, list[float]]:
+    """Step times after the warm-up, by count of micro-batches."""
+    times: dict[int, list[float]] = {}
+    for step in steps:
+        if step.step % spec.steps >= spec.warmup_steps:
+            count = step.micro_batches or spec.layout.gradient_accumulation_steps
+            times.setdefault(count, []).append(step.step_seconds)
+    return times
+
+
+def _step_seconds(spec: TrialSpec, times: Mapping[int, Sequence[float]]) -> float | None:
+    if not spec.micro_batch_counts:
+        return next((statistics.median(some) for some in times.values()), None)
+    if len(times) < len(spec.micro_batch_counts):
+        return None
+    medians = [statistics.median(times[count]) for count in spec.micro_batch_counts]
+    micro_batches = spec.layout.gradient_accumulation_steps
+    return extrapolated(spec.micro_batch_counts, medians, micro_batches)
 
 
 def _interquartile_range(times: Sequence[float]) -> float | None:

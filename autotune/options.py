@@ -40,6 +40,7 @@ class SearchOptions(SpaceOptions):
     max_trials: int | None
     gpu_hours: float | None
     training_gpu_hours: float | None
+    reduced_trials: bool
     seed: int
     stop_factor: float
     trial_timeout: float
@@ -77,6 +78,7 @@ def request_from_options(options: SearchOptions) -> Request:
             "max_trials": options.max_trials or space.max_trials,
             "gpu_hours": options.gpu_hours,
             "training_gpu_hours": options.training_gpu_hours,
+            "reduced_trials": options.reduced_trials,
             "stop_factor": options.stop_factor,
             "trial_timeout_seconds": options.trial_timeout,
             "data": None if options.data is None else str(Path(options.data).resolve()),

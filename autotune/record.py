@@ -52,6 +52,7 @@ TRIAL_SCHEMA = pa.schema(
         pa.field("predicted_peak_memory_gib", pa.float64()),
         pa.field("predicted_fit_probability", pa.float64()),
         pa.field("measured_steps", pa.int64(), nullable=False),
+        pa.field("measured_micro_batches", pa.list_(pa.int64()), nullable=False),
         pa.field("measured_data_parallel", pa.int64(), nullable=False),
         pa.field("startup_seconds", pa.float64()),
         pa.field("gpu_seconds", pa.float64(), nullable=False),
@@ -131,10 +132,12 @@ _PREDICTION_FIELDS = [field.name for field in dataclasses.fields(Prediction)]
 def record_from_row(row: Mapping[str, Any]) -> TrialRecord:
     """Read what `TrialRecord.row` gave."""
     names = (field.name for field in dataclasses.fields(Measurement))
+    measured: dict[str, Any] = {name: row.get(name) for name in names}
+    counts = tuple(measured["measured_micro_batches"] or ())  # older runs have no such column
     return TrialRecord(
         **{name: row[name] for name in _OWN_COLUMNS},
         layout=layout_from_row(row),
-        measurement=Measurement(**{name: row[name] for name in names}),
+        measurement=Measurement(**{**measured, "measured_micro_batches": counts}),
         outcome=Outcome(row["outcome"]),
         prediction=_prediction_from_row(row),
     )

@@ -33,6 +33,8 @@ class Request:
     """Device hours after which no trial is started; None: no limit."""
     training_gpu_hours: Annotated[float, Field(gt=0)] | None = None
     """Device hours of the training run that the layout is for; None: 20 tokens per parameter."""
+    reduced_trials: bool = True
+    """Whether layouts are explored by fewer micro-batches per step where that is much cheaper."""
     stop_factor: Annotated[float, Field(ge=1)] = 2.0
     """A layout slower than this many times the best is stopped."""
     trial_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0

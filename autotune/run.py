@@ -46,6 +46,12 @@ _SAID_OF = {
 @click.option("--max-trials", type=COUNT, metavar="N", help="Finished trials.")
 @click.option("--gpu-hours", type=_POSITIVE, metavar="H", help="Device hours for the search.")
 @click.option(
+    "--reduced-trials/--whole-trials",
+    default=True,
+    show_default=True,
+    help="Explore by fewer micro-batches per step where that is much cheaper.",
+)
+@click.option(
     "--training-gpu-hours",
     type=_POSITIVE,
     metavar="H",

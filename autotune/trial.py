@@ -59,6 +59,9 @@ class TrialSpec:
     """A step after the first that takes longer ends the trial as a timeout; None: no limit."""
     trial_timeout_seconds: float | None = None
     """The whole trial may take this long; None: no limit."""
+    micro_batch_counts: tuple[int, ...] = ()
+    """A reduced trial runs all steps with each of these counts of micro-batches instead of the
+    layout's own; empty: it is a whole one."""
 
     @property
     def steps(self) -> int:
@@ -93,6 +96,8 @@ class StepReport:
     """From 0; the warm-up steps come first."""
     ranks: tuple[RankStep, ...]
     """One entry per rank, in rank order."""
+    micro_batches: int | None = None
+    """Of a reduced trial's step; None is the layout's own count."""
 
     @property
     def step_seconds(self) -> float:

@@ -17,6 +17,7 @@ from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from autotune.errors import NodeCheckFailed
+from autotune.fidelity import run_in_parts
 from autotune.ledger import Ledger
 from autotune.placement import NodeGroup, node_group
 from autotune.trainable import Trainable
@@ -132,7 +133,7 @@ class LayoutTrial(tune.Trainable):
         return [] if self._nodes is None else list(self._nodes.hosts)
 
     def _begin(self, spec: TrialSpec) -> None:
-        self._events = self._worker.run(spec, self._hosts)
+        self._events = run_in_parts(spec, self._worker, self._hosts)
 
 
 class _Adapter:

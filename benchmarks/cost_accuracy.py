@@ -19,8 +19,8 @@ from rich.table import Table
 
 from autotune.cli import command_line
 from autotune.cost.calibration import accuracy
-from autotune.recorded import read_sweeps
 from autotune.cost.unseen import unseen_constants
+from autotune.recorded import read_sweeps
 
 _WIDTH = 110
 _AVERAGED = ("step_time_mape", "oom_f1", "oom_precision", "oom_recall", "spearman")

@@ -68,12 +68,12 @@ def main(peer: Path, out: Path | None) -> int:
     layouts = space.layouts()
     model = CostModel(space.model, space.precision, space.cluster)
     theirs = _llm_analysis(peer, space)
+    some = layouts[:: max(1, len(layouts) // _PEER_LAYOUTS)][:_PEER_LAYOUTS]
     whole, ours_each, theirs_each, ratios = [], [], [], []
     for _ in range(_TURNS):
         whole.append(_seconds(lambda: plan(space, model)))
         ours_each.append(_seconds(lambda: model.estimate(layouts)) / len(layouts))
         if theirs is not None:
-            some = layouts[:: max(1, len(layouts) // _PEER_LAYOUTS)][:_PEER_LAYOUTS]
             theirs_each.append(_seconds(lambda: theirs(some)) / len(some))
             ratios.append(theirs_each[-1] / ours_each[-1])
     results = {

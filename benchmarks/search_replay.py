@@ -23,9 +23,9 @@ from rich.table import Table
 
 from autotune.cli import command_line
 from autotune.cost.model import CostModel
+from autotune.cost.unseen import unseen_constants
 from autotune.recorded import RecordedRun, Sweep, read_sweeps
 from autotune.search import Observation, Prior, TrialCost, make_search, prune
-from autotune.cost.unseen import unseen_constants
 
 STARTUP_SECONDS = 120.0
 STEPS = 15
@@ -52,8 +52,7 @@ def replay(name: str, sweep: Sweep, prior: Prior | None, seed: int) -> Replay:
     runs = {run.layout: run for run in sweep.runs}
     devices = sweep.cluster.devices
     cost = TrialCost(
-        startup_seconds=STARTUP_SECONDS,
-        steps=STEPS,
+        seconds=lambda layout: (STARTUP_SECONDS, STEPS),
         devices=devices,
         training_gpu_hours=math.inf,  # the question is when it finds, not when it stops
         training_steps=1,

@@ -4,6 +4,7 @@ Its world is not quite the one that the search's cost model knows: constants are
 so is every layout a little. What a search finds here shows how it works, never what is fast.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Generator, Sequence
 
@@ -76,6 +77,8 @@ def _world(spec: TrialSpec) -> CostModel:
 
 
 def _random(seed: int, layout: Layout) -> np.random.Generator:
-    """Chance that depends on the seed and the layout alone: a layout run twice is the same."""
-    digest = hashlib.sha256(repr(layout).encode()).digest()
+    """Chance that depends on the seed and the layout alone: a layout run twice is the same, and so
+    is one that is run with fewer micro-batches."""
+    whole = dataclasses.replace(layout, gradient_accumulation_steps=1)
+    digest = hashlib.sha256(repr(whole).encode()).digest()
     return np.random.default_rng((seed, int.from_bytes(digest[:8], "big")))

@@ -24,7 +24,7 @@ class Screen:
         """`finished`: the trials of an earlier part of the search."""
         self._console = console
         self._max_trials = max_trials
-        explored = (record for record in finished if record.purpose == "explore")
+        explored = (record for record in finished if record.purpose != "confirm")
         self._outcomes = collections.Counter(record.outcome for record in explored)
         times = [r.measurement.step_seconds for r in finished if r.outcome is Outcome.OK]
         self._best_seconds = min(filter(None, times), default=None)
@@ -62,14 +62,14 @@ class Screen:
 
     def trial_finished(self, record: TrialRecord) -> None:
         """A line for the trial."""
-        if record.purpose == "explore":
+        if record.purpose != "confirm":
             self._outcomes[record.outcome] += 1
         seconds = record.measurement.step_seconds
         if record.outcome is Outcome.OK and seconds is not None:
             self._best_seconds = min(seconds, self._best_seconds or seconds)
         done = self._outcomes.total()
         style = _STYLES.get(record.outcome, "magenta")
-        number = f"{done:>3}/{self._max_trials}" if record.purpose == "explore" else record.purpose
+        number = f"{done:>3}/{self._max_trials}" if record.purpose != "confirm" else record.purpose
         line = (
             f"\\[{number:>7}] [{style}]{record.outcome:<8}[/] "
             f"{_seconds(seconds):>8} {_gib(record.measurement.peak_memory_gib):>9}  "

@@ -7,9 +7,10 @@ often those that just fit.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from autotune.cost.columns import Array
@@ -39,10 +40,9 @@ _EQUAL = 1e-3
 class TrialCost:
     """What a trial takes, and what a faster layout is worth."""
 
-    startup_seconds: float
-    """Before the first step; all that a trial costs which runs out of memory."""
-    steps: int
-    """Steps of a trial."""
+    seconds: Callable[[Layout], tuple[float, float]]
+    """Of a layout's trial: seconds before the first step, which are all that it costs if it runs
+    out of memory, and how many whole steps its steps are worth."""
     devices: int
     """Devices that a trial holds."""
     training_gpu_hours: float | None = None
@@ -62,6 +62,8 @@ class GuidedSearch:
         self._seed = seed
         self._candidates = Candidates(prior.layouts)
         self._size = len(self._candidates)
+        startups, steps = zip(*(cost.seconds(layout) for layout in prior.layouts), strict=True)
+        self._startup_seconds, self._steps = np.array(startups), np.array(steps)
         features = features_of(prior.columns)
         self._time = Covariance(prior.time_factors, features, _LOCAL_TIME)
         self._memory = Covariance(prior.memory_factors, features, _LOCAL_MEMORY)
@@ -138,7 +140,7 @@ class GuidedSearch:
             self._prior.memory_spread,
         )
 
-    def _promise(self, places: Array) -> tuple[Array, Array, Array]:
+    def _promise(self, places: NDArray[np.int64]) -> tuple[Array, Array, Array]:
         """Expected improvement (of log time), probability to fit, expected seconds of a trial."""
         mean, deviation = self._log_seconds[places], self._deviation[places]
         probability = fit_probability(np.exp(self._log_memory[places]), self._prior.memory_spread)
@@ -150,8 +152,8 @@ class GuidedSearch:
             improvement = deviation * (
                 normalised * stats.norm.cdf(normalised) + stats.norm.pdf(normalised)
             )
-        running = self._cost.steps * np.exp(mean)
-        return improvement, probability, self._cost.startup_seconds + probability * running
+        running = self._steps[places] * np.exp(mean)
+        return improvement, probability, self._startup_seconds[places] + probability * running
 
     def _choose(self, value: Array) -> int:
         """Place of the largest value; equals are drawn from, by the seed."""

@@ -60,7 +60,7 @@ class Prior:
             else:
                 share = changed.peak_memory_gib / changed.capacity_gib
                 memory.append((np.log(share) - self.log_memory) * scale)
-        # What is wrong for all layouts alike: this machine is slow, the capacity is not what it says.
+        # What is wrong for all layouts alike: a slow machine, a capacity that is not what it says.
         time.append(np.full(len(self.layouts), self.time_spread))
         memory.append(np.full(len(self.layouts), self.memory_spread))
         self.time_factors: Array = np.array(time).T

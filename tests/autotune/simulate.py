@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from autotune.fidelity import run_in_parts
 from autotune.ledger import Ledger
 from autotune.record import TrialRecord
 from autotune.request import Request
 from autotune.space import SearchSpace, load_space
 from autotune.store import RunStore, create_run
+from autotune.trainable import Trainable
 from autotune.trial import StepReport, TrialSpec
 from trainables.fake import FakeTrainable
 
@@ -39,10 +41,12 @@ def new_store(directory: Path, **changes: object) -> RunStore:
     return create_run(directory, fake_request(**changes), {})
 
 
-def run_to_the_end(store: RunStore, *, trials: int | None = None) -> Ledger:
+def run_to_the_end(
+    store: RunStore, *, trials: int | None = None, worker: Trainable | None = None
+) -> Ledger:
     """At most `trials` more; then as if the process had been killed."""
     ledger = Ledger(store, Silent())
-    worker = FakeTrainable()
+    worker = worker or FakeTrainable()
     while trials is None or trials > 0:
         spec = ledger.next_trial()
         if spec is None:
@@ -52,8 +56,8 @@ def run_to_the_end(store: RunStore, *, trials: int | None = None) -> Ledger:
     return ledger
 
 
-def run_one(ledger: Ledger, worker: FakeTrainable, spec: TrialSpec) -> None:
-    for event in worker.run(spec, []):
+def run_one(ledger: Ledger, worker: Trainable, spec: TrialSpec) -> None:
+    for event in run_in_parts(spec, worker, []):
         if isinstance(event, StepReport):
             if ledger.step_done(spec.trial_id, event):
                 ledger.trial_stopped(spec.trial_id, attempts=1)
