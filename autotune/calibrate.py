@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from autotune.cli import command_line
-from autotune.cost.calibration import FITTED, Accuracy, accuracy, fit, leave_one_out
+from autotune.cost.calibration import (
+    FITTED,
+    Accuracy,
+    accuracy,
+    fit,
+    is_fitted,
+    leave_one_out,
+)
 from autotune.cost.constants import Constants, Trainer, constants_for, known_constants
 from autotune.errors import InputError
 from autotune.hardware import Device, Measured, device_named, device_to_json
@@ -47,6 +54,8 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
         raise InputError(f"--out must be a file NAME.json, got {str(out)!r}")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out must be in a directory that exists, got {str(out)!r}")
+    if not any(run.outcome in (Outcome.OK, Outcome.OOM) for s in sweeps for run in s.runs):
+        raise InputError("the runs must have a layout that ran or ran out of memory, got none")
     before = constants_for(device, trainer)
     console = Console()
     judged, how = dict.fromkeys((sweep.name for sweep in sweeps), before), "fitted on itself"
@@ -112,7 +121,11 @@ def with_constants(
         if abs(value / before[name] - 1) < 1e-3 if before[name] else value == before[name]:
             continue
         group = of_hardware if known[name].of == "hardware" else of_trainer
-        group[name] = Measured(value=float(f"{value:.4g}"), source=source)
+        stated = group.get(name)
+        unfitted = None
+        if stated is not None:
+            unfitted = stated.unfitted if is_fitted(stated) else stated.value
+        group[name] = Measured(value=float(f"{value:.4g}"), source=source, unfitted=unfitted)
     return dataclasses.replace(
         device, constants=of_hardware, trainers={**device.trainers, trainer: of_trainer}
     )

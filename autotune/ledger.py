@@ -229,6 +229,7 @@ class Ledger:
             **_brief(first),
             "simulated": self.request.simulated,
             "runner_up": _brief(others[0]) if others else None,
+            "equal_within_noise": [r.trial_id for r in others if equal_within_noise(first, r)],
             "stopped_because": self.stopped_because,
         }
 
@@ -302,6 +303,15 @@ def _trial_seconds(request: Request, layout: Layout) -> tuple[float, float]:
 def startup_seconds(request: Request) -> float:
     """What a trial is taken to need before its first step, where that is not measured."""
     return _STARTUP_SECONDS[request.space.cluster.device.kind]
+
+
+def equal_within_noise(first: TrialRecord, second: TrialRecord) -> bool:
+    """Whether two measured step times differ by less than their own spread over the steps."""
+    one, other = first.measurement, second.measurement
+    if one.step_seconds is None or other.step_seconds is None:
+        return False
+    spread = max(one.step_seconds_iqr or 0.0, other.step_seconds_iqr or 0.0)
+    return abs(one.step_seconds - other.step_seconds) <= spread
 
 
 def _was_timed(record: TrialRecord) -> bool:

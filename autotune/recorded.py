@@ -5,6 +5,7 @@ publish (one sweep each, whose name tells model, sequence length and GPUs).
 """
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import re
@@ -19,6 +20,7 @@ from autotune.errors import InputError
 from autotune.hardware import device_named
 from autotune.layout import Layout, layout_from_mapping
 from autotune.model import Model, Precision
+from autotune.rules import why_illegal
 from autotune.trial import Outcome
 
 _GPUS_PER_NODE = 8
@@ -111,7 +113,8 @@ def _read_file(file: Path) -> list[Sweep]:
     else:
         raise InputError(f"--runs: must be a .csv or .xlsx file, got {str(file)!r}")
     by_sweep: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for number, row in enumerate(rows, start=2):
+    # A spreadsheet has a line above its head.
+    for number, row in enumerate(rows, start=3 if file.suffix == ".xlsx" else 2):
         where = f"--runs: {file.name}, line {number}"
         by_sweep[str(_field(row, "sweep", where))].append({**row, "where": where})
     if not by_sweep:
@@ -133,6 +136,13 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]]) -> Sweep:
         if _model(row) != model or _number(row, "world_size") != devices:
             raise InputError(f"{row['where']}: sweep {name} must have one model and one cluster")
         run = _run(row, model)
+        if run is not None and run.layout.world_size != devices:
+            raise InputError(
+                f"{row['where']}: tensor_parallel * pipeline_parallel * data_parallel must be "
+                f"world_size {devices}, got {run.layout.world_size}"
+            )
+        if run is not None and (reason := why_illegal(run.layout, model, "bf16")):
+            raise InputError(f"{row['where']}: {reason}")
         if run is not None:
             found[run.layout].append(run)
     return Sweep(
@@ -226,35 +236,36 @@ def _sheet_rows(file: Path) -> list[dict[str, Any]]:
         "world_size": int(named["gpus"]),
     }
     try:
-        sheet = openpyxl.load_workbook(file, read_only=True, data_only=True).worksheets[0]
+        workbook = openpyxl.load_workbook(file, read_only=True, data_only=True)
+        with contextlib.closing(workbook):
+            lines = list(workbook.worksheets[0].iter_rows(min_row=2, values_only=True))
     except Exception as error:
         raise InputError(f"--runs: cannot read {str(file)!r}: {error}") from None
-    rows = sheet.iter_rows(min_row=2, values_only=True)
-    names = [str(name) for name in next(rows, ())]
-    return [
-        {**common, **_tidy(dict(zip(names, values, strict=False)), common, file)}
-        for values in rows
-        if any(value is not None for value in values)
-    ]
+    names = [str(name) for name in lines[0]] if lines else []
+    rows = []
+    for number, values in enumerate(lines[1:], start=3):
+        if any(value is not None for value in values):
+            row = dict(zip(names, values, strict=False))
+            rows.append({**common, **_tidy(row, common, f"--runs: {file.name}, line {number}")})
+    return rows
 
 
-def _tidy(row: Mapping[str, Any], common: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    where = f"--runs: {file.name}"
+def _tidy(row: Mapping[str, Any], common: Mapping[str, Any], where: str) -> dict[str, Any]:
+    row = {**row, "where": where}
     kernel = _field(row, "kernel", where)
     if kernel not in _SHEET_KERNELS:
         known = ", ".join(_SHEET_KERNELS)
         raise InputError(f"{where}: kernel must be one of {known}, got {kernel!r}")
     attention, fused_norm = _SHEET_KERNELS[kernel]
-    tensor, pipeline = (
-        int(_field(row, f"{name}_parallel_size", where)) for name in ("model", "pipe")
-    )
+    tensor = _number(row, "model_parallel_size")
+    pipeline = _number(row, "pipe_parallel_size")
     devices = common["world_size"]
     mfu = row.get("Average MFU")
     works = isinstance(mfu, int | float) and not isinstance(mfu, bool) and mfu > 0
     recorded = {
         "tensor_parallel": tensor,
         "pipeline_parallel": pipeline,
-        "data_parallel": devices // (tensor * pipeline),
+        "data_parallel": max(1, devices // (tensor * pipeline)),
         "micro_batch_size": _field(row, "micro_batch_size", where),
         "activation_checkpointing": _field(row, "activation_checkpointing_type", where),
         "sequence_parallel": row.get("sequence_parallel") or False,

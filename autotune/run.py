@@ -17,7 +17,7 @@ from autotune.cli import EXIT_INTERRUPTED, EXIT_NOTHING_WORKED, SECONDS, command
 from autotune.errors import ClusterTooSmall, InputError
 from autotune.export import export_layout
 from autotune.hardware import device_of_accelerator
-from autotune.ledger import Ledger
+from autotune.ledger import Ledger, equal_within_noise
 from autotune.options import TRAINABLES, SearchOptions, request_from_options
 from autotune.recorded import read_sweeps
 from autotune.report import Screen, print_best, print_plan
@@ -188,6 +188,9 @@ def _finish(console: Console, ledger: Ledger, directory: Path, *, as_json: bool)
         return EXIT_NOTHING_WORKED
     print_best(console, best)
     console.print(f"best: {best[0].layout.describe()}", soft_wrap=True, highlight=False)
+    equal = [record.trial_id for record in best[1:] if equal_within_noise(best[0], record)]
+    if equal:
+        console.print(f"equal within noise: trials {', '.join(equal)}", highlight=False)
     console.print(f"train it with {directory}/export/launch.sh", soft_wrap=True, highlight=False)
     if ledger.request.simulated:
         console.print(_SAID_OF[ledger.request.trainable], style="bold yellow", soft_wrap=True)

@@ -189,11 +189,22 @@ def _likeliest_spread(excess: Array, ran_out: NDArray[np.bool_]) -> float:
 _MEMORY_SPREAD = 0.03
 
 
+def is_fitted(constant: Measured) -> bool:
+    """Whether a hardware file's constant comes from a fit."""
+    return constant.source.startswith(FITTED)
+
+
 def _before_any_fit(device: Device) -> Device:
     """The device with only those constants that were not fitted."""
 
     def unfitted(found: Mapping[str, Measured]) -> dict[str, Measured]:
-        return {n: one for n, one in found.items() if not one.source.startswith(FITTED)}
+        stated = {}
+        for name, one in found.items():
+            if not is_fitted(one):
+                stated[name] = one
+            elif one.unfitted is not None:
+                stated[name] = Measured(value=one.unfitted, source="stated")
+        return stated
 
     return dataclasses.replace(
         device,

@@ -62,8 +62,10 @@ class Columns:
 def columns_of(layouts: Sequence[Layout]) -> Columns:
     """Arrays in the order of `layouts`."""
     sizes = np.array([_SIZES(layout) for layout in layouts], dtype=np.float64)
-    sizes = sizes.reshape(len(layouts), -1).T
-    recomputed = np.array([_RECOMPUTED[layout.activation_checkpointing] for layout in layouts])
+    sizes = sizes.reshape(len(layouts), 8).T
+    recomputed = np.array(
+        [_RECOMPUTED[layout.activation_checkpointing] for layout in layouts], dtype=float
+    )
     kernels = tuple(dict.fromkeys(layout.attention_kernel for layout in layouts))
     places = {kernel: place for place, kernel in enumerate(kernels)}
     tensor, pipeline, data, stage, micro_batch, micro_batches, sharded, compiled = sizes
@@ -80,7 +82,7 @@ def columns_of(layouts: Sequence[Layout]) -> Columns:
         plain_norm=np.array([layout.rmsnorm_kernel == "plain" for layout in layouts], dtype=float),
         compiled=compiled,
         kernels=kernels,
-        kernel=np.array([places[layout.attention_kernel] for layout in layouts]),
+        kernel=np.array([places[layout.attention_kernel] for layout in layouts], dtype=np.int64),
     )
 
 

@@ -151,10 +151,9 @@ def _deepspeed_states(
 ) -> _States:
     """DeepSpeed 0.19's engines, as read from its optimisers and measured (docs/results/cpu.md).
 
-    Stages shard as in Rajbhandari et al. 2020, table 1, with these differences: gradients that are
-    not reduced yet fill up to a bucket (stages 2 and 3), weights that are gathered stay up to a
-    limit of 10^9 (stage 3), bf16 makes an fp32 copy of the gradient shard to update with, and the
-    pipeline engine's bf16 optimiser keeps unsharded fp32 gradients.
+    Stages shard as in Rajbhandari et al. 2020, table 1, with these differences: weights that are
+    gathered stay up to a limit of 10^9 (stage 3), bf16 makes an fp32 copy of the gradient shard to
+    update with, and buckets come on top. The pipeline engine is no different.
     """
     stage, replicas = columns.zero_stage[:, None], columns.data_parallel[:, None]
     element = setting.element_bytes
@@ -162,12 +161,7 @@ def _deepspeed_states(
     bucket = np.clip(parameters, SMALLEST_BUCKET, LARGEST_BUCKET)
     weights = element * np.where(stage >= 3, parameters / replicas, parameters)
     gathered = element * np.where(stage >= 3, np.minimum(parameters, 1e9), 0)
-    gradients = element * np.where(
-        stage >= 2, parameters / replicas + np.minimum(bucket, parameters), parameters
-    )
-    if mixed:
-        staged = columns.pipeline_parallel[:, None] > 1
-        gradients = gradients + np.where(staged, 2 * _MASTER_BYTES * parameters, 0)
+    gradients = element * np.where(stage >= 2, parameters / replicas, parameters)
     shard = np.where(stage >= 1, parameters / replicas, parameters)
     masters = np.where(stage >= 1, _MASTER_BYTES, 0)
     copies = (_MASTER_BYTES if mixed else 0) + np.where(stage >= 1, constants["update_bytes"], 0.0)
@@ -178,7 +172,7 @@ def _deepspeed_states(
         optimiser=(masters + _MOMENT_BYTES) * shard,
         update=copies * shard,
         buffers=buckets + gathered,
-        update_buffers=buckets,
+        update_buffers=buckets + gathered,
     )
 
 

@@ -20,6 +20,8 @@ class Measured:
 
     value: float
     source: str
+    unfitted: float | None = None
+    """What was stated here before a fit; null where nothing was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})

@@ -263,9 +263,9 @@ def test_f1_by_hand() -> None:
 
 def test_the_mean_error_of_times_by_hand() -> None:
     small = said(fits=True)
-    # Predicted over measured: 1.25, 0.8 and 1.
-    found = judged([ran(small[0], factor=0.8), ran(small[1], factor=1.25), ran(small[2])])
-    assert found.step_time_mape == pytest.approx((0.25 + 0.2 + 0) / 3)
+    # Predicted over measured: 2, 0.8 and 1.
+    found = judged([ran(small[0], factor=0.5), ran(small[1], factor=1.25), ran(small[2])])
+    assert found.step_time_mape == pytest.approx((1 + 0.2 + 0) / 3)
 
 
 def test_the_rank_correlation_by_hand() -> None:
@@ -371,7 +371,6 @@ def test_a_second_calibration_does_not_build_on_the_first(
     assert two == pytest.approx(one, rel=1e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="fitted values replace the start that others stated")
 def test_a_second_calibration_starts_where_the_first_did(
     tmp_path: Path, sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -390,7 +389,6 @@ def test_a_second_calibration_starts_where_the_first_did(
     assert twice == once
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="~ of an empty array of floats")
 @pytest.mark.parametrize("outcome", ["kernel_na", "error"])
 def test_recordings_that_tell_nothing_are_refused(
     tmp_path: Path, sweep: Sweep, capsys: pytest.CaptureFixture[str], outcome: str
