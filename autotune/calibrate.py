@@ -21,7 +21,7 @@ from autotune.cost.calibration import (
 )
 from autotune.cost.constants import Constants, Trainer, constants_for, known_constants
 from autotune.errors import InputError
-from autotune.hardware import Device, Measured, device_named, device_to_json
+from autotune.hardware import Device, Measured, device_named, device_to_json, known_devices
 from autotune.record import TrialRecord
 from autotune.recorded import RecordedRun, Sweep, read_sweeps
 from autotune.store import open_run, write_atomically
@@ -42,6 +42,9 @@ _ACCURACY_COLUMNS = ("rows", "time error", "OOM F1", "Spearman")
 def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
     """Fit the cost model's constants to RUNS: run directories, or recorded CSV and .xlsx files."""
     sweeps = [sweep for path in runs for sweep in sweeps_of(path)]
+    names = collections.Counter(sweep.name for sweep in sweeps)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise InputError(f"each sweep must be given once, got {twice[0]} more than once")
     device = _device(sweeps) if gpu is None else device_named(gpu)
     sweeps = [
         dataclasses.replace(s, cluster=dataclasses.replace(s.cluster, device=device))
@@ -54,6 +57,8 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
         raise InputError(f"--out must be a file NAME.json, got {str(out)!r}")
     if not out.absolute().parent.is_dir():
         raise InputError(f"--out must be in a directory that exists, got {str(out)!r}")
+    if out.is_dir():
+        raise InputError(f"--out must be a file, got the directory {str(out)!r}")
     if not any(run.outcome in (Outcome.OK, Outcome.OOM) for s in sweeps for run in s.runs):
         raise InputError("the runs must have a layout that ran or ran out of memory, got none")
     before = constants_for(device, trainer)
@@ -77,7 +82,7 @@ def sweeps_of(path: Path) -> list[Sweep]:
     """The sweeps of a run directory or of recorded files. Raises InputError."""
     if not (path / "run.json").exists():
         return read_sweeps(path)
-    store = open_run(path)
+    store = open_run(path, what="RUNS")
     if store.request.trainable != "deepspeed":
         raise InputError(
             f"run {str(path)!r} must be measured to calibrate from, got {store.request.trainable} "
@@ -141,13 +146,11 @@ def _recorded(record: TrialRecord) -> RecordedRun:
     )
 
 
-def _on(device: Device, sweep: Sweep) -> Sweep:
-    return dataclasses.replace(sweep, cluster=dataclasses.replace(sweep.cluster, device=device))
-
-
 def _device(sweeps: Sequence[Sweep]) -> Device:
+    """The runs' device as we know it now; an unknown one as it was on record."""
     devices = {sweep.cluster.device.name: sweep.cluster.device for sweep in sweeps}
-    return devices[_one_of(set(devices), "device")]
+    name = _one_of(set(devices), "device")
+    return known_devices().get(name, devices[name])
 
 
 def _one_of(values: set[str], what: str) -> str:

@@ -87,7 +87,12 @@ class Sweep:
 def read_sweeps(path: Path) -> list[Sweep]:
     """The sweeps of a CSV or .xlsx file, or of all such files of a folder. Raises InputError."""
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".csv", ".xlsx"))
+        files = sorted(
+            file
+            for file in path.iterdir()
+            # A spreadsheet that is open somewhere has a lock file beside it.
+            if file.suffix.lower() in (".csv", ".xlsx") and not file.name.startswith("~$")
+        )
         if not files:
             raise InputError(f"--runs: no .csv or .xlsx file in {str(path)!r}")
     elif path.is_file():
@@ -102,20 +107,19 @@ def read_sweeps(path: Path) -> list[Sweep]:
 
 
 def _read_file(file: Path) -> list[Sweep]:
-    if file.suffix == ".xlsx":
+    if file.suffix.lower() == ".xlsx":
         rows: Iterable[dict[str, Any]] = _sheet_rows(file)
-    elif file.suffix == ".csv":
+    elif file.suffix.lower() == ".csv":
         try:
-            with file.open(encoding="utf-8", newline="") as lines:
+            with file.open(encoding="utf-8-sig", newline="") as lines:
                 rows = list(csv.DictReader(lines))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"--runs: cannot read {str(file)!r}: {error}") from None
     else:
         raise InputError(f"--runs: must be a .csv or .xlsx file, got {str(file)!r}")
     by_sweep: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    # A spreadsheet has a line above its head.
-    for number, row in enumerate(rows, start=3 if file.suffix == ".xlsx" else 2):
-        where = f"--runs: {file.name}, line {number}"
+    for number, row in enumerate(rows, start=2):
+        where = f"--runs: {file.name}, line {row.get('line', number)}"
         by_sweep[str(_field(row, "sweep", where))].append({**row, "where": where})
     if not by_sweep:
         raise InputError(f"--runs: no run in {str(file)!r}")
@@ -246,7 +250,8 @@ def _sheet_rows(file: Path) -> list[dict[str, Any]]:
     for number, values in enumerate(lines[1:], start=3):
         if any(value is not None for value in values):
             row = dict(zip(names, values, strict=False))
-            rows.append({**common, **_tidy(row, common, f"--runs: {file.name}, line {number}")})
+            tidy = _tidy(row, common, f"--runs: {file.name}, line {number}")
+            rows.append({**common, **tidy, "line": number})
     return rows
 
 
@@ -261,7 +266,8 @@ def _tidy(row: Mapping[str, Any], common: Mapping[str, Any], where: str) -> dict
     pipeline = _number(row, "pipe_parallel_size")
     devices = common["world_size"]
     mfu = row.get("Average MFU")
-    works = isinstance(mfu, int | float) and not isinstance(mfu, bool) and mfu > 0
+    mfu = float(mfu) if isinstance(mfu, int | float) and not isinstance(mfu, bool) else mfu
+    works = isinstance(mfu, float) and mfu > 0
     recorded = {
         "tensor_parallel": tensor,
         "pipeline_parallel": pipeline,
@@ -273,10 +279,12 @@ def _tidy(row: Mapping[str, Any], common: Mapping[str, Any], where: str) -> dict
         "rmsnorm_kernel": fused_norm,
         "outcome": "ok" if works else ("oom" if "oom" in str(mfu).lower() else "error"),
     }
-    if works:
+    if isinstance(mfu, float) and works:
+        if mfu > 1:
+            raise InputError(f"{where}: Average MFU must be between 0 and 1, got {mfu}")
         model = _model({**common, "where": where})
         device = device_named("a100-80gb")
-        assert device.peak_bf16_tflops is not None and isinstance(mfu, int | float)
+        assert device.peak_bf16_tflops is not None
         rate = mfu * device.peak_bf16_tflops * 1e12 * devices / model.model_flops_per_token
         recorded["step_seconds"] = model.tokens_per_step / rate
     return recorded

@@ -131,24 +131,25 @@ def refuse_existing_run(directory: Path) -> None:
         raise InputError(f"--out must be empty or new, got {str(directory)!r} with files in it")
 
 
-def open_run(directory: Path) -> RunStore:
-    """Open an existing run directory. Raises InputError where there is none that can be read."""
+def open_run(directory: Path, *, what: str = "--resume") -> RunStore:
+    """Open an existing run directory; `what` asked for it. Raises InputError where there is none
+    that can be read."""
     file = directory / "run.json"
     if not file.is_file():
-        raise InputError(f"--resume: no run in {str(directory)!r} (run.json is missing)")
+        raise InputError(f"{what}: no run in {str(directory)!r} (run.json is missing)")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         version = content["schema_version"]
         if version != _SCHEMA_VERSION:
             raise InputError(
-                f"--resume: {file}: schema_version must be {_SCHEMA_VERSION}, got {version}"
+                f"{what}: {file}: schema_version must be {_SCHEMA_VERSION}, got {version}"
             )
         request = request_from_json(content["request"])
     except (ValueError, KeyError, TypeError, pydantic.ValidationError) as error:
         if isinstance(error, InputError):
             raise
         first_line = str(error).splitlines()[0]
-        raise InputError(f"--resume: cannot read {str(file)!r}: {first_line}") from None
+        raise InputError(f"{what}: cannot read {str(file)!r}: {first_line}") from None
     return RunStore(directory, request)
 
 

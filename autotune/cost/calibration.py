@@ -42,7 +42,7 @@ class Accuracy:
     oom_precision: float | None
     oom_recall: float | None
     spearman: float | None
-    """Rank correlation of predicted and measured times; null below three layouts that ran."""
+    """Rank correlation of predicted and measured times; null below three different ones."""
 
 
 FITTED = "fitted on"
@@ -92,10 +92,14 @@ def accuracy(sweep: Sweep, constants: Constants) -> Accuracy:
         oom_f1=2 * hits / (said.sum() + ran_out.sum()) if said.any() or ran_out.any() else None,
         oom_precision=precision,
         oom_recall=recall,
-        spearman=(
-            float(stats.spearmanr(predicted, measured).statistic) if len(measured) > 2 else None
-        ),
+        spearman=_rank_correlation(predicted, measured),
     )
+
+
+def _rank_correlation(predicted: Array, measured: Array) -> float | None:
+    if min(len(np.unique(predicted)), len(np.unique(measured))) < 3:
+        return None
+    return float(stats.spearmanr(predicted, measured).statistic)
 
 
 def _fit_time(

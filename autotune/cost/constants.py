@@ -28,6 +28,13 @@ PARTITIONS: dict[Trainer, Partition] = {"deepspeed_llm": "blocks", "hagemann2023
 by parameters explains their step times better than dealing by blocks (DECISIONS.md)."""
 
 
+# What the formulas divide by.
+_NEVER_ZERO = frozenset(
+    {"gemm_efficiency", "link_gb_per_second", "network_gb_per_second", "stage_gb_per_second"}
+    | {"usable_memory", "pressure_width", "memory_spread", "time_spread"}
+)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Constant:
     """One number that a formula takes."""
@@ -71,6 +78,8 @@ def constants_for(device: Device, trainer: Trainer) -> Constants:
                     f"hardware {device.name}: constant must be one of those of constants.json, "
                     f"got {name!r}"
                 )
+            if measured.value == 0 and name in _NEVER_ZERO:
+                raise InputError(f"hardware {device.name}: {name} must be above 0, got 0")
             values[name] = measured.value
     return values
 

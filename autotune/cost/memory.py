@@ -123,8 +123,9 @@ def _activations(
     """Activations and logits of each stage at the worst moment, in bytes [n, s].
 
     A recomputed block keeps its input for every micro-batch in flight, and the whole block only
-    while its backward pass runs. Its tensors take the place of the logits, which are gone by then;
-    its scores, where a kernel writes them, come on top (so the recorded runs say).
+    while its backward pass runs. What that pass needs for a moment takes the place of the logits,
+    which are gone by then; a recomputed block's scores, where a kernel writes them, come on top (so
+    the recorded runs say).
     """
     model = setting.model
     tokens = columns.micro_batch_size * model.sequence_length
@@ -141,9 +142,12 @@ def _activations(
     attention_recomputed = columns.recompute_attention[:, None] > 0
     once = np.where(attention_recomputed, scores[:, None], 0)
     whole = held * (kept + np.where(columns.recompute_attention > 0, 0, scores))[:, None]
-    inputs_only = held * inputs[:, None] + np.maximum(kept[:, None] - logits, 0)
+    inputs_only = held * inputs[:, None]
+    blocks_at_work = constants["working_set"] + recomputed
+    at_work = np.maximum(blocks_at_work * kept[:, None] * (stages.blocks > 0) - logits, 0)
     lost = 1 + constants["fragmentation"]
-    return (np.where(recomputed, inputs_only, whole) + once) * lost, logits * lost
+    activations = np.where(recomputed, inputs_only, whole) + once + at_work
+    return activations * lost, logits * lost
 
 
 def _deepspeed_states(

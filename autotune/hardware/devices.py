@@ -5,7 +5,7 @@ import importlib.resources
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -13,12 +13,14 @@ from pydantic.dataclasses import dataclass
 
 from autotune.errors import InputError, validated
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Measured:
     """A constant of the cost model (autotune/cost/constants.json) and where it comes from."""
 
-    value: float
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     source: str
     unfitted: float | None = None
     """What was stated here before a fit; null where nothing was."""
@@ -32,15 +34,15 @@ class Device:
     """Lower-case name, the file's own."""
     kind: Literal["gpu", "cpu"]
     """What the workers drive: CUDA and NCCL, or CPU and gloo."""
-    memory_gib: float | None
+    memory_gib: Positive | None
     """Memory per device, null where it is not known."""
-    peak_bf16_tflops: float | None
+    peak_bf16_tflops: Positive | None
     """Dense bf16 peak in TFLOP/s, null where it is not known."""
-    peak_fp32_tflops: float | None = None
+    peak_fp32_tflops: Positive | None = None
     """What fp32 training can reach in TFLOP/s, null where it is not known."""
-    memory_gb_per_second: float | None = None
+    memory_gb_per_second: Positive | None = None
     """Bandwidth of the device's memory, null where it is not known."""
-    multiprocessors: int | None = None
+    multiprocessors: Annotated[int, Field(ge=1)] | None = None
     """Units that each compute one tile of a matrix product, null where it is not known."""
     attention_kernels: tuple[str, ...]
     """What can compute attention there (flash_attn only where it is installed)."""

@@ -84,7 +84,7 @@ def estimated(model: CostModel, layout: Layout, **changes: Any) -> Estimates:
     return model.estimate([dataclasses.replace(layout, **changes)])
 
 
-def seconds(model: Model, cluster: Cluster, layout: Layout, **constants: float) -> Any:
+def seconds(model: Model, cluster: Cluster, layout: Layout, **constants: float) -> dict[str, float]:
     """Step time parts of one layout by name; `constants` replace single ones."""
     cost = CostModel(model, "bf16", cluster)
     return _plain(cost.estimate([layout], {**cost.constants, **constants}).time)
