@@ -4,7 +4,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: run test test-all check bench clean
+RUNS ?= ../shared/paper_runs
+
+.PHONY: run test test-all check bench bench-recorded clean
 
 run: .venv/installed
 	@if [ -e runs/tiny ]; then mv runs/tiny "runs/tiny-$$(date +%Y%m%d-%H%M%S)"; fi
@@ -22,8 +24,15 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed
+bench: .venv/installed-dev .venv/peers
 	$(BIN)/python -m benchmarks.trials
+	$(BIN)/python benchmarks/planner_speed.py
+	$(BIN)/python benchmarks/scale.py
+
+# The recorded runs of Hagemann et al. 2023 (not ours to ship): RUNS is a file or a folder of them.
+bench-recorded: .venv/installed
+	$(BIN)/python benchmarks/cost_accuracy.py --runs $(RUNS)
+	$(BIN)/python benchmarks/search_replay.py --runs $(RUNS)
 
 clean:
 	rm -rf .venv build *.egg-info
@@ -36,3 +45,8 @@ clean:
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
+
+# llm-analysis asks for older versions of its dependencies than ours; it needs none of them here.
+.venv/peers: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ \
+	    llm-analysis==0.2.2 fire==0.5.0 termcolor==3.1.0

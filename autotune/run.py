@@ -14,6 +14,7 @@ from rich.console import Console
 
 from autotune import __version__
 from autotune.cli import EXIT_INTERRUPTED, EXIT_NOTHING_WORKED, SECONDS, command_line
+from autotune.cost.setting import setting_of
 from autotune.errors import ClusterTooSmall, InputError
 from autotune.export import export_layout
 from autotune.hardware import device_of_accelerator
@@ -144,6 +145,7 @@ def _search(
                 if not request.simulated:
                     request = _with_actual_device(console, request, nodes)
                     request = _with_installed_kernels(console, request, nodes)
+                    request = _with_possible_search(console, request)
                 held.enter_context(sole_user(directory))
                 about = {"versions": {"autotune": __version__}, "nodes": nodes}
                 store = create_run(directory, request, about)
@@ -279,6 +281,24 @@ def _with_installed_kernels(
     left = tuple(kernel for kernel in kernels if kernel != "flash_attn")
     space = request.space.replaced({"attention_kernel": left}, what="attention_kernel")
     return dataclasses.replace(request, space=space)
+
+
+def _with_possible_search(console: Console, request: Request) -> Request:
+    """Search without a cost model where the nodes' device is not known to it."""
+    space = request.space
+    if request.search != "guided":
+        return request
+    try:
+        setting_of(space.model, space.precision, space.cluster)
+    except InputError:
+        console.print(
+            f"{space.cluster.device.name} is not known to the cost model (describe it with --gpu "
+            "FILE.json): searching with hyperopt",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return dataclasses.replace(request, search="hyperopt")
+    return request
 
 
 @contextlib.contextmanager

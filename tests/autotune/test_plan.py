@@ -1,0 +1,105 @@
+"""The planner's command line: rankings, explanations, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.cli import command_line
+from autotune.layout import layout_from_mapping
+from autotune.plan import main
+from autotune.space import load_space
+
+MODEL = {
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_attention_heads": 32,
+    "vocab_size": 32_000,
+    "torch_dtype": "bfloat16",
+}
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert command_line(main, [*map(str, arguments), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_layouts_are_ranked_and_the_others_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, "--space", "llm13b", "--nodes", 8, "--top", 20)
+    rows = found["layouts"]
+    assert len(rows) == 20
+    expected = [row["step_seconds"] / row["fit_probability"] for row in rows]
+    assert expected == sorted(expected)
+    model = load_space("llm13b").model
+    for row in rows:
+        assert layout_from_mapping(row["layout"], model).world_size == 64
+        assert 0 < row["mfu"] < 1 and 0.01 <= row["fit_probability"] <= 1
+        assert 0 < row["peak_memory_gib"] < 90
+    assert sum(found["dropped"].values()) > 100
+    assert any("predicted to need more than the 79.1 GiB" in reason for reason in found["dropped"])
+
+
+def test_an_explanation_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    layout = json.dumps({"tensor_parallel": 2, "pipeline_parallel": 4, "micro_batch_size": 1})
+    found = planned(capsys, "--space", "llm13b", "--explain", layout)
+    assert found["layout"]["data_parallel"] == 8, "what the cluster has left"
+    assert sum(found["step_seconds_by_cause"].values()) == pytest.approx(found["step_seconds"])
+    assert sum(found["peak_memory_gib_by_cause"].values()) == pytest.approx(
+        found["peak_memory_gib"]
+    )
+    assert found["step_seconds_by_cause"]["pipeline_bubble"] > 0
+
+
+def test_a_hugging_face_model_on_named_and_on_stated_devices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(MODEL))
+    slow, fast = (
+        planned(capsys, "--model", config, "--gpu", gpu)["layouts"][0]["step_seconds"]
+        for gpu in ("a100-80gb", "h200")
+    )
+    assert fast < slow
+    stated = ("--peak-tflops", 624, "--memory-gib", 160)
+    stated += ("--memory-bandwidth", 4078, "--multiprocessors", 108)
+    found = planned(capsys, "--model", config, "--gpu", "mine", *stated)
+    assert found["layouts"][0]["step_seconds"] < slow
+
+
+def test_every_figure_on_the_screen_is_called_predicted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command_line(main, ["--space", "llm65b", "--top", "3"]) == 0
+    assert "Predicted, most promising first" in capsys.readouterr().out
+    assert command_line(main, ["--space", "tiny", "--explain", "{}"]) == 0
+    shown = capsys.readouterr().out
+    assert "Predicted seconds per step" in shown and "predicted: " in shown
+    assert "MFU -" in shown, "the peak of a CPU is not known"
+
+
+BAD_INPUT = [
+    ((), "--space or --model must be given"),
+    (("--space", "llm13b", "--gpu", "abacus"), "or state --peak-tflops, --memory-gib"),
+    (("--space", "llm13b", "--explain", '{"data_parallel": 8}'), "must be the 64 devices"),
+    (("--space", "llm13b", "--explain", '{"tensor_parallel": 3}'), "must divide global_batch_size"),
+    (("--space", "llm13b", "--explain", '{"zero_stage": 9}'), "--explain: zero_stage"),
+    (("--space", "llm13b", "--explain", "no.json"), "--explain: cannot read 'no.json'"),
+    (("--space", "llm13b", "--fix", "micro_batch_size=3"), "no layout is left"),
+    (("--space", "llm13b", "--peak-tflops", "0"), "--peak-tflops"),
+    (("--space", "llm13b", "--top", "0"), "--top"),
+    (("--model", "no.json"), "--model: cannot read 'no.json'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), BAD_INPUT, ids=str)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: tuple[str, ...], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line(main, arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")
+    assert sentence in captured.err
