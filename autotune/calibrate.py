@@ -15,6 +15,7 @@ from autotune.cost.calibration import (
     FITTED,
     Accuracy,
     accuracy,
+    before_any_fit,
     fit,
     is_fitted,
     leave_one_out,
@@ -61,7 +62,7 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
         raise InputError(f"--out must be a file, got the directory {str(out)!r}")
     if not any(run.outcome in (Outcome.OK, Outcome.OOM) for s in sweeps for run in s.runs):
         raise InputError("the runs must have a layout that ran or ran out of memory, got none")
-    before = constants_for(device, trainer)
+    before = constants_for(before_any_fit(device), trainer)
     console = Console()
     judged, how = dict.fromkeys((sweep.name for sweep in sweeps), before), "fitted on itself"
     fitted = fit(sweeps)
@@ -173,7 +174,7 @@ def _print(
     after: Mapping[str, Constants],
     how: str,
 ) -> None:
-    table = Table(title=f"Accuracy of predictions: before → after ({how})")
+    table = Table(title=f"Accuracy of predictions: before any fit → {how}")
     table.add_column("sweep")
     for heading in _ACCURACY_COLUMNS:
         table.add_column(heading, justify="right")

@@ -54,7 +54,7 @@ def fit(sweeps: Sequence[Sweep]) -> dict[str, float]:
 
     The start, and what holds the constants back, is what was known before any fit. Deterministic.
     """
-    device = _before_any_fit(sweeps[0].cluster.device)
+    device = before_any_fit(sweeps[0].cluster.device)
     constants = dict(constants_for(device, sweeps[0].trainer))
     models = [
         CostModel(s.model, s.precision, s.cluster, trainer=s.trainer, constants=constants)
@@ -198,7 +198,7 @@ def is_fitted(constant: Measured) -> bool:
     return constant.source.startswith(FITTED)
 
 
-def _before_any_fit(device: Device) -> Device:
+def before_any_fit(device: Device) -> Device:
     """The device with only those constants that were not fitted."""
 
     def unfitted(found: Mapping[str, Measured]) -> dict[str, Measured]:

@@ -14,7 +14,7 @@ import pytest
 from autotune.calibrate import main
 from autotune.cli import command_line
 from autotune.cluster import Cluster
-from autotune.cost.calibration import FITTED, accuracy, fit, leave_one_out
+from autotune.cost.calibration import FITTED, accuracy, before_any_fit, fit, leave_one_out
 from autotune.cost.constants import assumed_constants, constants_for, known_constants
 from autotune.cost.model import CostModel
 from autotune.errors import InputError
@@ -510,7 +510,7 @@ def run_of_ours(directory: Path, constants: Mapping[str, float]) -> RunStore:
 def test_runs_of_our_own_are_calibrated_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assumed = assumed_constants("deepspeed_llm")
+    assumed = constants_for(before_any_fit(device_named("cpu")), "deepspeed_llm")
     true = {**assumed, "launch_seconds": 2 * assumed["launch_seconds"]}
     store = run_of_ours(tmp_path / "run", true)
     out = tmp_path / "mine.json"
