@@ -27,11 +27,14 @@ from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import NOTHING_LEFT, Observation
 from autotune.trial import Outcome
 
-# Standard deviations of the logarithm: of what the formulas leave out, and of a measurement.
-_LOCAL_TIME = 0.02
-_LOCAL_MEMORY = 0.03
-_NOISE = 0.01
-_NOISE_OF_STOPPED = 0.03
+# Standard deviations of the logarithm, as shares of how far off the cost model is known to be on the
+# device: of what the formulas leave out of one layout, and of a measurement.
+_LOCAL_TIME = 0.5
+_LOCAL_MEMORY = 1.0
+_NOISE = 0.25
+_LEAST_NOISE = 0.01
+# Few steps, none of them measured to the end.
+_NOISE_OF_STOPPED = 3
 # Layouts whose expected values differ by less are equal, and the seed decides.
 _EQUAL = 1e-3
 
@@ -65,8 +68,11 @@ class GuidedSearch:
         startups, steps = zip(*(cost.seconds(layout) for layout in prior.layouts), strict=True)
         self._startup_seconds, self._steps = np.array(startups), np.array(steps)
         features = features_of(prior.columns)
-        self._time = Covariance(prior.time_factors, features, _LOCAL_TIME)
-        self._memory = Covariance(prior.memory_factors, features, _LOCAL_MEMORY)
+        self._time = Covariance(prior.time_factors, features, _LOCAL_TIME * prior.time_spread)
+        self._memory = Covariance(
+            prior.memory_factors, features, _LOCAL_MEMORY * prior.memory_spread
+        )
+        self._noise = max(_LEAST_NOISE, _NOISE * prior.time_spread)
         self._timed: list[tuple[int, float, float]] = []
         self._fitted: list[tuple[int, bool, float | None]] = []
         self._best: float | None = None
@@ -100,7 +106,8 @@ class GuidedSearch:
         if seconds is not None:
             finished = observation.outcome is Outcome.OK
             error = float(np.log(seconds)) - float(self._prior.log_seconds[place])
-            self._timed.append((place, error, _NOISE if finished else _NOISE_OF_STOPPED))
+            noise = self._noise * (1 if finished else _NOISE_OF_STOPPED)
+            self._timed.append((place, error, noise))
             if finished:
                 self._best = min(seconds, self._best or seconds)
         ran_out = observation.outcome is Outcome.OOM
