@@ -8,9 +8,10 @@ RUNS ?= ../shared/paper_runs
 
 .PHONY: run test test-all check bench bench-recorded clean
 
+# As for a long training run: a short one would end the search after a handful of trials.
 run: .venv/installed
 	@if [ -e runs/tiny ]; then mv runs/tiny "runs/tiny-$$(date +%Y%m%d-%H%M%S)"; fi
-	$(BIN)/python -m autotune.run --space tiny --out runs/tiny
+	$(BIN)/python -m autotune.run --space tiny --out runs/tiny --training-gpu-hours 10000
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow and not gpu"

@@ -27,8 +27,8 @@ from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import NOTHING_LEFT, Observation
 from autotune.trial import Outcome
 
-# Standard deviations of the logarithm, as shares of how far off the cost model is known to be on the
-# device: of what the formulas leave out of one layout, and of a measurement.
+# Standard deviations of the logarithm, as shares of how far off the cost model is known to be on
+# the device: of what the formulas leave out of one layout, and of a measurement.
 _LOCAL_TIME = 0.5
 _LOCAL_MEMORY = 1.0
 _NOISE = 0.25
