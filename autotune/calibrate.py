@@ -17,12 +17,11 @@ from autotune.cost.calibration import (
     accuracy,
     before_any_fit,
     fit,
-    is_fitted,
     leave_one_out,
 )
 from autotune.cost.constants import Constants, Trainer, constants_for, known_constants
 from autotune.errors import InputError
-from autotune.hardware import Device, Measured, device_named, device_to_json, known_devices
+from autotune.hardware import Device, Measured, Stated, device_named, device_to_json, known_devices
 from autotune.record import TrialRecord
 from autotune.recorded import RecordedRun, Sweep, read_sweeps
 from autotune.store import open_run, write_atomically
@@ -116,21 +115,20 @@ def with_constants(
     fitted: Constants,
     source: str,
 ) -> Device:
-    """The device with fitted constants in place of its own.
+    """The device with these fitted constants, and no others that were fitted before.
 
-    Constants that the fit left where they were keep their source.
+    Constants that the fit left where they were (`before`) keep their source.
     """
     known = known_constants()
-    of_hardware = dict(device.constants)
-    of_trainer = dict(device.trainers.get(trainer, {}))
+    stated = before_any_fit(device)
+    of_hardware = dict(stated.constants)
+    of_trainer = dict(stated.trainers.get(trainer, {}))
     for name, value in fitted.items():
         if abs(value / before[name] - 1) < 1e-3 if before[name] else value == before[name]:
             continue
         group = of_hardware if known[name].of == "hardware" else of_trainer
-        stated = group.get(name)
-        unfitted = None
-        if stated is not None:
-            unfitted = stated.unfitted if is_fitted(stated) else stated.value
+        there = group.get(name)
+        unfitted = there and Stated(value=there.value, source=there.source)
         group[name] = Measured(value=float(f"{value:.4g}"), source=source, unfitted=unfitted)
     return dataclasses.replace(
         device, constants=of_hardware, trainers={**device.trainers, trainer: of_trainer}

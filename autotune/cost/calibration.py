@@ -207,7 +207,7 @@ def before_any_fit(device: Device) -> Device:
             if not is_fitted(one):
                 stated[name] = one
             elif one.unfitted is not None:
-                stated[name] = Measured(value=one.unfitted, source="stated")
+                stated[name] = Measured(value=one.unfitted.value, source=one.unfitted.source)
         return stated
 
     return dataclasses.replace(

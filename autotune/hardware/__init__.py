@@ -3,6 +3,7 @@
 from autotune.hardware.devices import (
     Device,
     Measured,
+    Stated,
     device_from_json,
     device_named,
     device_of_accelerator,
@@ -14,6 +15,7 @@ from autotune.hardware.devices import (
 __all__ = [
     "Device",
     "Measured",
+    "Stated",
     "device_from_json",
     "device_named",
     "device_of_accelerator",

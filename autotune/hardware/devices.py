@@ -17,12 +17,18 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
-class Measured:
+class Stated:
     """A constant of the cost model (autotune/cost/constants.json) and where it comes from."""
 
     value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     source: str
-    unfitted: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
+class Measured(Stated):
+    """The same, perhaps in the place of what was stated before a fit."""
+
+    unfitted: Stated | None = None
     """What was stated here before a fit; null where nothing was."""
 
 
