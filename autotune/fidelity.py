@@ -7,6 +7,7 @@ states and as many micro-batches in flight: memory included.
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Generator, Sequence
 
 from autotune.layout import Layout
@@ -15,6 +16,10 @@ from autotune.trial import Ended, Outcome, StepReport, TrialSpec
 
 # A reduced trial must save at least this factor of its steps' time, or the whole step is taken.
 _WORTHWHILE = 3
+# Seconds; a part may have used up the whole trial's.
+_SHORTEST_TIMEOUT = 0.001
+# Of the time per micro-batch of the longer step, how much must be the slope of the line.
+_LEAST_SLOPE = 0.1
 
 
 def reduced_counts(layout: Layout) -> tuple[int, ...]:
@@ -27,9 +32,15 @@ def reduced_counts(layout: Layout) -> tuple[int, ...]:
 
 
 def extrapolated(counts: Sequence[int], seconds: Sequence[float], micro_batches: int) -> float:
-    """Seconds of a step of `micro_batches`, on the line through the two that were measured."""
+    """Seconds of a step of `micro_batches`, on the line through the two that were measured.
+
+    Where noise leaves hardly any slope, the longer step is scaled up instead: too slow rather than
+    too fast, and never below what was measured.
+    """
     (first, second), (short, long) = counts, seconds
     per_micro_batch = (long - short) / (second - first)
+    if per_micro_batch < _LEAST_SLOPE * long / second:
+        return long * micro_batches / second
     return short + per_micro_batch * (micro_batches - first)
 
 
@@ -41,8 +52,10 @@ def run_in_parts(
         yield from trainable.run(spec, hosts)
         return
     startup_seconds: float | None = 0.0
+    started = time.monotonic()
     for part, count in enumerate(spec.micro_batch_counts):
-        with contextlib.closing(trainable.run(_shortened(spec, count), hosts)) as events:
+        shortened = _shortened(spec, count, time.monotonic() - started)
+        with contextlib.closing(trainable.run(shortened, hosts)) as events:
             for event in events:
                 if isinstance(event, StepReport):
                     yield _numbered(event, event.step + part * spec.steps, count)
@@ -54,8 +67,9 @@ def run_in_parts(
     yield ended
 
 
-def _shortened(spec: TrialSpec, count: int) -> TrialSpec:
-    """The trial with `count` micro-batches in a step."""
+def _shortened(spec: TrialSpec, count: int, elapsed_seconds: float) -> TrialSpec:
+    """The trial with `count` micro-batches in a step, and the time that is left to it."""
+    allowed = spec.trial_timeout_seconds
     layout = spec.layout
     sequences = count * layout.micro_batch_size * layout.data_parallel
     return dataclasses.replace(
@@ -64,6 +78,7 @@ def _shortened(spec: TrialSpec, count: int) -> TrialSpec:
         model=dataclasses.replace(spec.model, global_batch_size=sequences),
         log_dir=None if spec.log_dir is None else f"{spec.log_dir}/{count}-micro-batches",
         micro_batch_counts=(),
+        trial_timeout_seconds=allowed and max(_SHORTEST_TIMEOUT, allowed - elapsed_seconds),
     )
 
 

@@ -32,8 +32,10 @@ from autotune.stopping import SlowerThanBest
 from autotune.store import RunStore
 from autotune.trial import Ended, Outcome, StepReport, TrialSpec
 
+_SAYS_NOTHING = frozenset({Outcome.TIMEOUT, Outcome.LOST})
+"""Outcomes of a confirmation that are no reason to drop the layout."""
 # The fastest explored layouts are run again, this many times longer.
-_CONFIRMED = 3
+CONFIRMED = 3
 _CONFIRMATION_STEPS = 3
 # Process groups and the first touch of memory; the recorded sweeps are replayed with the first.
 _STARTUP_SECONDS = {"gpu": 120.0, "cpu": 1.0}
@@ -92,11 +94,13 @@ class Ledger:
     def best(self) -> list[TrialRecord]:
         """Successful layouts: those that were confirmed first, then by time.
 
-        A layout whose confirmation failed is not among them.
+        A layout that failed to be confirmed is not among them; one whose confirmation was cut short
+        by a deadline or a lost node stays as it was explored.
         """
         latest: dict[Layout, TrialRecord] = {}
         for record in self.records:
-            latest[record.layout] = record
+            if record.purpose != "confirm" or record.outcome not in _SAYS_NOTHING:
+                latest[record.layout] = record
         succeeded = (r for r in latest.values() if r.outcome is Outcome.OK)
         return sorted(
             succeeded,
@@ -137,7 +141,7 @@ class Ledger:
         explored = [r for r in self.records if r.purpose != "confirm" and r.outcome is Outcome.OK]
         explored.sort(key=lambda r: (r.measurement.step_seconds, r.trial_id))
         confirmed = {r.layout for r in self.records if r.purpose == "confirm"}
-        fastest = [record.layout for record in explored[:_CONFIRMED]]
+        fastest = [record.layout for record in explored[:CONFIRMED]]
         return next((layout for layout in fastest if layout not in confirmed), None)
 
     def _hand_out(self, layout: Layout, purpose: Purpose) -> TrialSpec:
@@ -158,7 +162,7 @@ class Ledger:
             synthetic_data=request.synthetic_data,
             seed=request.seed,
             step_deadline_seconds=self._stopping.step_deadline_seconds,
-            trial_timeout_seconds=request.trial_timeout_seconds,
+            trial_timeout_seconds=self._timeout_seconds(layout, purpose),
             micro_batch_counts=counts_of(request, layout) if purpose == "reduced" else (),
         )
         self._running[trial_id] = _Running(
@@ -170,6 +174,16 @@ class Ledger:
         )
         self._listener.trial_started(spec)
         return spec
+
+    def _timeout_seconds(self, layout: Layout, purpose: Purpose) -> float:
+        """A confirmation has the time besides that its steps are known to take."""
+        allowed = self.request.trial_timeout_seconds
+        if purpose == "confirm":
+            space = self.request.space
+            steps = space.warmup_steps + _CONFIRMATION_STEPS * space.measured_steps
+            explored = next(r for r in self.records if r.layout == layout)
+            allowed += 2 * steps * (explored.measurement.step_seconds or 0.0)
+        return allowed
 
     def step_done(self, trial_id: str, step: StepReport) -> bool:
         """Take a step of a running trial; whether the trial should stop now."""
@@ -218,6 +232,8 @@ class Ledger:
         self._store.write_pruned(self._pruned)
         if self.best:
             self._store.write_json("best.json", self.summary())
+        else:
+            self._store.remove("best.json")
         self._listener.trial_finished(record)
 
     def summary(self) -> dict[str, Any] | None:
@@ -227,6 +243,7 @@ class Ledger:
         first, *others = self.best
         return {
             **_brief(first),
+            "trainable": self.request.trainable,
             "simulated": self.request.simulated,
             "runner_up": _brief(others[0]) if others else None,
             "equal_within_noise": [r.trial_id for r in others if equal_within_noise(first, r)],
@@ -323,6 +340,7 @@ def _brief(record: TrialRecord) -> dict[str, Any]:
     return {
         "layout": record.layout.columns(),
         "trial_id": record.trial_id,
+        "purpose": record.purpose,
         "step_seconds": measurement.step_seconds,
         "mfu": measurement.mfu,
         "peak_memory_gib": measurement.peak_memory_gib,

@@ -107,6 +107,19 @@ def _trainable(options: SearchOptions, space: SearchSpace) -> str:
 def _recorded_sweep(options: SearchOptions) -> Sweep:
     """The one sweep of --runs, or the one that has the model and the devices of --space."""
     assert options.runs is not None
+    changes = {
+        "--fix": options.fix,
+        "--model": options.model,
+        "--gpu": options.gpu,
+        "--sequence-length": options.sequence_length,
+        "--global-batch-size": options.global_batch_size,
+        "--gpus-per-node": options.gpus_per_node,
+        "--nodes": options.nodes if options.space is None else None,
+    }
+    if given := [name for name, value in changes.items() if value]:
+        raise InputError(
+            f"--trainable replay takes all that was recorded: {given[0]} cannot be given"
+        )
     sweeps = read_sweeps(Path(options.runs))
     if options.space is not None:
         space = space_from_options(options)
@@ -117,11 +130,6 @@ def _recorded_sweep(options: SearchOptions) -> Sweep:
                 f"--runs: no sweep has the model, the batch and the {space.cluster.devices} "
                 f"devices of --space {options.space}"
             )
-    elif options.fix or options.model or options.nodes or options.gpus_per_node:
-        raise InputError(
-            "--runs without --space replays all that was recorded: --fix, --model, "
-            "--nodes and --gpus-per-node cannot be given"
-        )
     if len(sweeps) > 1:
         names = ", ".join(sweep.name for sweep in sweeps)
         raise InputError(f"--runs must hold one sweep to replay, got {names}")

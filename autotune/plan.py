@@ -87,7 +87,8 @@ def main(
     found = plan(space, model)
     if as_json:
         rows = [_row(found, int(place), space) for place in found.order[:top]]
-        print(json.dumps({"layouts": rows, "dropped": dict(found.dropped)}, indent=2))
+        content = {"predicted": True, "layouts": rows, "dropped": dict(found.dropped)}
+        print(json.dumps(content, indent=2))
     else:
         print_ranked(console, space, found.layouts, found.estimates, found.order[:top])
         _print_dropped(console, found)
@@ -181,6 +182,7 @@ def _explained(layout: Layout, estimates: Estimates, space: SearchSpace) -> dict
 
     seconds = float(estimates.step_seconds[0])
     return {
+        "predicted": True,
         "layout": layout.columns(),
         "step_seconds": seconds,
         "mfu": predicted_mfu(space, seconds),

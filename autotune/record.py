@@ -68,6 +68,7 @@ STEP_SCHEMA = pa.schema(
         pa.field("trial_id", pa.string(), nullable=False),
         pa.field("rank", pa.int64(), nullable=False),
         pa.field("step", pa.int64(), nullable=False),
+        pa.field("micro_batches", pa.int64()),
         pa.field("step_seconds", pa.float64(), nullable=False),
         pa.field("loss", pa.float64()),
         pa.field("grad_norm", pa.float64()),

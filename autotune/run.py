@@ -18,12 +18,12 @@ from autotune.cost.setting import setting_of
 from autotune.errors import ClusterTooSmall, InputError
 from autotune.export import export_layout
 from autotune.hardware import device_of_accelerator
-from autotune.ledger import Ledger, equal_within_noise
+from autotune.ledger import CONFIRMED, Ledger, equal_within_noise
 from autotune.options import TRAINABLES, SearchOptions, request_from_options
 from autotune.recorded import read_sweeps
 from autotune.report import Screen, print_best, print_plan
 from autotune.request import Request
-from autotune.space_options import COUNT, space_options
+from autotune.space_options import COUNT, refuse_empty, space_options
 from autotune.store import RunStore, create_run, open_run, refuse_existing_run, sole_user
 from autotune.trainable import Trainable
 
@@ -145,6 +145,7 @@ def _search(
                 if not request.simulated:
                     request = _with_actual_device(console, request, nodes)
                     request = _with_installed_kernels(console, request, nodes)
+                    refuse_empty(request.space)
                     request = _with_possible_search(console, request)
                 held.enter_context(sole_user(directory))
                 about = {"versions": {"autotune": __version__}, "nodes": nodes}
@@ -157,7 +158,8 @@ def _search(
                 run_trials(ledger, _trainable(request), virtual=request.simulated)
             if ledger.best:
                 store.write_json("best.json", ledger.summary())
-                export_layout(directory / "export", ledger.best[0].layout, request)
+                if request.trainable != "replay":  # its kernels are of another code base
+                    export_layout(directory / "export", ledger.best[0].layout, request)
             return ledger
 
 
@@ -171,10 +173,11 @@ def _trainable(request: Request) -> Trainable:
         from trainables.replay import ReplayTrainable
 
         assert request.runs is not None
-        sweeps = read_sweeps(Path(request.runs))
-        return ReplayTrainable(
-            next(sweep for sweep in sweeps if sweep.name == request.space.name).runs
-        )
+        sweeps = {sweep.name: sweep for sweep in read_sweeps(Path(request.runs))}
+        found = sweeps.get(request.space.name)
+        if found is None or not (set(request.all_layouts()) <= {run.layout for run in found.runs}):
+            raise InputError(f"--runs: {request.runs!r} no longer holds what was to be replayed")
+        return ReplayTrainable(found.runs)
     from trainables.deepspeed_llm.launch import DeepSpeedLlm
 
     return DeepSpeedLlm(device_kind=request.space.cluster.device.kind, env=request.env)
@@ -188,12 +191,14 @@ def _finish(console: Console, ledger: Ledger, directory: Path, *, as_json: bool)
     if not best:
         console.print(f"no layout worked; see the reasons in {directory}/trials", soft_wrap=True)
         return EXIT_NOTHING_WORKED
-    print_best(console, best)
+    print_best(console, best, simulated=ledger.request.simulated)
     console.print(f"best: {best[0].layout.describe()}", soft_wrap=True, highlight=False)
     equal = [record.trial_id for record in best[1:] if equal_within_noise(best[0], record)]
     if equal:
         console.print(f"equal within noise: trials {', '.join(equal)}", highlight=False)
-    console.print(f"train it with {directory}/export/launch.sh", soft_wrap=True, highlight=False)
+    if ledger.request.trainable != "replay":
+        launch = f"{directory}/export/launch.sh"
+        console.print(f"train it with {launch}", soft_wrap=True, highlight=False)
     if ledger.request.simulated:
         console.print(_SAID_OF[ledger.request.trainable], style="bold yellow", soft_wrap=True)
     return 0
@@ -204,9 +209,10 @@ def _print_start(
 ) -> None:
     space = request.space
     resumed = f", {finished} trials already finished" if finished else ""
+    layouts = f"{len(request.all_layouts())} layouts on {space.cluster.describe()}"
     console.print(
-        f"searching {space.name}: {len(space.layouts())} layouts on {space.cluster.describe()}, "
-        f"at most {request.max_trials} trials{resumed}, into {directory}",
+        f"searching {space.name}: {layouts}, at most {request.max_trials} trials{resumed}, "
+        f"into {directory}",
         soft_wrap=True,
         highlight=False,
     )
@@ -215,15 +221,18 @@ def _print_start(
 
 
 def _print_dry_run(console: Console, request: Request) -> None:
-    print_plan(console, request.space)
-    most_hours = (
-        request.max_trials * request.trial_timeout_seconds * request.space.cluster.devices / 3600
-    )
+    if request.layouts is None:
+        print_plan(console, request.space)
+    else:
+        recorded = f"{len(request.layouts)} recorded layouts of {request.space.name}"
+        console.print(f"would replay {recorded}", soft_wrap=True, highlight=False)
+    trials = request.max_trials + CONFIRMED
+    most_hours = trials * request.trial_timeout_seconds * request.space.cluster.devices / 3600
     limit = most_hours if request.gpu_hours is None else min(most_hours, request.gpu_hours)
     console.print(
         f"would run at most {request.max_trials} trials of {request.space.warmup_steps} + "
-        f"{request.space.measured_steps} steps, chosen by {request.search}: at most {limit:.3g} "
-        "GPU-hours. Nothing was started.",
+        f"{request.space.measured_steps} steps, chosen by {request.search}, and confirm the best "
+        f"{CONFIRMED}: about {limit:.3g} GPU-hours at most. Nothing was started.",
         soft_wrap=True,
         highlight=False,
     )
@@ -258,7 +267,7 @@ def _with_actual_device(console: Console, request: Request, nodes: list[dict[str
     if accelerator is None or cluster.device.kind != "gpu":
         return request
     device = device_of_accelerator(accelerator)
-    if device.name == cluster.device.name:
+    if device.name == cluster.device.name or accelerator in cluster.device.ray_accelerator_types:
         return request  # perhaps with constants of the user's own
     console.print(f"the nodes have {device.name}, not {cluster.device.name}", highlight=False)
     actual = dataclasses.replace(cluster, device=device)

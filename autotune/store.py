@@ -63,7 +63,11 @@ class RunStore:
     def add_trial(self, record: TrialRecord, steps: Sequence[StepReport]) -> None:
         """Keep a finished trial; its steps are written first, so that none is ever without them."""
         rows = [
-            {"trial_id": record.trial_id, **_plain(to_json(rank))}
+            {
+                "trial_id": record.trial_id,
+                "micro_batches": step.micro_batches or record.layout.gradient_accumulation_steps,
+                **_plain(to_json(rank)),
+            }
             for step in steps
             for rank in step.ranks
         ]
@@ -74,7 +78,7 @@ class RunStore:
     def trials(self) -> list[TrialRecord]:
         """All finished trials in the order in which they finished."""
         files = sorted((self.directory / "trials").glob("*.parquet"))
-        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+        rows = [row for file in files for row in _rows(file)]
         return sorted(
             (record_from_row(row) for row in rows),
             key=lambda record: (record.finished_at, record.trial_id),
@@ -98,9 +102,22 @@ class RunStore:
             self.directory / name, lambda path: path.write_text(text, encoding="utf-8")
         )
 
+    def remove(self, name: str) -> None:
+        """Take away a file that is no longer true."""
+        (self.directory / name).unlink(missing_ok=True)
+
     def _write_table(self, path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
         table = pa.Table.from_pylist(rows, schema=schema)
         write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"{str(file)!r} cannot be read: {first_line}") from None
+    return rows
 
 
 def create_run(directory: Path, request: Request, about: dict[str, Any]) -> RunStore:

@@ -78,7 +78,7 @@ def constants_for(device: Device, trainer: Trainer) -> Constants:
                     f"hardware {device.name}: constant must be one of those of constants.json, "
                     f"got {name!r}"
                 )
-            if measured.value == 0 and name in _NEVER_ZERO:
+            if measured.value == 0 and (name in _NEVER_ZERO or name.endswith(".efficiency")):
                 raise InputError(f"hardware {device.name}: {name} must be above 0, got 0")
             values[name] = measured.value
     return values

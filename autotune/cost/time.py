@@ -186,8 +186,7 @@ def _tensor_parallel(
     """
     size = columns.tensor_parallel
     volume = 2 * (size - 1) / size * tokens * setting.model.hidden_size * setting.element_bytes
-    within = constants["link_gb_per_second"]
-    speed = np.where(size <= setting.devices_per_node, within, constants["network_gb_per_second"])
+    speed = _tensor_parallel_speed(columns, setting, constants)
     kind = np.where(columns.sequence_shards > 1, constants["sequence_parallel_traffic"], 1.0)
     latency = constants["link_latency_seconds"] * (size > 1)
     return 2 * (volume / (speed * GB) * kind + latency)
@@ -212,7 +211,16 @@ def _head(columns: Columns, setting: Setting, constants: Constants) -> Array:
         forward
         + backward
         + loss / setting.memory_bytes_per_second
-        + gathered / (constants["link_gb_per_second"] * GB)
+        + gathered / (_tensor_parallel_speed(columns, setting, constants) * GB)
+    )
+
+
+def _tensor_parallel_speed(columns: Columns, setting: Setting, constants: Constants) -> Array:
+    """GB/s of a tensor-parallel collective: within a node, or between nodes."""
+    return np.where(
+        columns.tensor_parallel <= setting.devices_per_node,
+        constants["link_gb_per_second"],
+        constants["network_gb_per_second"],
     )
 
 
@@ -261,7 +269,8 @@ def _data_parallel(
 def _optimiser(
     columns: Columns, parameters: Array, setting: Setting, constants: Constants
 ) -> Array:
-    """AdamW over the rank's share of the states, and one pass over its gradients for the norm."""
+    """AdamW over the rank's share of the states, and 8 bytes for each of its parameters besides:
+    the gradient norm, and writing the weights (not sharded here: next to nothing)."""
     shards = np.where(columns.zero_stage > 0, columns.data_parallel, 1)
     traffic = parameters * (constants["optimizer_traffic"] / shards + 8)
     return traffic / setting.memory_bytes_per_second

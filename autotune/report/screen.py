@@ -56,7 +56,8 @@ class Screen:
     def step_done(self, spec: TrialSpec, step: StepReport) -> None:
         """Show how far it is."""
         self._describe(
-            f"{spec.layout.describe()} · step {step.step + 1}/{spec.steps} "
+            f"{spec.layout.describe()} · step {step.step + 1}/"
+            f"{spec.steps * (len(spec.micro_batch_counts) or 1)} "
             f"{step.step_seconds:.3g} s"
         )
 
@@ -75,6 +76,9 @@ class Screen:
             f"{_seconds(seconds):>8} {_gib(record.measurement.peak_memory_gib):>9}  "
             f"{record.layout.describe()}"
         )
+        if record.purpose == "reduced" and record.outcome is Outcome.OK:
+            counts = " and ".join(map(str, record.measurement.measured_micro_batches))
+            line += f"  (extrapolated from {counts} micro-batches)"
         if record.outcome not in (Outcome.OK, Outcome.OOM):
             line += f"  ({escape(record.reason[:_LONGEST_REASON])})"
         self._console.print(line, soft_wrap=True, highlight=False)
@@ -87,11 +91,12 @@ class Screen:
         self._progress.update(self._task, description=escape(" · ".join(filter(None, words))))
 
 
-def print_best(console: Console, best: Sequence[TrialRecord]) -> None:
+def print_best(console: Console, best: Sequence[TrialRecord], *, simulated: bool = False) -> None:
     """The fastest layouts as a table."""
-    table = Table(title=f"Fastest {min(_TOP, len(best))} of {len(best)} layouts that ran")
+    which = "simulated or replayed" if simulated else "that ran"
+    table = Table(title=f"Fastest {min(_TOP, len(best))} of {len(best)} layouts {which}")
     table.add_column("layout")
-    for heading in ("step s", "IQR", "tokens/s/GPU", "MFU", "memory GiB", "trial"):
+    for heading in ("step s", "IQR", "tokens/s/GPU", "MFU", "memory GiB", "trial", "kind"):
         table.add_column(heading, justify="right")
     for record in best[:_TOP]:
         measured = record.measurement
@@ -103,6 +108,7 @@ def print_best(console: Console, best: Sequence[TrialRecord]) -> None:
             _number(measured.mfu, ".1%"),
             _number(measured.peak_memory_gib, ".2f"),
             record.trial_id,
+            record.purpose,
         )
     console.print(table)
 

@@ -65,8 +65,8 @@ class GuidedSearch:
         self._seed = seed
         self._candidates = Candidates(prior.layouts)
         self._size = len(self._candidates)
-        startups, steps = zip(*(cost.seconds(layout) for layout in prior.layouts), strict=True)
-        self._startup_seconds, self._steps = np.array(startups), np.array(steps)
+        costs = np.array([cost.seconds(layout) for layout in prior.layouts]).reshape(-1, 2)
+        self._startup_seconds, self._steps = costs.T
         features = features_of(prior.columns)
         self._time = Covariance(prior.time_factors, features, _LOCAL_TIME * prior.time_spread)
         self._memory = Covariance(

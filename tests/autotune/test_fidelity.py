@@ -1,6 +1,8 @@
 """Reduced trials: what is run, what is made of it, and that it tells the truth."""
 
 import dataclasses
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,26 @@ def test_the_line_through_two_counts() -> None:
     assert extrapolated((2, 4), (1.5, 2.5), 64) == pytest.approx(0.5 + 0.5 * 64)
 
 
+def test_noise_never_makes_a_layout_faster_than_its_short_steps() -> None:
+    for long in (0.9, 1.0, 1.05):
+        assert extrapolated((2, 4), (1.0, long), 64) == long * 16
+
+
+def test_a_reduced_trial_has_one_timeout() -> None:
+    class Slow(FakeTrainable):
+        def run(self, spec: TrialSpec, hosts: object) -> Iterator[StepReport | Ended]:
+            allowed.append(spec.trial_timeout_seconds)
+            time.sleep(0.05)
+            yield from super().run(spec, [])
+
+    allowed: list[float | None] = []
+    layout = layout_from_mapping({"micro_batch_size": 1}, MANY)
+    spec = dataclasses.replace(spec_of(layout, MANY, counts=(2, 4)), trial_timeout_seconds=10)
+    list(run_in_parts(spec, Slow(), []))
+    first, second = allowed
+    assert first is not None and second is not None and second <= first - 0.05
+
+
 def test_steps_are_numbered_through_and_measured_by_count() -> None:
     layout = layout_from_mapping({"micro_batch_size": 1}, MANY)
     spec = spec_of(layout, MANY, counts=(2, 4))
@@ -71,7 +93,8 @@ def test_steps_are_numbered_through_and_measured_by_count() -> None:
     assert isinstance(events[-1], Ended) and events[-1].outcome is Outcome.OK
     measured = measure(spec, steps)
     assert (measured.measured_steps, measured.measured_micro_batches) == (8, (2, 4))
-    assert measured.step_seconds == steps[0].step_seconds, "the fake takes no time per micro-batch"
+    # The fake takes no time per micro-batch, which no real step does: scaled up.
+    assert measured.step_seconds == steps[0].step_seconds * 48 / 4
     assert measured.step_seconds_iqr is None
     assert measure(spec, steps[:6]).step_seconds is None, "one count says nothing of others"
 

@@ -90,6 +90,46 @@ def test_the_second_best_takes_over_where_the_best_fails_to_be_confirmed(tmp_pat
     assert summary is not None and summary["layout"] == ledger.best[0].layout.columns()
 
 
+@pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.LOST])
+def test_a_confirmation_that_was_cut_short_is_no_reason_to_drop_the_best(
+    tmp_path: Path, outcome: Outcome
+) -> None:
+    ledger = Ledger(new_store(tmp_path, search="random"), Silent())
+    while (spec := ledger.next_trial()) is not None:
+        if spec.measured_steps == 15:
+            ended = Ended(outcome=outcome, reason="cut short")
+            ledger.trial_ended(spec.trial_id, ended, attempts=1)
+        else:
+            run_one(ledger, FakeTrainable(), spec)
+    explored = [r for r in ledger.records if r.outcome is Outcome.OK]
+    fastest = min(explored, key=lambda r: r.measurement.step_seconds or 0)
+    summary = ledger.summary()
+    assert summary is not None and summary["trial_id"] == fastest.trial_id
+    assert summary["purpose"] == "explore", "it says that it was not confirmed"
+
+
+def test_a_confirmation_has_time_for_its_steps(tmp_path: Path) -> None:
+    ledger = Ledger(new_store(tmp_path, search="grid", trial_timeout_seconds=1), Silent())
+    while (spec := ledger.next_trial()) is not None:
+        run_one(ledger, FakeTrainable(), spec)
+        if spec.measured_steps == 15:
+            assert spec.trial_timeout_seconds is not None
+            assert spec.trial_timeout_seconds > 16 * fake_step_seconds(spec.layout)
+
+
+def test_best_json_goes_where_nothing_is_left_that_works(tmp_path: Path) -> None:
+    ledger = Ledger(new_store(tmp_path, search="grid", max_trials=1), Silent())
+    spec = ledger.next_trial()
+    assert spec is not None
+    run_one(ledger, FakeTrainable(), spec)
+    assert (tmp_path / "best.json").exists()
+    spec = ledger.next_trial()
+    assert spec is not None
+    ledger.trial_ended(spec.trial_id, Ended(outcome=Outcome.OOM, reason="rank 0"), attempts=1)
+    assert ledger.next_trial() is None
+    assert not (tmp_path / "best.json").exists()
+
+
 def test_predictions_are_on_record_before_what_was_measured(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     ledger = run_to_the_end(store, trials=3)

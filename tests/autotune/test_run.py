@@ -237,6 +237,10 @@ BAD_INPUT = [
     (("--space", "tiny", "--trainable", "replay"), "--runs must be given with --trainable replay"),
     (("--space", "tiny", "--runs", "x.csv"), "--runs must be given with --trainable replay"),
     (("--trainable", "replay", "--runs", "no.csv"), "no such file or folder: 'no.csv'"),
+    (
+        ("--trainable", "replay", "--runs", "no.csv", "--fix", "tensor_parallel=1"),
+        "takes all that was recorded: --fix cannot be given",
+    ),
     (("--space", "tiny", "--gpu", "abacus"), "device must be one of a100-80gb"),
     (("--space", "tiny", "--gpu", "no.json"), "hardware file 'no.json' cannot be read"),
     (("--space", "tiny", "--training-gpu-hours", "0"), "--training-gpu-hours"),
