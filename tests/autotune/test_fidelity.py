@@ -131,14 +131,20 @@ def test_real_short_steps_tell_the_time_and_memory_of_the_long_one(
     counts = reduced_counts(layout)
     assert counts
     found = []
-    for spec in (spec_of(layout, MANY), spec_of(layout, MANY, counts)):
-        spec = dataclasses.replace(spec, log_dir=str(tmp_path / "logs"))
+    long_sequences = dataclasses.replace(MANY, sequence_length=256)
+    for counts_to_run in ((), counts):
+        spec = dataclasses.replace(
+            spec_of(layout, long_sequences, counts_to_run),
+            log_dir=str(tmp_path / "logs"),
+            measured_steps=8,
+        )
         steps = _steps(run_in_parts(spec, DeepSpeedLlm(device_kind="cpu"), [host]))
         found.append(measure(spec, steps))
     whole, reduced = found
     assert whole.step_seconds is not None and reduced.step_seconds is not None
-    # Two shared cores: single steps differ by tens of per cent, a wrong formula by hundreds.
-    assert 0.5 < reduced.step_seconds / whole.step_seconds < 2
+    # Two shared cores: the two short steps differ by tens of per cent from one to the next, and the
+    # line through them doubles that. Steps that are not extrapolated would be six times too short.
+    assert 1 / 3 < reduced.step_seconds / whole.step_seconds < 3
     assert whole.peak_memory_gib is not None and reduced.peak_memory_gib is not None
     assert reduced.peak_memory_gib == pytest.approx(whole.peak_memory_gib, rel=0.25)
     assert (tmp_path / "logs" / f"{counts[1]}-micro-batches" / "rank-1.log").exists()

@@ -300,5 +300,5 @@ def test_dry_run_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert command_line(main, ["--space", "llm65b", "--dry-run", "--out", str(out)]) == 0
     text = capfd.readouterr().out
     assert "on 16 nodes of 8 a100-80gb" in text
-    assert "would run at most 32 trials" in text and "GPU-hours. Nothing was started." in text
+    assert "would run at most 32 trials" in text and "Nothing was started." in text
     assert not out.exists()
