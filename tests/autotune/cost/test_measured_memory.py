@@ -89,8 +89,7 @@ def test_states_of_every_engine_and_stage(
     host: LocalHost, precision: Precision, dimensions: dict[str, Any]
 ) -> None:
     measured, predicted = peaks(host, STATES, precision, **dimensions)
-    # Within 20 % when it was written; the rest is for a noisier machine.
-    assert predicted == pytest.approx(measured, rel=0.3)
+    assert predicted == pytest.approx(measured, rel=0.2)
 
 
 def test_stages_are_in_the_measured_order(host: LocalHost) -> None:
