@@ -69,7 +69,7 @@ def test_out_of_memory_is_a_result(torchrun: bool) -> None:
     arguments = ("--layout", layout, "--model", model, "--steps", "2", "--memory-gib", "0.02")
     status, lines, errors = run(*arguments, torchrun=torchrun)
     assert status == 0, errors
-    assert lines[-1]["outcome"] == "oom" and lines[-1]["step_seconds"] is None
+    assert lines[-1]["outcome"] == "oom" and lines[-1]["step_seconds"] is None, lines[-1]
     assert lines[-1]["reason"].startswith("rank ")
 
 

@@ -9,8 +9,15 @@ from autotune.trial import Outcome
 
 # Messages of plain RuntimeErrors: torch has no type of its own for these.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "_STATUS_ALLOC_FAILED")
-# A thread that cannot be started: for want of memory where a limit is in force (its stack counts).
-_NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
+# For want of memory where a limit is in force: a thread's stack and a library's pages count, and
+# an interpreter that cannot even make its MemoryError says the last.
+_OUT_OF_LIMITED_MEMORY = (
+    "can't start new thread",
+    "Resource temporarily unavailable",
+    "failed to map segment",
+    "without exception set",
+    "without setting an exception",
+)
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _LONGEST_REASON = 600
 
@@ -37,8 +44,8 @@ def classify(error: BaseException, *, memory_limited: bool) -> Failure:
         is_memory = any(sign in message for sign in _OUT_OF_MEMORY)
         outcome = Outcome.OOM if is_memory else Outcome.CRASHED
         return Failure(outcome=outcome, reason=reason, consequence=not is_memory)
-    if isinstance(error, RuntimeError | OSError):
-        signs = (*_OUT_OF_MEMORY, *_NO_THREAD) if memory_limited else _OUT_OF_MEMORY
+    if isinstance(error, RuntimeError | OSError | ImportError | SystemError):
+        signs = (*_OUT_OF_MEMORY, *_OUT_OF_LIMITED_MEMORY) if memory_limited else _OUT_OF_MEMORY
         if any(sign in message for sign in signs):
             return Failure(outcome=Outcome.OOM, reason=reason, consequence=False)
         if any(sign in message for sign in _PEER_GONE):

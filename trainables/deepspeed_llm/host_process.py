@@ -25,28 +25,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainables.deepspeed_llm.preload import import_what_ranks_need
+
 _PR_SET_PDEATHSIG = 1
 _THREAD_STACK_BYTES = 2**20
 _MAIN_STACK_BYTES = 8 * 2**20
 _LONGEST_EVENT = 4000  # PIPE_BUF is 4096 on Linux
-# What the ranks would otherwise import one by one, several seconds each.
-_PRELOADED = (
-    "torch",
-    "torch._dynamo",
-    "deepspeed",
-    "deepspeed.pipe",
-    "deepspeed.comm.mori",
-    "deepspeed.module_inject.auto_ep_layer",
-    "deepspeed.ops.op_builder.all_ops",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-    "deepspeed.runtime.zero.stage3",
-    "deepspeed.runtime.zero.stage_1_and_2",
-    "torch._inductor.compile_fx",
-    "setuptools",
-    "distutils.ccompiler",
-    "trainables.deepspeed_llm.rank",
-    "trainables.deepspeed_llm.rank_process",
-)
 
 
 class HostProcess:
@@ -207,9 +191,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's business
     events_fd = int(sys.argv[1])
     os.set_inheritable(events_fd, False)
-    for module in _PRELOADED:
-        with contextlib.suppress(ImportError):  # of another version: the ranks do without as well
-            importlib.import_module(module)
+    import_what_ranks_need()
     gc.collect()
     gc.freeze()  # keeps the collector from copying the parent's pages in every rank
     HostProcess(events_fd).serve()

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from autotune.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 from trainables.deepspeed_llm.failures import classify
 from trainables.deepspeed_llm.output import step_line, summary_line
+from trainables.deepspeed_llm.preload import import_what_ranks_need
 from trainables.deepspeed_llm.rank import Place, train
 
 _POLL_SECONDS = 1.0
@@ -34,6 +35,7 @@ def train_as_one_rank(spec: TrialSpec, config: dict[str, Any] | None) -> None:
     os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     steps: list[StepReport] = []
     with _json_output() as output:
+        import_what_ranks_need()
 
         def on_step(mine: RankStep) -> None:
             ranks: list[Any] = [None] * place.world_size
