@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from autotune.cli import command_line
+from autotune.cli import PATH, command_line, plain_console
 from autotune.cost.calibration import (
     FITTED,
     Accuracy,
@@ -19,11 +20,18 @@ from autotune.cost.calibration import (
     fit,
     leave_one_out,
 )
-from autotune.cost.constants import Constants, Trainer, constants_for, known_constants
+from autotune.cost.constants import (
+    Constants,
+    Trainer,
+    bounds_of,
+    constants_for,
+    known_constants,
+)
 from autotune.errors import InputError
-from autotune.hardware import Device, Measured, Stated, device_named, device_to_json, known_devices
+from autotune.hardware import Device, Measured, Stated, device_to_json, known_devices
 from autotune.record import TrialRecord
 from autotune.recorded import RecordedRun, Sweep, read_sweeps
+from autotune.space_options import device_of_option
 from autotune.store import open_run, write_atomically
 from autotune.trial import Outcome
 
@@ -31,10 +39,10 @@ _ACCURACY_COLUMNS = ("rows", "time error", "OOM F1", "Spearman")
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE.json",
     help="Hardware file to write; the default is NAME.json for the runs' device.",
 )
@@ -45,7 +53,7 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
     names = collections.Counter(sweep.name for sweep in sweeps)
     if twice := [name for name, count in names.items() if count > 1]:
         raise InputError(f"each sweep must be given once, got {twice[0]} more than once")
-    device = _device(sweeps) if gpu is None else device_named(gpu)
+    device = _device(sweeps) if gpu is None else device_of_option(gpu)
     sweeps = [
         dataclasses.replace(s, cluster=dataclasses.replace(s.cluster, device=device))
         for s in sweeps
@@ -53,16 +61,11 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
     _one_of({sweep.trainer for sweep in sweeps}, "trainer")
     trainer = sweeps[0].trainer
     out = out or Path(f"{device.name}.json")
-    if out.suffix != ".json":
-        raise InputError(f"--out must be a file NAME.json, got {str(out)!r}")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"--out must be in a directory that exists, got {str(out)!r}")
-    if out.is_dir():
-        raise InputError(f"--out must be a file, got the directory {str(out)!r}")
+    _refuse_unwritable(out)
     if not any(run.outcome in (Outcome.OK, Outcome.OOM) for s in sweeps for run in s.runs):
         raise InputError("the runs must have a layout that ran or ran out of memory, got none")
     before = constants_for(before_any_fit(device), trainer)
-    console = Console()
+    console = plain_console()
     judged, how = dict.fromkeys((sweep.name for sweep in sweeps), before), "fitted on itself"
     fitted = fit(sweeps)
     if len(sweeps) > 1:
@@ -73,8 +76,8 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
     _print(console, sweeps, judged, after, how)
     source = f"{FITTED} {_described(sweeps)}"
     calibrated = with_constants(device, trainer, before, fitted, source)
-    write_atomically(out, lambda path: path.write_text(device_to_json(calibrated)))
-    console.print(f"wrote {out}; use it with --gpu {out}", soft_wrap=True, highlight=False)
+    write_atomically(out, lambda path: path.write_text(device_to_json(calibrated), "utf-8"))
+    console.print(f"wrote {out}; use it with --gpu {out}", soft_wrap=True)
     return 0
 
 
@@ -108,6 +111,19 @@ def sweeps_of(path: Path) -> list[Sweep]:
     ]
 
 
+def _refuse_unwritable(out: Path) -> None:
+    """Before the fit: raise InputError where its result cannot be written."""
+    folder = out.absolute().parent
+    if out.suffix != ".json":
+        raise InputError(f"--out must be a file NAME.json, got {str(out)!r}")
+    if not folder.is_dir():
+        raise InputError(f"--out must be in a directory that exists, got {str(out)!r}")
+    if out.is_dir():
+        raise InputError(f"--out must be a file, got the directory {str(out)!r}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"--out must be in a writable directory, got {str(out)!r}")
+
+
 def with_constants(
     device: Device,
     trainer: Trainer,
@@ -129,7 +145,9 @@ def with_constants(
         group = of_hardware if known[name].of == "hardware" else of_trainer
         there = group.get(name)
         unfitted = there and Stated(value=there.value, source=there.source)
-        group[name] = Measured(value=float(f"{value:.4g}"), source=source, unfitted=unfitted)
+        least, most = bounds_of(name)
+        rounded = float(f"{min(max(value, least), most):.4g}")
+        group[name] = Measured(value=rounded, source=source, unfitted=unfitted)
     return dataclasses.replace(
         device, constants=of_hardware, trainers={**device.trainers, trainer: of_trainer}
     )

@@ -1,12 +1,9 @@
 """On what is tuned: equal nodes of equal devices."""
 
-from typing import Annotated
-
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.hardware import Device
-from autotune.model import PositiveInt
+from autotune.model import PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
@@ -19,7 +16,7 @@ class Cluster:
     """Devices of a node (GPUs, or virtual devices on CPUs); also the ranks of a node."""
     device: Device
     """What each device is."""
-    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    memory_gib: PositiveFloat | None = None
     """Budget per rank, enforced by the operating system on CPUs; None is the device's own."""
 
     @property

@@ -1,5 +1,6 @@
 """Which files the training text comes from; torch-free, so that both command lines can check it."""
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -17,10 +18,16 @@ def text_files(data: str | None) -> list[Path]:
     if data is None:
         return sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     path = Path(data)
-    if not data or not path.exists():
-        raise InputError(f"--data: no such file or folder: {data!r}")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    if not any(file.stat().st_size for file in files):
+    try:
+        if not data or not path.exists():
+            raise InputError(f"--data: no such file or folder: {data!r}")
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        sizes = [file.stat().st_size for file in files]
+    except OSError as error:
+        raise InputError(f"--data: cannot read {data!r}: {error.strerror}") from None
+    if unreadable := [file for file in files if not os.access(file, os.R_OK)]:
+        raise InputError(f"--data: cannot read {str(unreadable[0])!r}: Permission denied")
+    if not any(sizes):
         raise InputError(f"--data must hold at least one byte of text, got none in {data!r}")
     return files
 

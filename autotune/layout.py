@@ -8,14 +8,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.errors import InputError, validated
-from autotune.model import Model, PositiveInt
+from autotune.hardware import AttentionKernel
+from autotune.model import Flag, Model, PositiveInt
 
 Checkpointing = Literal["none", "selective", "full"]
-AttentionKernel = Literal[
-    "math", "sdpa_flash", "sdpa_cudnn", "flash_attn", "megatron", "flash1", "flash2"
-]
-"""What computes attention. The last three are only found in recorded runs: Megatron's fused
-softmax and the two FlashAttention versions of 2023."""
 RmsnormKernel = Literal["plain", "fused"]
 
 NOT_OFFERED = {
@@ -48,13 +44,13 @@ class Layout:
     """Micro-batches of one optimiser step; follows from the batch."""
     activation_checkpointing: Checkpointing = "none"
     """What the backward pass recomputes: nothing, the attention core, or whole blocks."""
-    sequence_parallel: Annotated[bool, Field(strict=True)] = False
+    sequence_parallel: Flag = False
     """Shard norms and residuals along the sequence, over the tensor-parallel ranks."""
     attention_kernel: AttentionKernel = "sdpa_flash"
     """What computes attention."""
     rmsnorm_kernel: RmsnormKernel = "fused"
     """RMSNorm as one operation, or written out."""
-    torch_compile: Annotated[bool, Field(strict=True)] = False
+    torch_compile: Flag = False
     """Compile each block with torch.compile."""
 
     @property
@@ -94,9 +90,7 @@ def layout_from_mapping(values: Mapping[str, Any], model: Model, *, what: str = 
     for key in values:
         if key in NOT_OFFERED:
             raise InputError(f"{what}: {NOT_OFFERED[key]} ({key}) is not offered yet")
-    fields = dict(values)
-    given = fields.pop("gradient_accumulation_steps", None)
-    layout = validated(Layout, fields, what=what)
+    layout = validated(Layout, values, what=what)
     sequences = layout.data_parallel * layout.micro_batch_size
     if model.global_batch_size % sequences:
         raise InputError(
@@ -104,7 +98,8 @@ def layout_from_mapping(values: Mapping[str, Any], model: Model, *, what: str = 
             f"{layout.data_parallel} * {layout.micro_batch_size} and {model.global_batch_size}"
         )
     steps = model.global_batch_size // sequences
-    if given not in (None, steps):
+    given = values.get("gradient_accumulation_steps", steps)
+    if given != steps:
         raise InputError(
             f"{what}: gradient_accumulation_steps must be global_batch_size / (data_parallel * "
             f"micro_batch_size) = {steps}, got {given!r}"

@@ -6,41 +6,24 @@ store: a resumed search is told everything again and goes on as if it had never 
 
 import dataclasses
 import datetime
-import functools
-import time
-from collections.abc import Sequence
 from typing import Any, Protocol
 
-from autotune.cost.model import CostModel
-from autotune.errors import InputError
-from autotune.fidelity import reduced_counts
+from autotune.clock import Clock, SystemClock
 from autotune.layout import Layout
 from autotune.measurement import measure
+from autotune.plausibility import why_impossible
+from autotune.ranking import next_to_confirm, ranked, summary, wrong_losses
 from autotune.record import Purpose, TrialRecord
 from autotune.request import Request
-from autotune.search import (
-    Observation,
-    Prediction,
-    Prior,
-    Pruned,
-    Search,
-    TrialCost,
-    make_search,
-    prune,
-)
+from autotune.requested_search import counts_of, search_for, startup_seconds
+from autotune.search import Observation, Prediction, Pruned, prune
+from autotune.slow_devices import SlowDevice, slow_device
 from autotune.stopping import SlowerThanBest
 from autotune.store import RunStore
 from autotune.trial import Ended, Outcome, StepReport, TrialSpec
 
-_SAYS_NOTHING = frozenset({Outcome.TIMEOUT, Outcome.LOST})
-"""Outcomes of a confirmation that are no reason to drop the layout."""
-# The fastest explored layouts are run again, this many times longer.
-CONFIRMED = 3
+# A confirmation measures this many times the steps of an exploring trial.
 _CONFIRMATION_STEPS = 3
-# Process groups and the first touch of memory; the recorded sweeps are replayed with the first.
-_STARTUP_SECONDS = {"gpu": 120.0, "cpu": 1.0}
-# Of the training run that a layout is for, unless its length is told (Hoffmann et al. 2022).
-_TOKENS_PER_PARAMETER = 20
 
 
 class Listener(Protocol):
@@ -51,6 +34,9 @@ class Listener(Protocol):
 
     def step_done(self, spec: TrialSpec, step: StepReport) -> None:
         """A step of a running trial came back."""
+
+    def trial_begins_again(self, spec: TrialSpec, reason: str) -> None:
+        """What was measured of a running trial does not count; it is handed out once more."""
 
     def trial_finished(self, record: TrialRecord) -> None:
         """A trial is on record."""
@@ -63,24 +49,35 @@ class _Running:
     prediction: Prediction | None
     started_at: datetime.datetime
     started: float
+    attempts: int = 1
     steps: list[StepReport] = dataclasses.field(default_factory=list)
     stop_reason: str | None = None
+    slow_devices: list[str] = dataclasses.field(default_factory=list)
+
+    def begin_again(self) -> None:
+        """What the last attempt measured does not count."""
+        self.attempts += 1
+        self.steps.clear()
+        self.stop_reason = None
 
 
 class Ledger:
     """Hands out trials, takes their steps and ends, and keeps the record."""
 
-    def __init__(self, store: RunStore, listener: Listener) -> None:
+    def __init__(self, store: RunStore, listener: Listener, clock: Clock | None = None) -> None:
         """Take up the store's request where its trials left off."""
         self.request: Request = store.request
         self._store = store
         self._listener = listener
+        self._clock = clock or SystemClock()
         self._layouts = self.request.all_layouts()
         self._open = set(self._layouts)
         self._search = search_for(self.request, self._layouts)
         self._stopping = SlowerThanBest(self.request.stop_factor)
         self._exploring = True
+        self._stopped = False
         self._running: dict[str, _Running] = {}
+        self._to_repeat: list[TrialSpec] = []
         self._pruned: list[Pruned] = []
         self.records: list[TrialRecord] = []
         """All finished trials, oldest first."""
@@ -92,26 +89,22 @@ class Ledger:
 
     @property
     def best(self) -> list[TrialRecord]:
-        """Successful layouts: those that were confirmed first, then by time.
+        """Successful layouts, the best first."""
+        return ranked(self.request.space.precision, self.records)
 
-        A layout that failed to be confirmed is not among them; one whose confirmation was cut short
-        by a deadline or a lost node stays as it was explored.
-        """
-        latest: dict[Layout, TrialRecord] = {}
-        for record in self.records:
-            if record.purpose != "confirm" or record.outcome not in _SAYS_NOTHING:
-                latest[record.layout] = record
-        succeeded = (r for r in latest.values() if r.outcome is Outcome.OK)
-        return sorted(
-            succeeded,
-            key=lambda r: (r.purpose != "confirm", r.measurement.step_seconds, r.trial_id),
-        )
+    def summary(self) -> dict[str, Any] | None:
+        """The content of best.json; None while nothing has worked."""
+        return summary(self.request, self.records, self.stopped_because)
 
     def next_trial(self) -> TrialSpec | None:
         """The next trial to run, or None when the search is over (see `stopped_because`).
 
         When nothing more is explored, the fastest layouts are confirmed by longer trials.
         """
+        if self._stopped:
+            return None
+        if self._to_repeat:
+            return self._to_repeat.pop()
         if self._exploring:
             layout = self._next_to_explore()
             if layout is not None:
@@ -135,14 +128,9 @@ class Ledger:
         return layout
 
     def _next_to_confirm(self) -> Layout | None:
-        """The fastest explored layout that is among the first few and was not confirmed yet."""
         if self._running or self._gpu_hours_spent():
             return None
-        explored = [r for r in self.records if r.purpose != "confirm" and r.outcome is Outcome.OK]
-        explored.sort(key=lambda r: (r.measurement.step_seconds, r.trial_id))
-        confirmed = {r.layout for r in self.records if r.purpose == "confirm"}
-        fastest = [record.layout for record in explored[:CONFIRMED]]
-        return next((layout for layout in fastest if layout not in confirmed), None)
+        return next_to_confirm(self.request.space.precision, self.records)
 
     def _hand_out(self, layout: Layout, purpose: Purpose) -> TrialSpec:
         request, space = self.request, self.request.space
@@ -169,8 +157,8 @@ class Ledger:
             spec=spec,
             purpose=purpose,
             prediction=self._search.prediction(layout),
-            started_at=datetime.datetime.now(datetime.UTC),
-            started=time.monotonic(),
+            started_at=self._clock.now(),
+            started=self._clock.monotonic(),
         )
         self._listener.trial_started(spec)
         return spec
@@ -188,8 +176,6 @@ class Ledger:
     def step_done(self, trial_id: str, step: StepReport) -> bool:
         """Take a step of a running trial; whether the trial should stop now."""
         running = self._running[trial_id]
-        if step.step == 0:
-            running.steps.clear()  # a second attempt begins
         running.steps.append(step)
         self._listener.step_done(running.spec, step)
         if running.purpose != "explore":
@@ -198,35 +184,41 @@ class Ledger:
         running.stop_reason = self._stopping.reason_to_stop(running.spec, seconds)
         return running.stop_reason is not None
 
-    def trial_stopped(self, trial_id: str, *, attempts: int) -> None:
+    def attempt_lost(self, trial_id: str, reason: str) -> None:
+        """The trial's nodes went away; it starts again, from its first step."""
+        running = self._running[trial_id]
+        running.begin_again()
+        self._listener.trial_begins_again(running.spec, reason)
+
+    def slow_device(self, trial_id: str) -> SlowDevice | None:
+        """The device of a running trial that is slow against its peers, by the steps so far."""
+        running = self._running[trial_id]
+        return slow_device(running.spec, running.steps)
+
+    def run_again(self, trial_id: str, *, slow: str) -> None:
+        """Hand the same trial out once more, next: a slow device measured it."""
+        running = self._running[trial_id]
+        running.slow_devices.append(slow)
+        running.begin_again()
+        self._to_repeat.append(running.spec)
+        self._listener.trial_begins_again(running.spec, f"slow device: {slow}")
+
+    def attempts(self, trial_id: str) -> int:
+        """Which attempt of a running trial this is, from 1."""
+        return self._running[trial_id].attempts
+
+    def trial_stopped(self, trial_id: str, *, slow: str | None = None) -> None:
         """A trial was cut between steps, after `step_done` said so."""
         reason = self._running[trial_id].stop_reason
         assert reason is not None, "only trials that should stop are stopped"
-        self.trial_ended(trial_id, Ended(outcome=Outcome.STOPPED, reason=reason), attempts=attempts)
+        self.trial_ended(trial_id, Ended(outcome=Outcome.STOPPED, reason=reason), slow=slow)
 
-    def trial_ended(self, trial_id: str, ended: Ended, *, attempts: int) -> None:
-        """Put a finished trial on record and learn from it."""
+    def trial_ended(self, trial_id: str, ended: Ended, *, slow: str | None = None) -> None:
+        """Put a finished trial on record and learn from it; `slow` names a slow device."""
         running = self._running.pop(trial_id)
-        held = time.monotonic() - running.started
-        if self.request.simulated:
-            starts = len(running.spec.micro_batch_counts) or 1
-            held = starts * startup_seconds(self.request)
-            held += sum(step.step_seconds for step in running.steps)
-        record = TrialRecord(
-            trial_id=trial_id,
-            trainable=self.request.trainable,
-            purpose=running.purpose,
-            layout=running.spec.layout,
-            outcome=ended.outcome,
-            reason=ended.reason,
-            measurement=measure(running.spec, running.steps),
-            startup_seconds=ended.startup_seconds,
-            gpu_seconds=held * self.request.space.cluster.devices,
-            attempts=attempts,
-            started_at=running.started_at,
-            finished_at=datetime.datetime.now(datetime.UTC),
-            prediction=running.prediction,
-        )
+        if slow is not None:
+            running.slow_devices.append(slow)
+        record = self._judged(self._record_of(running, ended), running)
         self._store.add_trial(record, running.steps)
         self._learn(record)
         self._store.write_pruned(self._pruned)
@@ -236,19 +228,47 @@ class Ledger:
             self._store.remove("best.json")
         self._listener.trial_finished(record)
 
-    def summary(self) -> dict[str, Any] | None:
-        """The content of best.json; None while nothing has worked."""
-        if not self.best:
-            return None
-        first, *others = self.best
-        return {
-            **_brief(first),
-            "trainable": self.request.trainable,
-            "simulated": self.request.simulated,
-            "runner_up": _brief(others[0]) if others else None,
-            "equal_within_noise": [r.trial_id for r in others if equal_within_noise(first, r)],
-            "stopped_because": self.stopped_because,
-        }
+    def stop(self, because: str) -> None:
+        """Hand out no more trials; what runs is not put on record."""
+        self._stopped = True
+        self.stopped_because = because
+
+    def _record_of(self, running: _Running, ended: Ended) -> TrialRecord:
+        held = self._clock.monotonic() - running.started
+        if self.request.simulated:
+            starts = len(running.spec.micro_batch_counts) or 1
+            held = starts * startup_seconds(self.request)
+            held += sum(step.step_seconds for step in running.steps)
+        return TrialRecord(
+            trial_id=running.spec.trial_id,
+            trainable=self.request.trainable,
+            purpose=running.purpose,
+            layout=running.spec.layout,
+            outcome=ended.outcome,
+            reason=ended.reason,
+            measurement=measure(running.spec, running.steps),
+            startup_seconds=ended.startup_seconds,
+            gpu_seconds=held * self.request.space.cluster.devices,
+            attempts=running.attempts,
+            slow_device="; ".join(running.slow_devices) or None,
+            started_at=running.started_at,
+            finished_at=self._clock.now(),
+            prediction=running.prediction,
+        )
+
+    def _judged(self, record: TrialRecord, running: _Running) -> TrialRecord:
+        """The record, as `invalid` where it ran but its numbers cannot be true."""
+        if record.outcome is not Outcome.OK:
+            return record
+        reason = why_impossible(
+            running.spec, record.measurement, running.steps, self.request.trainer
+        )
+        if reason is None:
+            precision = self.request.space.precision
+            reason = wrong_losses(precision, [*self.records, record]).get(record.trial_id)
+        if reason is None:
+            return record
+        return dataclasses.replace(record, outcome=Outcome.INVALID, reason=reason)
 
     def _learn(self, record: TrialRecord) -> None:
         self.records.append(record)
@@ -283,66 +303,5 @@ class Ledger:
         return None
 
 
-def search_for(request: Request, layouts: Sequence[Layout]) -> Search:
-    """The search that was asked for, with the cost model as its prior where the device is known."""
-    space = request.space
-    try:
-        model = CostModel(space.model, space.precision, space.cluster, trainer=request.trainer)
-        prior = Prior(model, layouts)
-    except InputError:
-        if request.search == "guided":
-            raise
-        prior = None
-    cost = TrialCost(
-        seconds=functools.partial(_trial_seconds, request),
-        devices=space.cluster.devices,
-        training_gpu_hours=request.training_gpu_hours,
-        training_steps=_TOKENS_PER_PARAMETER * space.model.parameters / space.model.tokens_per_step,
-    )
-    return make_search(request.search, layouts, seed=request.seed, prior=prior, cost=cost)
-
-
-def counts_of(request: Request, layout: Layout) -> tuple[int, ...]:
-    """The counts of micro-batches by which a layout is explored; none: by its own."""
-    if not request.reduced_trials or request.trainable == "replay":
-        return ()
-    return reduced_counts(layout)
-
-
-def _trial_seconds(request: Request, layout: Layout) -> tuple[float, float]:
-    """What a trial of a layout takes: seconds before its steps, and its steps in whole ones."""
-    steps = request.space.warmup_steps + request.space.measured_steps
-    counts = counts_of(request, layout)
-    share = sum(counts) / layout.gradient_accumulation_steps if counts else 1.0
-    return (len(counts) or 1) * startup_seconds(request), steps * share
-
-
-def startup_seconds(request: Request) -> float:
-    """What a trial is taken to need before its first step, where that is not measured."""
-    return _STARTUP_SECONDS[request.space.cluster.device.kind]
-
-
-def equal_within_noise(first: TrialRecord, second: TrialRecord) -> bool:
-    """Whether two measured step times differ by less than their own spread over the steps."""
-    one, other = first.measurement, second.measurement
-    if one.step_seconds is None or other.step_seconds is None:
-        return False
-    spread = max(one.step_seconds_iqr or 0.0, other.step_seconds_iqr or 0.0)
-    return abs(one.step_seconds - other.step_seconds) <= spread
-
-
 def _was_timed(record: TrialRecord) -> bool:
     return record.outcome in (Outcome.OK, Outcome.STOPPED)
-
-
-def _brief(record: TrialRecord) -> dict[str, Any]:
-    measurement = record.measurement
-    return {
-        "layout": record.layout.columns(),
-        "trial_id": record.trial_id,
-        "purpose": record.purpose,
-        "step_seconds": measurement.step_seconds,
-        "mfu": measurement.mfu,
-        "peak_memory_gib": measurement.peak_memory_gib,
-        "tokens_per_second_per_gpu": measurement.tokens_per_second_per_gpu,
-    }

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from autotune.fidelity import extrapolated
 from autotune.trial import StepReport, TrialSpec
 
+# Fewer steps than three times as many say nothing of a trend.
+_FEWEST_STEPS_PER_THIRD = 3
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
@@ -31,6 +34,11 @@ class Measurement:
     """FLOPs that are executed over the peak, 0..1; null where the peak is unknown."""
     peak_memory_gib: float | None
     """Maximum over ranks, warm-up included."""
+    step_seconds_drift: float | None = None
+    """How much longer the last third of the measured steps took than the first third, as a share of
+    it (medians); null for a short trial."""
+    memory_growth_gib: float | None = None
+    """How much the peak memory rose over the measured steps; null for a short trial."""
     final_loss: float | None
     """Mean loss of the last step."""
 
@@ -56,6 +64,8 @@ def measure(spec: TrialSpec, steps: Sequence[StepReport]) -> Measurement:
         ),
         peak_memory_gib=max(peaks, default=None),
         final_loss=steps[-1].loss if steps else None,
+        step_seconds_drift=_drift(spec, all_times),
+        memory_growth_gib=_memory_growth(spec, steps),
     )
 
 
@@ -84,6 +94,21 @@ def _interquartile_range(times: Sequence[float]) -> float | None:
         return None
     lower, _, upper = statistics.quantiles(times, n=4, method="inclusive")
     return upper - lower
+
+
+def _drift(spec: TrialSpec, times: Sequence[float]) -> float | None:
+    third = len(times) // 3
+    if spec.micro_batch_counts or third < _FEWEST_STEPS_PER_THIRD:
+        return None
+    return statistics.median(times[-third:]) / statistics.median(times[:third]) - 1
+
+
+def _memory_growth(spec: TrialSpec, steps: Sequence[StepReport]) -> float | None:
+    measured = steps[spec.warmup_steps :]
+    if spec.micro_batch_counts or len(measured) < 3 * _FEWEST_STEPS_PER_THIRD:
+        return None
+    first, last = measured[0].peak_memory_gib, measured[-1].peak_memory_gib
+    return None if first is None or last is None else last - first
 
 
 def _utilisation(

@@ -1,16 +1,38 @@
 """What is tuned: the shape of a Llama-like model and the batch that it is trained on."""
 
+import collections
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from autotune.errors import InputError, validated
+from autotune.errors import InputError, shown, validated
 
-PositiveInt = Annotated[int, Field(strict=True, ge=1)]
+
+def _checked_name(name: str) -> str:
+    if not 1 <= len(name) <= 100 or not name.isprintable() or "/" in name or name.startswith("."):
+        raise ValueError(
+            "name must be 1 to 100 printable characters without '/' and not begin with a dot, "
+            f"got {shown(name)}"
+        )
+    return name
+
+
+LARGEST_COUNT = 2**31 - 1
+"""No count of anything is larger."""
+PositiveInt = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
+"""A count of at least one."""
+SMALLEST_AMOUNT, LARGEST_AMOUNT = 1e-9, 1e9
+"""No quantity is smaller or larger in a unit that suits it: formulas would overflow."""
+PositiveFloat = Annotated[float, Field(strict=True, ge=SMALLEST_AMOUNT, le=LARGEST_AMOUNT)]
+"""A quantity."""
+Flag = Annotated[bool, Field(strict=True)]
+"""True or False, and nothing that could be taken for one."""
+Name = Annotated[str, Field(strict=True), AfterValidator(_checked_name)]
+"""What people call a thing; files are named after it, and it stands in comments of scripts."""
 Precision = Literal["fp32", "bf16"]
 
 # Keys of a Hugging Face Llama config.json that do not change what is measured.
@@ -46,7 +68,7 @@ _PRECISION_OF_DTYPE: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf1
 class Model:
     """A Llama and its batch. Field names are Hugging Face's."""
 
-    num_hidden_layers: PositiveInt
+    num_hidden_layers: Annotated[int, Field(strict=True, ge=1, le=100_000)]
     """Transformer blocks."""
     hidden_size: PositiveInt
     """Width of the residual stream."""
@@ -62,9 +84,9 @@ class Model:
     """Tokens per sequence."""
     global_batch_size: PositiveInt
     """Sequences per optimiser step, over all data-parallel ranks."""
-    rms_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    rms_norm_eps: Annotated[float, Field(strict=True, gt=0, lt=1)] = 1e-5
     """Added to the mean square before the root."""
-    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    rope_theta: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
     """Base of the rotary frequencies."""
     precision: Precision | None = None
     """Weights and activations; None means bf16 on GPUs and fp32 on CPUs."""
@@ -150,7 +172,8 @@ def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Mod
     for key in _WITHOUT_EFFECT & fields.keys():
         del fields[key]
     for key, required in _REQUIRED_VALUE.items():
-        if key in fields and (found := fields.pop(key)) != required:
+        found = fields.pop(key, required)
+        if type(found) is not type(required) or found != required:
             raise InputError(f"{what}: {key} must be {required!r}, got {found!r}")
     for key in ("dtype", "torch_dtype"):
         if key in fields:
@@ -176,12 +199,29 @@ def read_json(text_or_path: str, *, what: str) -> dict[str, Any]:
     if not text_or_path.lstrip().startswith("{"):
         try:
             text = Path(text_or_path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{what}: cannot read {text_or_path!r}: {error}") from None
+    return json_object(text, what=what)
+
+
+def json_object(text: str, *, what: str) -> dict[str, Any]:
+    """Read a JSON object, each key of which is given once. Raises InputError."""
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{what}: must be a JSON object, got {type(values).__name__}")
     return values
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        counts = collections.Counter(key for key, _ in pairs)
+        raise ValueError(f"key {counts.most_common(1)[0][0]} is given twice")
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"numbers must be finite, got {name}")

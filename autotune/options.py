@@ -1,11 +1,11 @@
 """From the words of the command line to a request: every rule that needs no Ray."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.corpus import check_data
+from autotune.cost.constants import constants_for
 from autotune.errors import ClusterTooSmall, InputError, validated
 from autotune.local_devices import refuse_without_devices
 from autotune.recorded import Sweep, read_sweeps
@@ -22,19 +22,13 @@ from autotune.space_options import (
 TRAINABLES = ("auto", "deepspeed", "simulated", "replay")
 """What may run the trials; auto is DeepSpeed where the devices are, else a simulation."""
 
-_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SET_BY_US = frozenset(
-    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
-    | {"MASTER_PORT", "DS_ACCELERATOR"}
-)
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions(SpaceOptions):
     """The options of a new search as they were given; None was not given."""
 
     trainable: str
-    runs: str | None
+    runs: Path | None
     search: str
     address: str | None
     max_trials: int | None
@@ -68,7 +62,7 @@ def request_from_options(options: SearchOptions) -> Request:
         space = space_from_options(options)
     check_data(options.data, synthetic=options.synthetic_data, model=space.model)
     refuse_empty(space)
-    return validated(
+    request = validated(
         Request,
         {
             "space": space,
@@ -83,12 +77,14 @@ def request_from_options(options: SearchOptions) -> Request:
             "trial_timeout_seconds": options.trial_timeout,
             "data": None if options.data is None else str(Path(options.data).resolve()),
             "synthetic_data": options.synthetic_data,
-            "env": dict(_variable(text) for text in options.env),
+            "env": _environment(options.env),
             "runs": None if options.runs is None else str(Path(options.runs).resolve()),
             "layouts": sweep and tuple(run.layout for run in sweep.runs),
         },
         what="request",
     )
+    constants_for(space.cluster.device, request.trainer)  # a hardware file may name unknown ones
+    return request
 
 
 def _trainable(options: SearchOptions, space: SearchSpace) -> str:
@@ -156,13 +152,12 @@ def _recorded_space(sweep: Sweep) -> SearchSpace:
     )
 
 
-def _variable(text: str) -> tuple[str, str]:
-    """`NAME=VALUE` for the ranks' environment. Raises InputError."""
-    name, value = name_and_value(text, "--env")
-    if not _VARIABLE_NAME.fullmatch(name):
-        raise InputError(f"--env: NAME must be letters, digits and underscores, got {name!r}")
-    if name in _SET_BY_US:
-        raise InputError(f"--env: {name} is set for each rank and cannot be given")
-    if "\0" in value:
-        raise InputError(f"--env: the value of {name} must not contain a null character")
-    return name, value
+def _environment(variables: Sequence[str]) -> dict[str, str]:
+    """The `NAME=VALUE` of --env by name. Raises InputError."""
+    environment: dict[str, str] = {}
+    for text in variables:
+        name, value = name_and_value(text, "--env")
+        if name in environment:
+            raise InputError(f"--env: {name} is given twice")
+        environment[name] = value
+    return environment

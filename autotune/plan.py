@@ -12,19 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from autotune.cli import GIBIBYTES, command_line
+from autotune.cli import AMOUNT, COUNT, command_line, plain_console
 from autotune.cost.model import CostModel, Estimates
 from autotune.errors import InputError, validated
-from autotune.hardware import Device, device_named, known_devices, unknown_gpu
+from autotune.hardware import Device, known_devices, unknown_gpu
 from autotune.layout import Layout, layout_from_mapping
 from autotune.model import read_json
 from autotune.report.plan import predicted_mfu, print_explained, print_ranked
 from autotune.rules import why_illegal
 from autotune.space import Excluded, SearchSpace
-from autotune.space_options import COUNT, SpaceOptions, space_from_options, space_options
+from autotune.space_options import (
+    SpaceOptions,
+    device_of_option,
+    space_from_options,
+    space_options,
+)
 
-_POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9)
-_PLAIN_WIDTH = 130
 # Less likely to fit than this, a layout is not worth a line.
 _HOPELESS = 0.01
 _STATED = "--peak-tflops, --memory-gib, --memory-bandwidth and --multiprocessors"
@@ -47,9 +50,9 @@ class Plan:
 @space_options
 @click.option("--top", type=COUNT, default=10, show_default=True, metavar="K", help="Lines.")
 @click.option("--explain", metavar="JSON", help="One layout in full, inline or as a file.")
-@click.option("--peak-tflops", type=_POSITIVE, metavar="X", help="Dense peak of the device.")
-@click.option("--memory-gib", type=GIBIBYTES, metavar="X", help="Memory per device.")
-@click.option("--memory-bandwidth", type=_POSITIVE, metavar="X", help="In GB/s per device.")
+@click.option("--peak-tflops", type=AMOUNT, metavar="X", help="Dense peak of the device.")
+@click.option("--memory-gib", type=AMOUNT, metavar="X", help="Memory per device.")
+@click.option("--memory-bandwidth", type=AMOUNT, metavar="X", help="In GB/s per device.")
 @click.option("--multiprocessors", type=COUNT, metavar="N", help="Streaming multiprocessors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def main(
@@ -73,9 +76,7 @@ def main(
     options = SpaceOptions(**given)
     space = space_from_options(options, device=_device(options.gpu, stated))
     model = CostModel(space.model, space.precision, space.cluster)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PLAIN_WIDTH)
+    console = plain_console()
     if explain is not None:
         layout = _layout_to_explain(explain, space)
         estimates = model.estimate([layout])
@@ -135,12 +136,12 @@ def _device(gpu: str | None, stated: Mapping[str, float | None]) -> Callable[[De
         if gpu is None:
             known = own
         elif len(given) == len(stated) and not gpu.endswith(".json"):
-            known = known_devices().get(gpu, unknown_gpu(gpu))
+            known = known_devices().get(gpu) or unknown_gpu(gpu)
         else:
             try:
-                known = device_named(gpu)
+                known = device_of_option(gpu)
             except InputError as error:
-                raise InputError(f"--gpu: {error}; or state {_STATED} of another") from None
+                raise InputError(f"{error}; or state {_STATED} of another") from None
         fields = {field.name: getattr(known, field.name) for field in dataclasses.fields(known)}
         return validated(Device, {**fields, **given}, what="--gpu")
 
@@ -195,9 +196,9 @@ def _explained(layout: Layout, estimates: Estimates, space: SearchSpace) -> dict
 
 
 def _print_dropped(console: Console, found: Plan) -> None:
-    console.print(f"{len(found.order)} layouts ranked; not ranked:", highlight=False)
+    console.print(f"{len(found.order)} layouts ranked; not ranked:")
     for reason, count in found.dropped.items():
-        console.print(f"{count:>7}  {reason}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{count:>7}  {reason}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ TRIAL_SCHEMA = pa.schema(
         pa.field("hardware_flops_utilisation", pa.float64()),
         pa.field("peak_memory_gib", pa.float64()),
         pa.field("final_loss", pa.float64()),
+        pa.field("step_seconds_drift", pa.float64()),
+        pa.field("memory_growth_gib", pa.float64()),
         pa.field("predicted_step_seconds", pa.float64()),
         pa.field("predicted_peak_memory_gib", pa.float64()),
         pa.field("predicted_fit_probability", pa.float64()),
@@ -57,6 +59,7 @@ TRIAL_SCHEMA = pa.schema(
         pa.field("startup_seconds", pa.float64()),
         pa.field("gpu_seconds", pa.float64(), nullable=False),
         pa.field("attempts", pa.int64(), nullable=False),
+        pa.field("slow_device", pa.string()),
         pa.field("started_at", _TIMESTAMP, nullable=False),
         pa.field("finished_at", _TIMESTAMP, nullable=False),
     ]
@@ -74,6 +77,7 @@ STEP_SCHEMA = pa.schema(
         pa.field("grad_norm", pa.float64()),
         pa.field("peak_memory_gib", pa.float64()),
         pa.field("peak_reserved_gib", pa.float64()),
+        pa.field("probe_seconds", pa.float64()),
     ]
 )
 """Columns of steps/*.parquet."""
@@ -102,6 +106,8 @@ class TrialRecord:
     """Starts that it took."""
     started_at: datetime.datetime
     finished_at: datetime.datetime
+    slow_device: str | None = None
+    """The device that was slow against its peers, and by how much; null: none was."""
     prediction: Prediction | None = None
     """What the search expected when it proposed the layout; null without a cost model."""
 
@@ -134,9 +140,11 @@ def record_from_row(row: Mapping[str, Any]) -> TrialRecord:
     """Read what `TrialRecord.row` gave."""
     names = (field.name for field in dataclasses.fields(Measurement))
     measured: dict[str, Any] = {name: row.get(name) for name in names}
+    if not str(row["trial_id"]).isdecimal():
+        raise ValueError(f"trial_id must be a number, got {row['trial_id']!r}")
     counts = tuple(measured["measured_micro_batches"] or ())  # older runs have no such column
     return TrialRecord(
-        **{name: row[name] for name in _OWN_COLUMNS},
+        **{name: row[name] for name in _OWN_COLUMNS if name in row},
         layout=layout_from_row(row),
         measurement=Measurement(**{**measured, "measured_micro_batches": counts}),
         outcome=Outcome(row["outcome"]),

@@ -16,10 +16,10 @@ from typing import Any
 
 from autotune.cluster import Cluster
 from autotune.cost.constants import Trainer
-from autotune.errors import InputError
+from autotune.errors import InputError, shown
 from autotune.hardware import device_named
 from autotune.layout import Layout, layout_from_mapping
-from autotune.model import Model, Precision
+from autotune.model import LARGEST_COUNT, Model, Precision
 from autotune.rules import why_illegal
 from autotune.trial import Outcome
 
@@ -86,19 +86,22 @@ class Sweep:
 
 def read_sweeps(path: Path) -> list[Sweep]:
     """The sweeps of a CSV or .xlsx file, or of all such files of a folder. Raises InputError."""
-    if path.is_dir():
-        files = sorted(
-            file
-            for file in path.iterdir()
-            # A spreadsheet that is open somewhere has a lock file beside it.
-            if file.suffix.lower() in (".csv", ".xlsx") and not file.name.startswith("~$")
-        )
-        if not files:
-            raise InputError(f"--runs: no .csv or .xlsx file in {str(path)!r}")
-    elif path.is_file():
-        files = [path]
-    else:
-        raise InputError(f"--runs: no such file or folder: {str(path)!r}")
+    try:
+        if path.is_dir():
+            files = sorted(
+                file
+                for file in path.iterdir()
+                # A spreadsheet that is open somewhere has a lock file beside it.
+                if file.suffix.lower() in (".csv", ".xlsx") and not file.name.startswith("~$")
+            )
+            if not files:
+                raise InputError(f"--runs: no .csv or .xlsx file in {str(path)!r}")
+        elif path.is_file():
+            files = [path]
+        else:
+            raise InputError(f"--runs: no such file or folder: {str(path)!r}")
+    except OSError as error:
+        raise InputError(f"--runs: cannot read {str(path)!r}: {error.strerror}") from None
     sweeps = [sweep for file in files for sweep in _read_file(file)]
     twice = [name for name, n in collections.Counter(s.name for s in sweeps).items() if n > 1]
     if twice:
@@ -303,8 +306,11 @@ def _number(row: Mapping[str, Any], name: str) -> int:
         number = int(str(value))
     except ValueError:
         number = 0
-    if number < 1:
-        raise InputError(f"{row['where']}: {name} must be a whole number from 1, got {value!r}")
+    if not 1 <= number <= LARGEST_COUNT:
+        raise InputError(
+            f"{row['where']}: {name} must be a whole number from 1 to {LARGEST_COUNT}, "
+            f"got {shown(value)}"
+        )
     return number
 
 

@@ -1,5 +1,6 @@
 """What the user asked for, frozen: the same request with the same answers makes the same search."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -8,11 +9,19 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.cost.constants import Trainer
+from autotune.errors import InputError, validated
 from autotune.layout import Layout
-from autotune.model import PositiveInt
+from autotune.model import Flag, PositiveFloat, PositiveInt
+from autotune.search import SEARCHES
 from autotune.space import SearchSpace
 
 TrainableName = Literal["deepspeed", "simulated", "replay", "fake"]
+
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SET_BY_US = frozenset(
+    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
+    | {"MASTER_PORT", "DS_ACCELERATOR"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
@@ -25,23 +34,23 @@ class Request:
     """What runs the trials."""
     search: str
     """What chooses them."""
-    seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
     """Seed of the search, the weights and synthetic tokens."""
     max_trials: PositiveInt
     """Finished exploring trials after which the search ends."""
-    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    gpu_hours: PositiveFloat | None = None
     """Device hours after which no trial is started; None: no limit."""
-    training_gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    training_gpu_hours: PositiveFloat | None = None
     """Device hours of the training run that the layout is for; None: 20 tokens per parameter."""
-    reduced_trials: bool = True
+    reduced_trials: Flag = True
     """Whether layouts are explored by fewer micro-batches per step where that is much cheaper."""
-    stop_factor: Annotated[float, Field(ge=1)] = 2.0
+    stop_factor: Annotated[float, Field(strict=True, ge=1, le=1e9)] = 2.0
     """A layout slower than this many times the best is stopped."""
-    trial_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    trial_timeout_seconds: Annotated[float, Field(strict=True, gt=0, le=1e7)] = 600.0
     """A trial that takes longer is ended."""
     data: str | None = None
     """File or folder of text; None: the sources of Python's library."""
-    synthetic_data: bool = False
+    synthetic_data: Flag = False
     """Random tokens instead of text."""
     env: Mapping[str, str] = pydantic.Field(default_factory=dict)
     """Environment of the ranks."""
@@ -49,6 +58,21 @@ class Request:
     """Recorded runs to replay; None: none are."""
     layouts: tuple[Layout, ...] | None = None
     """The only layouts to be tried; None: all of the space."""
+
+    def __post_init__(self) -> None:
+        if self.search not in SEARCHES:
+            raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
+        replayed = self.trainable == "replay"
+        if (self.runs is not None, self.layouts is not None) != (replayed, replayed):
+            raise ValueError(
+                "runs and layouts must be given with trainable replay and only then, got "
+                f"trainable {self.trainable}, runs {self.runs!r} and "
+                f"{len(self.layouts or ())} layouts"
+            )
+        if self.synthetic_data and self.data is not None:
+            raise ValueError(f"data and synthetic_data exclude each other, got data {self.data!r}")
+        for name, value in self.env.items():
+            _check_variable(name, value)
 
     @property
     def simulated(self) -> bool:
@@ -66,5 +90,16 @@ class Request:
 
 
 def request_from_json(values: object) -> Request:
-    """Read a stored request. Raises pydantic.ValidationError."""
-    return pydantic.TypeAdapter(Request).validate_python(values)
+    """Read a stored request. Raises InputError."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"request must be a JSON object, got {values!r}")
+    return validated(Request, values, what="request")
+
+
+def _check_variable(name: str, value: str) -> None:
+    if not _VARIABLE_NAME.fullmatch(name):
+        raise ValueError(f"env: NAME must be letters, digits and underscores, got {name!r}")
+    if name in _SET_BY_US:
+        raise ValueError(f"env: {name} is set for each rank and cannot be given")
+    if "\0" in value:
+        raise ValueError(f"env: the value of {name} must not contain a null character")

@@ -2,26 +2,27 @@
 
 import dataclasses
 import importlib
-import importlib.util
+import os
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+import runpy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
+import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.cluster import Cluster
-from autotune.errors import AutotuneError, InputError, validated
+from autotune.errors import AutotuneError, InputError, first_problem, validated
+from autotune.hardware import AttentionKernel
 from autotune.layout import (
     LAYOUT_COLUMNS,
     NOT_OFFERED,
-    AttentionKernel,
     Checkpointing,
     Layout,
     RmsnormKernel,
 )
-from autotune.model import Model, PositiveInt, Precision
+from autotune.model import LARGEST_COUNT, Flag, Model, Name, PositiveInt, Precision
 from autotune.rules import illegal
 
 # Follow from the other dimensions: they are not searched, though data_parallel can be restricted.
@@ -47,8 +48,8 @@ class Excluded:
 class SearchSpace:
     """What a search is about."""
 
-    name: str
-    """Short name, for people."""
+    name: Name
+    """Short name, for people; its run directory is named so."""
     model: Model
     """What is trained."""
     cluster: Cluster
@@ -60,7 +61,7 @@ class SearchSpace:
     zero_stage: tuple[Annotated[int, Field(strict=True, ge=0, le=3)], ...] = (1, 2, 3)
     micro_batch_size: tuple[PositiveInt, ...] = (1, 2, 4, 8)
     activation_checkpointing: tuple[Checkpointing, ...] = ("none", "selective", "full")
-    sequence_parallel: tuple[bool, ...] = (False, True)
+    sequence_parallel: tuple[Flag, ...] = (False, True)
     attention_kernel: tuple[AttentionKernel, ...] = (
         "math",
         "sdpa_flash",
@@ -68,10 +69,10 @@ class SearchSpace:
         "flash_attn",
     )
     rmsnorm_kernel: tuple[RmsnormKernel, ...] = ("plain", "fused")
-    torch_compile: tuple[bool, ...] = (False,)
+    torch_compile: tuple[Flag, ...] = (False,)
     max_trials: PositiveInt = 32
     """Exploring trials, unless the command line says otherwise."""
-    warmup_steps: Annotated[int, Field(strict=True, ge=0)] = 2
+    warmup_steps: Annotated[int, Field(strict=True, ge=0, le=LARGEST_COUNT)] = 2
     """Steps of a trial that are not measured."""
     measured_steps: PositiveInt = 5
     """Steps of a trial that are measured."""
@@ -202,42 +203,34 @@ def load_space(name_or_file: str) -> SearchSpace:
 
     The file is executed: treat it as the code it is. Raises InputError.
     """
+    what = f"--space {name_or_file}"
     if name_or_file.endswith(".py"):
-        return _space_from_file(Path(name_or_file))
-    names = available_spaces()
-    if name_or_file not in names:
-        raise InputError(
-            f"--space must be one of {', '.join(names)} or a file FILE.py, got {name_or_file!r}"
-        )
-    return _call_space(importlib.import_module(f"search_spaces.{name_or_file}"), name_or_file)
-
-
-def _space_from_file(path: Path) -> SearchSpace:
-    if not path.is_file():
-        raise InputError(f"--space: no such file: {str(path)!r}")
-    spec = importlib.util.spec_from_file_location("autotune_user_space", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except AutotuneError as error:
-        raise InputError(f"--space {path}: {error}") from None
-    except (Exception, SystemExit) as error:
-        raise InputError(f"--space {path}: {type(error).__name__}: {error}") from error
-    return _call_space(module, str(path))
-
-
-def _call_space(module: Any, name: str) -> SearchSpace:
-    make = getattr(module, "space", None)
+        if not os.path.isfile(name_or_file):
+            raise InputError(f"--space: no such file: {name_or_file!r}")
+        # Unlike an import, this leaves no compiled file beside it.
+        make = _of_user(lambda: runpy.run_path(name_or_file), what).get("space")
+    else:
+        names = available_spaces()
+        if name_or_file not in names:
+            raise InputError(
+                f"--space must be one of {', '.join(names)} or a file FILE.py, got {name_or_file!r}"
+            )
+        make = importlib.import_module(f"search_spaces.{name_or_file}").space
     if not callable(make):
-        raise InputError(f"--space {name} must define a function space(), got {make!r}")
-    try:
-        found = make()
-    except Exception as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"--space {name}: {first_line}") from error
+        raise InputError(f"{what} must define a function space(), got {make!r}")
+    found = _of_user(make, what)
     if not isinstance(found, SearchSpace):
-        raise InputError(
-            f"--space {name}: space() must return a SearchSpace, got {type(found).__name__}"
-        )
+        raise InputError(f"{what}: space() must return a SearchSpace, got {type(found).__name__}")
     return found
+
+
+def _of_user(code: Callable[[], Any], what: str) -> Any:
+    """The result of code that a user wrote; whatever it raises becomes an InputError."""
+    try:
+        return code()
+    except AutotuneError as error:
+        raise InputError(f"{what}: {error}") from None
+    except pydantic.ValidationError as error:
+        raise InputError(f"{what}: {error.title}: {first_problem(error)}") from None
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{what}: {type(error).__name__}: {error}") from error

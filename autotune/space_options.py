@@ -7,15 +7,13 @@ from typing import Any
 
 import click
 
+from autotune.cli import COUNT
 from autotune.cluster import Cluster
 from autotune.errors import InputError
 from autotune.hardware import Device, device_named
 from autotune.layout import LAYOUT_COLUMNS, NOT_OFFERED
 from autotune.model import model_from_mapping, read_json
 from autotune.space import Excluded, SearchSpace, load_space
-
-COUNT = click.IntRange(min=1)
-"""A whole number from 1."""
 
 _BOOLEANS = {"true": True, "false": False}
 # For a model without a space: one node of the commonest kind, 4 million tokens per step.
@@ -68,7 +66,7 @@ def space_from_options(
     if device is not None:
         shape["device"] = device(space.cluster.device)
     elif options.gpu is not None:
-        shape["device"] = device_named(options.gpu)
+        shape["device"] = device_of_option(options.gpu)
     sizes = {
         "sequence_length": options.sequence_length,
         "global_batch_size": options.global_batch_size,
@@ -83,6 +81,14 @@ def space_from_options(
             raise InputError(f"--fix: {dimension} is given twice")
         fixed[dimension] = values
     return space.restricted(fixed)
+
+
+def device_of_option(gpu: str) -> Device:
+    """The device that --gpu names. Raises InputError."""
+    try:
+        return device_named(gpu)
+    except InputError as error:
+        raise InputError(f"--gpu: {error}") from None
 
 
 def refuse_empty(space: SearchSpace) -> None:
@@ -125,7 +131,8 @@ def _named_space(options: SpaceOptions) -> SearchSpace:
         "sequence_length": space.model.sequence_length,
         "global_batch_size": space.model.global_batch_size,
     }
-    model = model_from_mapping({**batch, **read_json(options.model, what="--model")})
+    fields = read_json(options.model, what="--model")
+    model = model_from_mapping({**batch, **fields}, what="--model")
     return space.replaced({"model": model}, what="--model")
 
 
@@ -138,7 +145,7 @@ def _space_of_model(options: SpaceOptions) -> SearchSpace:
     fields.setdefault("sequence_length", length)
     if isinstance(length, int) and length > 0:
         fields.setdefault("global_batch_size", max(1, _DEFAULT_TOKENS_PER_STEP // length))
-    model = model_from_mapping(fields)
+    model = model_from_mapping(fields, what="--model")
     cluster = Cluster(
         nodes=1, gpus_per_node=_DEFAULT_GPUS_PER_NODE, device=device_named(_DEFAULT_GPU)
     )

@@ -15,15 +15,16 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 
-from autotune.errors import InputError
+from autotune.errors import InputError, RunDirectoryFailed, first_line, first_problem, shown
+from autotune.model import json_object
 from autotune.record import (
     PRUNED_SCHEMA,
     STEP_SCHEMA,
@@ -35,6 +36,8 @@ from autotune.record import (
 from autotune.request import Request, request_from_json
 from autotune.search.pruning import Pruned
 from autotune.trial import StepReport, to_json
+
+T = TypeVar("T")
 
 _SCHEMA_VERSION = 1
 
@@ -57,7 +60,8 @@ class RunStore:
         directory = self.log_directory / trial_id
         if directory.exists():
             others = len(list(self.log_directory.glob(f"{trial_id}.interrupted-*")))
-            directory.rename(directory.with_name(f"{trial_id}.interrupted-{others + 1}"))
+            with self.writing():
+                directory.rename(directory.with_name(f"{trial_id}.interrupted-{others + 1}"))
         return directory
 
     def add_trial(self, record: TrialRecord, steps: Sequence[StepReport]) -> None:
@@ -76,13 +80,14 @@ class RunStore:
         self._write_table(self.directory / "trials" / name, [record.row()], TRIAL_SCHEMA)
 
     def trials(self) -> list[TrialRecord]:
-        """All finished trials in the order in which they finished."""
+        """All finished trials in the order in which they finished.
+
+        That is the order of their numbers: one runs at a time. Times of day would mislead where the
+        clock was set back.
+        """
         files = sorted((self.directory / "trials").glob("*.parquet"))
-        rows = [row for file in files for row in _rows(file)]
-        return sorted(
-            (record_from_row(row) for row in rows),
-            key=lambda record: (record.finished_at, record.trial_id),
-        )
+        records = [record for file in files for record in _read(file, record_from_row)]
+        return sorted(records, key=lambda record: int(record.trial_id))
 
     def write_pruned(self, pruned: Sequence[Pruned]) -> None:
         """Replace the list of layouts that were ruled out."""
@@ -92,43 +97,67 @@ class RunStore:
     def pruned(self) -> list[Pruned]:
         """The layouts that were ruled out."""
         file = self.directory / "pruned.parquet"
-        rows = pq.read_table(file).to_pylist() if file.exists() else []
-        return [Pruned(layout=layout_from_row(row), reason=row["reason"]) for row in rows]
+        return _read(file, _pruned_from_row) if file.exists() else []
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of that name, whole or not at all."""
         text = json.dumps(content, indent=2) + "\n"
-        write_atomically(
-            self.directory / name, lambda path: path.write_text(text, encoding="utf-8")
-        )
+        with self.writing():
+            write_atomically(
+                self.directory / name, lambda path: path.write_text(text, encoding="utf-8")
+            )
 
     def remove(self, name: str) -> None:
         """Take away a file that is no longer true."""
-        (self.directory / name).unlink(missing_ok=True)
+        with self.writing():
+            (self.directory / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raises RunDirectoryFailed where what is written inside cannot be."""
+        try:
+            yield
+        except OSError as error:
+            raise RunDirectoryFailed(
+                f"the run directory {str(self.directory)!r} cannot be written: {error}"
+            ) from None
 
     def _write_table(self, path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
         table = pa.Table.from_pylist(rows, schema=schema)
-        write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+        with self.writing():
+            write_atomically(path, lambda temporary: pq.write_table(table, temporary))
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def _pruned_from_row(row: Mapping[str, Any]) -> Pruned:
+    return Pruned(layout=layout_from_row(row), reason=row["reason"])
+
+
+def _read(file: Path, from_row: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """What the rows of a file say. Raises InputError where they are not ours."""
     try:
-        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        first_line = str(error).splitlines()[0]
-        raise InputError(f"{str(file)!r} cannot be read: {first_line}") from None
-    return rows
+        return [from_row(row) for row in pq.read_table(file).to_pylist()]
+    except pydantic.ValidationError as error:
+        problem = first_problem(error)
+    except KeyError as error:
+        problem = f"column {error} is missing"
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        problem = first_line(error)
+    raise InputError(
+        f"{str(file)!r} cannot be read (move it away to have its trial run again): {problem}"
+    )
 
 
 def create_run(directory: Path, request: Request, about: dict[str, Any]) -> RunStore:
     """Make a new run directory; `about` (versions, hardware) is kept beside the request."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in ("trials", "steps", "logs"):
-        (directory / name).mkdir(exist_ok=True)
     store = RunStore(directory, request)
-    store.write_json(
-        "run.json", {"schema_version": _SCHEMA_VERSION, "request": to_json(request), **about}
-    )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in ("trials", "steps", "logs"):
+            (directory / name).mkdir(exist_ok=True)
+        content = {"schema_version": _SCHEMA_VERSION, "request": to_json(request), **about}
+        store.write_json("run.json", content)
+    except (OSError, RunDirectoryFailed) as error:
+        raise InputError(f"--out: {error}") from None
     return store
 
 
@@ -155,19 +184,18 @@ def open_run(directory: Path, *, what: str = "--resume") -> RunStore:
     if not file.is_file():
         raise InputError(f"{what}: no run in {str(directory)!r} (run.json is missing)")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json_object(file.read_text(encoding="utf-8"), what="run.json")
         version = content["schema_version"]
-        if version != _SCHEMA_VERSION:
-            raise InputError(
-                f"{what}: {file}: schema_version must be {_SCHEMA_VERSION}, got {version}"
-            )
-        request = request_from_json(content["request"])
-    except (ValueError, KeyError, TypeError, pydantic.ValidationError) as error:
-        if isinstance(error, InputError):
-            raise
-        first_line = str(error).splitlines()[0]
-        raise InputError(f"{what}: cannot read {str(file)!r}: {first_line}") from None
-    return RunStore(directory, request)
+        if version == _SCHEMA_VERSION:
+            return RunStore(directory, request_from_json(content["request"]))
+        problem = f"schema_version must be {_SCHEMA_VERSION}, got {shown(version)}"
+    except pydantic.ValidationError as error:
+        problem = first_problem(error)
+    except KeyError as error:
+        problem = f"{error} is missing"
+    except (OSError, ValueError, TypeError) as error:
+        problem = first_line(error)
+    raise InputError(f"{what}: cannot read {str(file)!r}: {problem}")
 
 
 @contextlib.contextmanager
@@ -195,7 +223,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a file system that became read-only
+            temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -86,6 +86,8 @@ class RankStep:
     """Most memory in use so far: resident pages on CPUs, the CUDA allocator's on GPUs."""
     peak_reserved_gib: float | None
     """What the limit counts: private virtual memory on CPUs, CUDA's reserved memory on GPUs."""
+    probe_seconds: float | None = None
+    """Right after the step, a fixed matrix product on this device alone, which waits for nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

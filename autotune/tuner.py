@@ -5,21 +5,23 @@ its hooks and the ledger's methods. Tune's own experiment state is not used: it 
 crash, the run directory cannot.
 """
 
+import contextlib
 import logging
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pydantic
-import ray
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
-from autotune.errors import NodeCheckFailed
-from autotune.fidelity import run_in_parts
+from autotune.errors import NodeCheckFailed, NodesGone
+from autotune.layout_trial import LayoutTrial
 from autotune.ledger import Ledger
-from autotune.placement import NodeGroup, node_group
+from autotune.nodes import missing_nodes
 from autotune.trainable import Trainable
 from autotune.trial import (
     Ended,
@@ -27,11 +29,11 @@ from autotune.trial import (
     StepReport,
     TrialSpec,
     to_json,
-    trial_spec_from_json,
 )
 
-# A trial whose node went away is started once more.
+# A trial whose node went away, or was slow, is started once more.
 _ATTEMPTS = 2
+_LOOK_FOR_NODES_SECONDS = 1.0
 # Ours are the records; Tune's would cost time and write into the working directory.
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -45,16 +47,23 @@ _ended = pydantic.TypeAdapter(Ended)
 _step_report = pydantic.TypeAdapter(StepReport)
 
 
-def run_trials(ledger: Ledger, trainable: Trainable, *, virtual: bool = False) -> None:
+def run_trials(
+    ledger: Ledger,
+    trainable: Trainable,
+    *,
+    virtual: bool = False,
+    wait_for_nodes_seconds: float = 300.0,
+) -> None:
     """Run the ledger's trials on the connected Ray until it hands out no more.
 
-    On a `virtual` cluster nodes are only counted. Raises NodeCheckFailed where a node is not fit;
+    On a `virtual` cluster nodes are only counted. Raises NodeCheckFailed where a node is not fit,
+    NodesGone where lost nodes are not back after `wait_for_nodes_seconds`, and RunDirectoryFailed;
     KeyboardInterrupt goes through.
     """
     os.environ.update(_TUNE_ENVIRONMENT)
     # Failed attempts come back to us; Tune would print their tracebacks as well.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    adapter = _Adapter(ledger, virtual=virtual)
+    adapter = _Adapter(ledger, virtual=virtual, wait_for_nodes_seconds=wait_for_nodes_seconds)
     with tempfile.TemporaryDirectory(prefix="autotune-") as scratch:
         tuner = tune.Tuner(
             tune.with_parameters(LayoutTrial, worker=trainable),
@@ -74,75 +83,23 @@ def run_trials(ledger: Ledger, trainable: Trainable, *, virtual: bool = False) -
             ),
         )
         tuner.fit()
-    if adapter.unfit_node is not None:
-        raise NodeCheckFailed(adapter.unfit_node)
-
-
-class LayoutTrial(tune.Trainable):
-    """One layout, as Tune sees it: `step()` is one training step. Lives on the head.
-
-    The node actors are kept from one trial to the next of the same node count.
-    """
-
-    @classmethod
-    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """Whole nodes, as many as the layout needs."""
-        spec = trial_spec_from_json(config["spec"])
-        return node_group(spec.cluster, spec.layout.world_size, virtual=config["virtual"])
-
-    def setup(self, config: dict[str, Any], worker: Trainable | None = None) -> None:
-        """Take the nodes, check them, and begin the first trial."""
-        assert worker is not None, "given by tune.with_parameters"
-        spec = trial_spec_from_json(config["spec"])
-        self._worker = worker
-        self._unfit_node: str | None = None
-        self._nodes: NodeGroup | None = None
-        if worker.host_factory is not None:
-            group = ray.util.get_current_placement_group()
-            assert group is not None, "Tune places the trainable in the trial's group"
-            self._nodes = NodeGroup(group, spec.cluster, worker.host_factory)
-        try:
-            worker.check(spec.cluster, self._hosts)
-        except NodeCheckFailed as error:
-            self._unfit_node = str(error)
-        self._begin(spec)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """End what is left of the last trial and begin the next on the same nodes."""
-        self._events.close()
-        self._begin(trial_spec_from_json(new_config["spec"]))
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """The next training step, or the trial's end. Raises NodeLost."""
-        if self._unfit_node is not None:
-            return {"unfit_node": self._unfit_node, "done": True}
-        event = next(self._events)
-        if isinstance(event, StepReport):
-            return {"step_report": to_json(event)}
-        return {"ended": to_json(event), "done": True}
-
-    def cleanup(self) -> None:
-        """Leave nothing behind."""
-        self._events.close()
-        if self._nodes is not None:
-            self._nodes.close()
-
-    @property
-    def _hosts(self) -> list[Any]:
-        return [] if self._nodes is None else list(self._nodes.hosts)
-
-    def _begin(self, spec: TrialSpec) -> None:
-        self._events = run_in_parts(spec, self._worker, self._hosts)
+    if adapter.failure is not None:
+        raise adapter.failure
 
 
 class _Adapter:
-    """What the three hooks of Tune share: the ledger, and its trials by Tune's names."""
+    """What the hooks of Tune share: the ledger, its trials by Tune's names, and what went wrong."""
 
-    def __init__(self, ledger: Ledger, *, virtual: bool) -> None:
+    def __init__(self, ledger: Ledger, *, virtual: bool, wait_for_nodes_seconds: float) -> None:
         self.ledger = ledger
         self.virtual = virtual
-        self.unfit_node: str | None = None
+        self.failure: Exception | None = None
+        """Why the search cannot go on; Tune stops at its next turn."""
+        self.avoid: list[str] = []
+        """Nodes with a slow device, which trials go around."""
+        self._cluster = ledger.request.space.cluster
+        self._wait_for_nodes_seconds = wait_for_nodes_seconds
+        self._complete_at = self._looked_at = time.monotonic()
         self._trial_ids: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -150,36 +107,79 @@ class _Adapter:
         return (object, ())
 
     def ask(self, tune_id: str) -> TrialSpec | None:
-        if self.unfit_node is not None:
-            return None
-        spec = self.ledger.next_trial()
-        if spec is not None:
-            self._trial_ids[tune_id] = spec.trial_id
+        spec = None
+        with self._failures_kept():
+            spec = self.ledger.next_trial()
+            if spec is not None:
+                self._trial_ids[tune_id] = spec.trial_id
         return spec
 
     def took_step(self, tune_id: str, result: dict[str, Any]) -> bool:
         """Take a result in; whether the trial should stop."""
         if "unfit_node" in result:
-            self.unfit_node = result["unfit_node"]
+            self.failure = NodeCheckFailed(result["unfit_node"])
             return True
         if "step_report" not in result:
             return False
         report = _step_report.validate_python(result["step_report"])
-        return self.ledger.step_done(self._trial_ids[tune_id], report)
+        stop = True
+        with self._failures_kept():
+            stop = self.ledger.step_done(self._trial_ids[tune_id], report)
+        return stop
 
-    def completed(self, tune_id: str, result: dict[str, Any], attempts: int) -> None:
-        trial_id = self._trial_ids.pop(tune_id)
-        if "unfit_node" in result:
-            return
-        if "ended" in result:
-            ended = _ended.validate_python(result["ended"])
-            self.ledger.trial_ended(trial_id, ended, attempts=attempts)
-        else:
-            self.ledger.trial_stopped(trial_id, attempts=attempts)
+    def completed(self, tune_id: str, result: dict[str, Any]) -> None:
+        if self.failure is not None:
+            return  # cut short: what is not on record is run again when the search is resumed
+        with self._failures_kept():
+            trial_id = self._trial_ids.pop(tune_id)
+            slow = self.ledger.slow_device(trial_id)
+            named = None
+            if slow is not None and result["nodes"]:
+                node = result["nodes"][slow.rank // self._cluster.gpus_per_node]
+                named = f"node {node['address']}, rank {slow.rank}: {slow.says}"
+                if self._can_go_around(trial_id, node["node_id"]):
+                    self.avoid.append(node["node_id"])
+                    self.ledger.run_again(trial_id, slow=named)
+                    return
+            if "ended" in result:
+                ended = _ended.validate_python(result["ended"])
+                self.ledger.trial_ended(trial_id, ended, slow=named)
+            else:
+                self.ledger.trial_stopped(trial_id, slow=named)
 
-    def lost(self, tune_id: str, reason: str, attempts: int) -> None:
-        ended = Ended(outcome=Outcome.LOST, reason=reason)
-        self.ledger.trial_ended(self._trial_ids.pop(tune_id), ended, attempts=attempts)
+    def _can_go_around(self, trial_id: str, node_id: str) -> bool:
+        """Whether the trial may run once more, and there are nodes enough without that one."""
+        first = self.ledger.attempts(trial_id) < _ATTEMPTS
+        return first and missing_nodes(self._cluster, avoid=[*self.avoid, node_id]) is None
+
+    def attempt_lost(self, tune_id: str, reason: str) -> None:
+        self.ledger.attempt_lost(self._trial_ids[tune_id], reason)
+
+    def lost(self, tune_id: str, reason: str) -> None:
+        with self._failures_kept():
+            ended = Ended(outcome=Outcome.LOST, reason=reason)
+            self.ledger.trial_ended(self._trial_ids.pop(tune_id), ended)
+
+    def cannot_go_on(self) -> bool:
+        """Whether Tune should stop; looks from time to time whether the nodes are all there."""
+        now = time.monotonic()
+        if self.virtual or self.failure or now - self._looked_at < _LOOK_FOR_NODES_SECONDS:
+            return self.failure is not None
+        self._looked_at = now
+        missing = missing_nodes(self._cluster, avoid=self.avoid)
+        if missing is None:
+            self._complete_at = now
+        elif now - self._complete_at > self._wait_for_nodes_seconds:
+            self.failure = NodesGone(missing)
+        return self.failure is not None
+
+    @contextlib.contextmanager
+    def _failures_kept(self) -> Iterator[None]:
+        """Keep an error for the end: Tune would wrap it, or go on without telling."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or error
 
 
 class _AskTell(Searcher):
@@ -193,7 +193,11 @@ class _AskTell(Searcher):
         spec = self._adapter.ask(trial_id)
         if spec is None:
             return Searcher.FINISHED
-        return {"spec": to_json(spec), "virtual": self._adapter.virtual}
+        return {
+            "spec": to_json(spec),
+            "virtual": self._adapter.virtual,
+            "avoid": list(self._adapter.avoid),
+        }
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -217,7 +221,7 @@ class _Stopper(tune.Stopper):
         return self._adapter.took_step(trial_id, result)
 
     def stop_all(self) -> bool:
-        return self._adapter.unfit_node is not None
+        return self._adapter.cannot_go_on()
 
 
 class _Records(tune.Callback):
@@ -227,10 +231,13 @@ class _Records(tune.Callback):
         self._adapter = adapter
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._adapter.completed(trial.trial_id, trial.last_result, trial.num_failures + 1)
+        self._adapter.completed(trial.trial_id, trial.last_result)
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._adapter.attempt_lost(trial.trial_id, _reason(trial))
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._adapter.lost(trial.trial_id, _reason(trial), trial.num_failures)
+        self._adapter.lost(trial.trial_id, _reason(trial))
 
 
 def _reason(trial: Any) -> str:

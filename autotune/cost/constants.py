@@ -11,11 +11,12 @@ import functools
 import importlib.resources
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from autotune.cost.stages import Partition
 from autotune.errors import InputError
 from autotune.hardware import Device
+from autotune.model import LARGEST_AMOUNT, SMALLEST_AMOUNT
 
 Constants = Mapping[str, float]
 """Values by name."""
@@ -70,6 +71,12 @@ def assumed_constants(trainer: Trainer) -> dict[str, float]:
 def constants_for(device: Device, trainer: Trainer) -> Constants:
     """The constants of that trainer on that device. Raises InputError for unknown names."""
     known = known_constants()
+    trainers = get_args(Trainer)
+    if unknown := device.trainers.keys() - set(trainers):
+        raise InputError(
+            f"hardware {device.name}: trainer must be one of {', '.join(trainers)}, "
+            f"got {min(unknown)!r}"
+        )
     values = assumed_constants(trainer)
     for found in (device.constants, device.trainers.get(trainer, {})):
         for name, measured in found.items():
@@ -78,10 +85,24 @@ def constants_for(device: Device, trainer: Trainer) -> Constants:
                     f"hardware {device.name}: constant must be one of those of constants.json, "
                     f"got {name!r}"
                 )
-            if measured.value == 0 and (name in _NEVER_ZERO or name.endswith(".efficiency")):
-                raise InputError(f"hardware {device.name}: {name} must be above 0, got 0")
+            least, most = bounds_of(name)
+            if not least <= measured.value <= most:
+                raise InputError(
+                    f"hardware {device.name}: {name} must be from {least:g} to {most:g}, "
+                    f"got {measured.value:g}"
+                )
             values[name] = measured.value
     return values
+
+
+def bounds_of(name: str) -> tuple[float, float]:
+    """The least and the largest value with which the formulas can compute."""
+    if name == "overlap":
+        return 0.0, 1.0
+    if name.endswith("_exponent"):
+        return 0.0, 10.0
+    divides = name in _NEVER_ZERO or name.endswith(".efficiency")
+    return SMALLEST_AMOUNT if divides else 0.0, LARGEST_AMOUNT
 
 
 @functools.cache

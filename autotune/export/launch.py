@@ -22,7 +22,8 @@ _SCRIPT = """\
 set -euo pipefail
 here="$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)"
 {exports}
-exec "${{PYTHON:-{python}}}" -m torch.distributed.run {rendezvous} \\
+python={python}
+exec "${{PYTHON:-$python}}" -m torch.distributed.run {rendezvous} \\
   --nproc-per-node {ranks} -m trainables.deepspeed_llm \\
   --layout "$here/layout.json" --model "$here/model.json" \\
   --deepspeed-config "$here/deepspeed.json" {arguments} --steps "${{STEPS:-20}}"

@@ -1,6 +1,7 @@
 """Devices as sourced data, one file each."""
 
 from autotune.hardware.devices import (
+    AttentionKernel,
     Device,
     Measured,
     Stated,
@@ -13,6 +14,7 @@ from autotune.hardware.devices import (
 )
 
 __all__ = [
+    "AttentionKernel",
     "Device",
     "Measured",
     "Stated",

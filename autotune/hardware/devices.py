@@ -12,15 +12,20 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.errors import InputError, validated
+from autotune.model import Name, PositiveFloat, PositiveInt, json_object
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AttentionKernel = Literal[
+    "math", "sdpa_flash", "sdpa_cudnn", "flash_attn", "megatron", "flash1", "flash2"
+]
+"""What computes attention. The last three are only found in recorded runs: Megatron's fused
+softmax and the two FlashAttention versions of 2023."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Stated:
     """A constant of the cost model (autotune/cost/constants.json) and where it comes from."""
 
-    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    value: Annotated[float, Field(strict=True, ge=0, le=1e9)]
     source: str
 
 
@@ -36,21 +41,21 @@ class Measured(Stated):
 class Device:
     """One accelerator (or the share of a CPU that stands in for one)."""
 
-    name: str
+    name: Name
     """Lower-case name, the file's own."""
     kind: Literal["gpu", "cpu"]
     """What the workers drive: CUDA and NCCL, or CPU and gloo."""
-    memory_gib: Positive | None
+    memory_gib: PositiveFloat | None
     """Memory per device, null where it is not known."""
-    peak_bf16_tflops: Positive | None
+    peak_bf16_tflops: PositiveFloat | None
     """Dense bf16 peak in TFLOP/s, null where it is not known."""
-    peak_fp32_tflops: Positive | None = None
+    peak_fp32_tflops: PositiveFloat | None = None
     """What fp32 training can reach in TFLOP/s, null where it is not known."""
-    memory_gb_per_second: Positive | None = None
+    memory_gb_per_second: PositiveFloat | None = None
     """Bandwidth of the device's memory, null where it is not known."""
-    multiprocessors: Annotated[int, Field(ge=1)] | None = None
+    multiprocessors: PositiveInt | None = None
     """Units that each compute one tile of a matrix product, null where it is not known."""
-    attention_kernels: tuple[str, ...]
+    attention_kernels: tuple[AttentionKernel, ...]
     """What can compute attention there (flash_attn only where it is installed)."""
     ray_accelerator_types: tuple[str, ...] = ()
     """Ray's names for it (resource `accelerator_type:NAME`)."""
@@ -76,13 +81,7 @@ def known_devices() -> dict[str, Device]:
 
 def device_from_json(text: str, *, what: str) -> Device:
     """Read a hardware file. Raises InputError."""
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{what}: not valid JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"{what}: must be a JSON object, got {type(fields).__name__}")
-    return validated(Device, fields, what=what)
+    return validated(Device, json_object(text, what=what), what=what)
 
 
 def device_of_accelerator(accelerator: str) -> Device:
@@ -94,15 +93,16 @@ def device_of_accelerator(accelerator: str) -> Device:
 
 
 def unknown_gpu(name: str) -> Device:
-    """A GPU of which nothing is known."""
-    return Device(
-        name=name,
-        kind="gpu",
-        memory_gib=None,
-        peak_bf16_tflops=None,
-        attention_kernels=("math", "sdpa_flash", "sdpa_cudnn", "flash_attn"),
-        source="not among the known devices",
-    )
+    """A GPU of which nothing is known. Raises InputError where that cannot be its name."""
+    fields = {
+        "name": name,
+        "kind": "gpu",
+        "memory_gib": None,
+        "peak_bf16_tflops": None,
+        "attention_kernels": ("math", "sdpa_flash", "sdpa_cudnn", "flash_attn"),
+        "source": "not among the known devices",
+    }
+    return validated(Device, fields, what="device")
 
 
 def device_named(name: str) -> Device:
@@ -110,7 +110,7 @@ def device_named(name: str) -> Device:
     if name.endswith(".json"):
         try:
             text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"hardware file {name!r} cannot be read: {error}") from None
         return device_from_json(text, what=f"hardware file {name!r}")
     devices = known_devices()

@@ -1,5 +1,6 @@
 """What people look at."""
 
-from autotune.report.screen import Screen, print_best, print_plan
+from autotune.report.messages import print_dry_run, print_end, print_start, say_what_it_is
+from autotune.report.screen import Screen
 
-__all__ = ["Screen", "print_best", "print_plan"]
+__all__ = ["Screen", "print_dry_run", "print_end", "print_start", "say_what_it_is"]

@@ -20,7 +20,7 @@ def print_ranked(
     places: Iterable[int],
 ) -> None:
     """The layouts at `places`, one line each."""
-    console.print(_headline(space), soft_wrap=True, highlight=False)
+    console.print(_headline(space), soft_wrap=True)
     table = Table(title="Predicted, most promising first")
     table.add_column("layout")
     for heading in ("step s", "MFU", f"memory of {estimates.capacity_gib:.1f} GiB", "fits"):
@@ -41,8 +41,8 @@ def print_explained(
     console: Console, space: SearchSpace, layout: Layout, estimates: Estimates
 ) -> None:
     """Where one layout's time and memory go."""
-    console.print(_headline(space), soft_wrap=True, highlight=False)
-    console.print(f"layout: {layout.describe()}", soft_wrap=True, highlight=False)
+    console.print(_headline(space), soft_wrap=True)
+    console.print(f"layout: {layout.describe()}", soft_wrap=True)
     seconds = float(estimates.step_seconds[0])
     console.print(_parts("Predicted seconds per step", estimates.time, "s"))
     console.print(_parts("Predicted peak memory of the worst rank", estimates.memory, "GiB"))
@@ -51,7 +51,6 @@ def print_explained(
         f"{estimates.peak_memory_gib[0]:.3g} of {estimates.capacity_gib:.3g} GiB, fits with "
         f"probability {estimates.fit_probability[0]:.0%}",
         soft_wrap=True,
-        highlight=False,
     )
 
 

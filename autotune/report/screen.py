@@ -61,6 +61,11 @@ class Screen:
             f"{step.step_seconds:.3g} s"
         )
 
+    def trial_begins_again(self, spec: TrialSpec, reason: str) -> None:
+        """A line that says why."""
+        line = f"[  again] {spec.layout.describe()}  ({reason[:_LONGEST_REASON]})"
+        self._console.print(line, style="yellow", soft_wrap=True, highlight=False)
+
     def trial_finished(self, record: TrialRecord) -> None:
         """A line for the trial."""
         if record.purpose != "confirm":
@@ -81,7 +86,7 @@ class Screen:
             line += f"  (extrapolated from {counts} micro-batches)"
         if record.outcome not in (Outcome.OK, Outcome.OOM):
             line += f"  ({escape(record.reason[:_LONGEST_REASON])})"
-        self._console.print(line, soft_wrap=True, highlight=False)
+        self._console.print(line, soft_wrap=True, highlight=False, markup=True)
         self._progress.update(self._task, completed=done)
 
     def _describe(self, running: str) -> None:
@@ -133,7 +138,7 @@ def print_plan(console: Console, space: SearchSpace) -> None:
     table.add_column("branches", justify="right")
     table.add_column("reason")
     for reason, count in excluded.most_common():
-        table.add_row(str(count), escape(reason))
+        table.add_row(str(count), reason)
     console.print(table)
 
 

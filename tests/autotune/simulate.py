@@ -20,6 +20,8 @@ class Silent:
 
     def step_done(self, spec: TrialSpec, step: StepReport) -> None: ...
 
+    def trial_begins_again(self, spec: TrialSpec, reason: str) -> None: ...
+
     def trial_finished(self, record: TrialRecord) -> None: ...
 
 
@@ -60,7 +62,7 @@ def run_one(ledger: Ledger, worker: Trainable, spec: TrialSpec) -> None:
     for event in run_in_parts(spec, worker, []):
         if isinstance(event, StepReport):
             if ledger.step_done(spec.trial_id, event):
-                ledger.trial_stopped(spec.trial_id, attempts=1)
+                ledger.trial_stopped(spec.trial_id)
                 return
         else:
-            ledger.trial_ended(spec.trial_id, event, attempts=1)
+            ledger.trial_ended(spec.trial_id, event)

@@ -1,14 +1,19 @@
 """The life of a search without Ray: budgets, records, resumption."""
 
+import dataclasses
+import datetime
 import json
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from autotune.ledger import Ledger
 from autotune.search import SEARCHES
 from autotune.store import open_run
-from autotune.trial import Ended, Outcome
+from autotune.trainable import RankHost
+from autotune.trial import Ended, Outcome, StepReport, TrialSpec
 from tests.autotune.simulate import Silent, new_store, run_one, run_to_the_end
 from trainables.fake import FakeTrainable, fake_step_seconds
 
@@ -81,7 +86,7 @@ def test_the_second_best_takes_over_where_the_best_fails_to_be_confirmed(tmp_pat
         if failed is None and spec.measured_steps == 15:
             failed = spec.layout
             ended = Ended(outcome=Outcome.OOM, reason="rank 0: out of memory")
-            ledger.trial_ended(spec.trial_id, ended, attempts=1)
+            ledger.trial_ended(spec.trial_id, ended)
         else:
             run_one(ledger, FakeTrainable(), spec)
     assert failed is not None
@@ -98,7 +103,7 @@ def test_a_confirmation_that_was_cut_short_is_no_reason_to_drop_the_best(
     while (spec := ledger.next_trial()) is not None:
         if spec.measured_steps == 15:
             ended = Ended(outcome=outcome, reason="cut short")
-            ledger.trial_ended(spec.trial_id, ended, attempts=1)
+            ledger.trial_ended(spec.trial_id, ended)
         else:
             run_one(ledger, FakeTrainable(), spec)
     explored = [r for r in ledger.records if r.outcome is Outcome.OK]
@@ -125,7 +130,7 @@ def test_best_json_goes_where_nothing_is_left_that_works(tmp_path: Path) -> None
     assert (tmp_path / "best.json").exists()
     spec = ledger.next_trial()
     assert spec is not None
-    ledger.trial_ended(spec.trial_id, Ended(outcome=Outcome.OOM, reason="rank 0"), attempts=1)
+    ledger.trial_ended(spec.trial_id, Ended(outcome=Outcome.OOM, reason="rank 0"))
     assert ledger.next_trial() is None
     assert not (tmp_path / "best.json").exists()
 
@@ -155,8 +160,22 @@ def test_a_second_attempt_starts_its_steps_again(tmp_path: Path) -> None:
     first_attempt = list(FakeTrainable().run(spec, []))[:3]
     for step in first_attempt:
         ledger.step_done(spec.trial_id, step)
+    ledger.attempt_lost(spec.trial_id, "node 1 went away")
     run_one(ledger, FakeTrainable(), spec)
     assert ledger.records[0].measurement.measured_steps == spec.measured_steps
+    assert ledger.records[0].attempts == 2
+
+
+def test_what_a_lost_attempt_measured_is_not_on_record(tmp_path: Path) -> None:
+    ledger = Ledger(new_store(tmp_path, search="grid"), Silent())
+    spec = ledger.next_trial()
+    assert spec is not None
+    for step in list(FakeTrainable().run(spec, []))[:3]:
+        ledger.step_done(spec.trial_id, step)
+    ledger.attempt_lost(spec.trial_id, "node 1 went away")
+    ledger.trial_ended(spec.trial_id, Ended(outcome=Outcome.OOM, reason="rank 0: no memory"))
+    assert ledger.records[0].measurement.measured_steps == 0
+    assert ledger.records[0].measurement.peak_memory_gib is None
 
 
 def test_device_hours_end_the_search(tmp_path: Path) -> None:
@@ -180,8 +199,111 @@ def test_lost_trials_count_and_are_not_blamed_on_the_layout(tmp_path: Path) -> N
     spec = ledger.next_trial()
     assert spec is not None
     ended = Ended(outcome=Outcome.LOST, reason="node 1 went away")
-    ledger.trial_ended(spec.trial_id, ended, attempts=2)
+    ledger.attempt_lost(spec.trial_id, "node 1 went away")
+    ledger.trial_ended(spec.trial_id, ended)
     (record,) = ledger.records
     assert (record.outcome, record.attempts) == (Outcome.LOST, 2)
     assert ledger.next_trial() is None
     assert not open_run(tmp_path).pruned()
+
+
+class SettableClock:
+    """A clock whose time of day is set at will. A `Clock`."""
+
+    def __init__(self) -> None:
+        self.time_of_day = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+        self.elapsed = 0.0
+
+    def now(self) -> datetime.datetime:
+        return self.time_of_day
+
+    def monotonic(self) -> float:
+        self.elapsed += 1.0
+        return self.elapsed
+
+
+def test_a_clock_that_is_set_back_changes_neither_order_nor_durations(tmp_path: Path) -> None:
+    undisturbed = run_to_the_end(new_store(tmp_path / "undisturbed"))
+    clock = SettableClock()
+    ledger = Ledger(new_store(tmp_path / "set-back", trainable="deepspeed"), Silent(), clock)
+    while (spec := ledger.next_trial()) is not None:
+        clock.time_of_day -= datetime.timedelta(days=1)
+        run_one(ledger, FakeTrainable(), spec)
+        if len(ledger.records) % 4 == 0:
+            ledger = Ledger(open_run(tmp_path / "set-back"), Silent(), clock)
+    assert [r.layout for r in ledger.records] == [r.layout for r in undisturbed.records]
+    devices = ledger.request.space.cluster.devices
+    assert {r.gpu_seconds for r in ledger.records} == {1.0 * devices}
+    assert ledger.records[0].finished_at > ledger.records[-1].finished_at
+
+
+class OneWrongLoss(FakeTrainable):
+    """Trains the layout of one trial wrongly: its losses are off."""
+
+    def __init__(self, trial_id: str) -> None:
+        super().__init__()
+        self._trial_id = trial_id
+
+    def run(
+        self, spec: TrialSpec, hosts: Sequence[RankHost]
+    ) -> Generator[StepReport | Ended, None, None]:
+        for event in super().run(spec, hosts):
+            if isinstance(event, StepReport) and spec.trial_id == self._trial_id:
+                ranks = tuple(dataclasses.replace(r, loss=7.0) for r in event.ranks)
+                event = dataclasses.replace(event, ranks=ranks)
+            yield event
+
+
+def test_a_loss_that_differs_from_the_others_is_invalid(tmp_path: Path) -> None:
+    store = new_store(tmp_path, search="grid", stop_factor=10.0, reduced_trials=False)
+    ledger = run_to_the_end(store, worker=OneWrongLoss("0003"))
+    by_id = {r.trial_id: r for r in ledger.records}
+    assert by_id["0003"].outcome is Outcome.INVALID
+    assert "trial 0001" in by_id["0003"].reason and "got 7" in by_id["0003"].reason
+    assert [r.trial_id for r in ledger.records if r.outcome is Outcome.INVALID] == ["0003"]
+    assert by_id["0003"].layout not in [r.layout for r in ledger.best]
+
+
+def test_a_first_trial_with_a_wrong_loss_is_outvoted(tmp_path: Path) -> None:
+    store = new_store(tmp_path, search="grid", stop_factor=10.0, reduced_trials=False)
+    ledger = run_to_the_end(store, worker=OneWrongLoss("0001"), trials=6)
+    ok = [r.trial_id for r in ledger.records if r.outcome is Outcome.OK]
+    assert "0001" in ok and "0003" in ok, "what is on record stays as it is"
+    assert "0001" not in [r.trial_id for r in ledger.best]
+
+
+def test_a_trial_on_a_slow_device_is_handed_out_again(tmp_path: Path) -> None:
+    ledger = Ledger(new_store(tmp_path, search="grid"), Silent())
+    spec = ledger.next_trial()
+    assert spec is not None
+    for event in FakeTrainable().run(spec, []):
+        if isinstance(event, StepReport):
+            ledger.step_done(spec.trial_id, event)
+    ledger.run_again(spec.trial_id, slow="node a, rank 1: 2.0 times its peers'")
+    assert ledger.next_trial() == spec and not ledger.records
+    run_one(ledger, FakeTrainable(), spec)
+    (record,) = ledger.records
+    assert (record.attempts, record.slow_device) == (2, "node a, rank 1: 2.0 times its peers'")
+    assert record.measurement.measured_steps == spec.measured_steps
+    assert open_run(tmp_path).trials() == [record]
+    assert ledger.summary()["slow_devices"] == [record.slow_device]  # type: ignore[index]
+
+
+def test_when_a_confirmation_fails_the_next_fastest_is_confirmed(tmp_path: Path) -> None:
+    ledger = Ledger(new_store(tmp_path, search="random"), Silent())
+    while (spec := ledger.next_trial()) is not None:
+        if spec.measured_steps == 15 and len(ledger.records) == 20:
+            ledger.trial_ended(spec.trial_id, Ended(outcome=Outcome.CRASHED, reason="rank 0"))
+        else:
+            run_one(ledger, FakeTrainable(), spec)
+    confirmed = [r for r in ledger.records if r.purpose == "confirm"]
+    assert [r.outcome for r in confirmed] == [Outcome.CRASHED, *[Outcome.OK] * 3]
+
+
+def test_a_run_of_an_older_version_is_read(tmp_path: Path) -> None:
+    ledger = run_to_the_end(new_store(tmp_path), trials=2)
+    for file in (tmp_path / "trials").glob("*.parquet"):
+        table = pq.read_table(file)
+        newer = ["slow_device", "step_seconds_drift", "memory_growth_gib"]
+        pq.write_table(table.drop_columns(newer), file)
+    assert open_run(tmp_path).trials() == ledger.records

@@ -213,9 +213,18 @@ def test_step_seconds_may_only_be_missing_where_nothing_ran(tmp_path: Path) -> N
         ({"step_seconds": 0}, "step_seconds must be a positive number, got '0'"),
         ({"step_seconds": "nan"}, "step_seconds must be a positive number, got 'nan'"),
         ({"step_seconds": "inf"}, "step_seconds must be a positive number, got 'inf'"),
-        ({"tensor_parallel": "two"}, "tensor_parallel must be a whole number from 1, got 'two'"),
-        ({"pipeline_parallel": 0}, "pipeline_parallel must be a whole number from 1, got '0'"),
-        ({"data_parallel": 1.5}, "data_parallel must be a whole number from 1, got '1.5'"),
+        (
+            {"tensor_parallel": "two"},
+            "tensor_parallel must be a whole number from 1 to 2147483647, got 'two'",
+        ),
+        (
+            {"pipeline_parallel": 0},
+            "pipeline_parallel must be a whole number from 1 to 2147483647, got '0'",
+        ),
+        (
+            {"data_parallel": 1.5},
+            "data_parallel must be a whole number from 1 to 2147483647, got '1.5'",
+        ),
         ({"sequence_parallel": "yes"}, "sequence_parallel must be True or False, got 'yes'"),
         ({"rmsnorm_kernel": "fused"}, "rmsnorm_kernel must be True or False, got 'fused'"),
         (

@@ -13,16 +13,17 @@ from typing import Any
 
 import click
 
-from autotune.cli import GIBIBYTES, SECONDS, command_line
+from autotune.cli import AMOUNT, COUNT, SECONDS, command_line
 from autotune.cluster import Cluster
 from autotune.corpus import check_data
 from autotune.deepspeed_config import worker_environment
-from autotune.errors import InputError
+from autotune.errors import InputError, validated
 from autotune.hardware import Device, device_named, unknown_gpu
 from autotune.layout import layout_from_mapping
 from autotune.model import model_from_mapping, read_json
 from autotune.rules import why_illegal
 from autotune.space import precision_on
+from autotune.space_options import device_of_option
 from autotune.trial import Ended, StepReport, TrialSpec
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 from trainables.deepspeed_llm.output import step_line, summary_line
@@ -35,13 +36,13 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 @click.command()
 @click.option("--layout", required=True, metavar="JSON", help="Layout, inline or a path.")
 @click.option("--model", required=True, metavar="JSON", help="Model, inline or a path.")
-@click.option("--steps", required=True, type=click.IntRange(min=1), help="Steps to train.")
+@click.option("--steps", required=True, type=COUNT, help="Steps to train.")
 @click.option(
     "--warmup",
     type=click.IntRange(min=0),
     help="First steps that are left out of the timing  [default: 1, or 0 for a single step]",
 )
-@click.option("--memory-gib", type=GIBIBYTES, help="Limit per rank.")
+@click.option("--memory-gib", type=AMOUNT, help="Limit per rank.")
 @click.option("--data", metavar="PATH", help="File or folder whose bytes are the tokens.")
 @click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -140,11 +141,12 @@ def _spec(
     elif hardware.kind == "gpu" and world_size > (gpus := len(list(_GPUS.glob("*")))):
         raise InputError(f"layout: needs {world_size} GPUs, this machine has {gpus}")
     check_data(data, synthetic=synthetic_data, model=the_model)
+    cluster = {"gpus_per_node": world_size, "device": hardware, "memory_gib": memory_gib}
     return TrialSpec(
         trial_id="0",
         layout=the_layout,
         model=the_model,
-        cluster=Cluster(nodes=1, gpus_per_node=world_size, device=hardware, memory_gib=memory_gib),
+        cluster=validated(Cluster, {"nodes": 1, **cluster}, what="layout"),
         precision=precision,
         warmup_steps=warmup,
         measured_steps=steps - warmup,
@@ -158,7 +160,7 @@ def _spec(
 
 def _device(kind: str, gpu: str | None) -> Device:
     if gpu is not None:
-        named = device_named(gpu)
+        named = device_of_option(gpu)
         if kind not in ("auto", named.kind):
             raise InputError(f"--gpu {gpu} and --device {kind} exclude each other")
         return named

@@ -9,7 +9,10 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from autotune.deepspeed_config import worker_environment
 from autotune.errors import NodeLost
@@ -29,19 +32,28 @@ class LocalHost:
         device_kind: Literal["gpu", "cpu"],
         address: str = "127.0.0.1",
         env: Mapping[str, str] | None = None,
+        program: str = "trainables.deepspeed_llm.host_process",
     ) -> None:
         """Start the host process.
 
-        `address` is where other nodes find rank 0; `env` comes on top of this process's.
+        `address` is this node's own, where other nodes find its ranks; `env` comes on top of this
+        process's environment; `program` is the module that is run as the host process.
         """
         self._address = address
+        environment = {
+            **worker_environment(device_kind),
+            **network_environment(address),
+            **os.environ,
+            **(env or {}),
+        }
+        environment["PYTHONPATH"] = _with_our_code(environment.get("PYTHONPATH"))
         read_fd, write_fd = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trainables.deepspeed_llm.host_process", str(write_fd)],
+            [sys.executable, "-m", program, str(write_fd)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             pass_fds=[write_fd],
-            env={**worker_environment(device_kind), **os.environ, **(env or {})},
+            env=environment,
         )
         os.close(write_fd)
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
@@ -104,6 +116,8 @@ class LocalHost:
             waiting.put(None)
 
     def _ask(self, command: Mapping[str, Any], answer_event: str) -> dict[str, Any]:
+        if self._process.poll() is not None:
+            raise NodeLost(self._ended())  # there is nobody to wait for
         if not self._is_ready:
             self._await_answer("ready", _PRELOAD_TIMEOUT_SECONDS)
             self._is_ready = True
@@ -136,6 +150,25 @@ class LocalHost:
 
     def _ended(self) -> str:
         return f"the host process ended with status {self._process.wait()}"
+
+
+def network_environment(address: str) -> dict[str, str]:
+    """Names the interface that carries the node's address to gloo and NCCL.
+
+    Left alone, gloo takes the one that the host's own name resolves to, and NCCL the first that
+    is up. Empty where no interface carries the address.
+    """
+    for name, carried in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in carried):
+            # NCCL reads a bare name as a prefix: eth1 would be eth10, too.
+            return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
+    return {}
+
+
+def _with_our_code(python_path: str | None) -> str:
+    """The search path with our code in front: nothing else may lead there on another machine."""
+    root = str(Path(__file__).resolve().parent.parent.parent)
+    return root if not python_path else os.pathsep.join((root, python_path))
 
 
 def new_job_id() -> str:

@@ -6,11 +6,15 @@ input; events go as JSON lines into the pipe EVENTS_FD, which the ranks write as
 shorter than PIPE_BUF, so lines never mix). CUDA is not touched here: a copy could not use it.
 
 No rank outlives its owner: when the standard input ends, this process kills its ranks and leaves;
-when this process is killed, the kernel kills its ranks (PR_SET_PDEATHSIG).
+when this process is killed, the kernel kills its ranks (PR_SET_PDEATHSIG). What ranks start goes
+with them, in whatever process group it is (PR_SET_CHILD_SUBREAPER). What ranks print comes through
+pipes, so that neither a flood nor a full disk touches the training.
 """
 
 import contextlib
 import ctypes
+import dataclasses
+import faulthandler
 import gc
 import importlib
 import json
@@ -26,11 +30,20 @@ from pathlib import Path
 from typing import Any
 
 from trainables.deepspeed_llm.preload import import_what_ranks_need
+from trainables.deepspeed_llm.rank_log import RankLog
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _THREAD_STACK_BYTES = 2**20
 _MAIN_STACK_BYTES = 8 * 2**20
 _LONGEST_EVENT = 4000  # PIPE_BUF is 4096 on Linux
+
+
+@dataclasses.dataclass(slots=True)
+class _Rank:
+    number: int
+    pidfd: int
+    log: RankLog
 
 
 class HostProcess:
@@ -43,7 +56,7 @@ class HostProcess:
         self._pending = b""
         self._rendezvous: socket.socket | None = None
         self._job_id: str | None = None
-        self._ranks: dict[int, tuple[int, int]] = {}  # process id -> (rank, pidfd)
+        self._ranks: dict[int, _Rank] = {}  # by process id
 
     def serve(self) -> None:
         """Work until the standard input ends, then leave no rank behind."""
@@ -51,7 +64,10 @@ class HostProcess:
         try:
             while True:
                 for key, _ in self._selector.select():
-                    if key.data is not None:
+                    if isinstance(key.data, RankLog):
+                        if not key.data.copy():  # the rank has closed it
+                            self._selector.unregister(key.fd)
+                    elif key.data is not None:
                         self._reap(key.data)
                     elif not self._read_commands():
                         return
@@ -83,12 +99,15 @@ class HostProcess:
         self._job_id = job["job_id"]
         for local_rank, rank in enumerate(job["ranks"]):
             owner = os.getpid()
+            log = RankLog(job["spec"]["log_dir"], rank)
             pid = os.fork()
             if pid == 0:
-                self._become_rank(job, rank, local_rank, owner)
+                self._become_rank(job, rank, local_rank, owner, log.write_fd)
+            log.close_write_end()
             pidfd = os.pidfd_open(pid)
-            self._ranks[pid] = (rank, pidfd)
+            self._ranks[pid] = _Rank(rank, pidfd, log)
             self._selector.register(pidfd, selectors.EVENT_READ, pid)
+            self._selector.register(log.read_fd, selectors.EVENT_READ, log)
         self._close_rendezvous()
 
     def _stop(self, command: Mapping[str, Any]) -> None:
@@ -98,21 +117,29 @@ class HostProcess:
     def _reap(self, pid: int) -> None:
         if pid not in self._ranks:
             return
-        rank, pidfd = self._ranks.pop(pid)
-        self._selector.unregister(pidfd)
-        os.close(pidfd)
+        rank = self._ranks.pop(pid)
+        self._selector.unregister(rank.pidfd)
+        os.close(rank.pidfd)
         _kill_group(pid)  # whatever the rank started goes with it
         _, status = os.waitpid(pid, 0)
+        if rank.log.read_fd in self._selector.get_map():
+            self._selector.unregister(rank.log.read_fd)
+        rank.log.close()
         code = os.waitstatus_to_exitcode(status)
-        self._emit({"event": "exited", "job_id": self._job_id, "rank": rank, "exit_code": code})
+        self._emit(
+            {"event": "exited", "job_id": self._job_id, "rank": rank.number, "exit_code": code}
+        )
 
     def _kill_ranks(self) -> None:
         for pid in list(self._ranks):
             _kill_group(pid)
         for pid in list(self._ranks):
             self._reap(pid)
+        _kill_orphans()
 
-    def _become_rank(self, job: dict[str, Any], rank: int, local_rank: int, owner: int) -> None:
+    def _become_rank(
+        self, job: dict[str, Any], rank: int, local_rank: int, owner: int, log_fd: int
+    ) -> None:
         """In the child: turn into a rank, and never return."""
         status = 1
         try:
@@ -121,7 +148,7 @@ class HostProcess:
             if os.getppid() != owner:
                 os._exit(1)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self._redirect_output(job["spec"]["log_dir"], rank)
+            _redirect(log_fd)
             rendezvous = None
             if self._rendezvous is not None and rank == 0:
                 rendezvous = self._rendezvous.detach()
@@ -142,25 +169,38 @@ class HostProcess:
                 sys.stderr.flush()
             os._exit(status)
 
-    def _redirect_output(self, log_dir: str | None, rank: int) -> None:
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)
-        if log_dir is not None:
-            Path(log_dir).mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            log = os.open(Path(log_dir) / f"rank-{rank}.log", flags, 0o644)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-
     def _close_rendezvous(self) -> None:
         if self._rendezvous is not None:
             self._rendezvous.close()
             self._rendezvous = None
 
     def _emit(self, event: Mapping[str, Any]) -> None:
-        line = json.dumps(event).encode() + b"\n"
+        line = json.dumps(event, ensure_ascii=False).encode(errors="replace") + b"\n"
         assert len(line) <= _LONGEST_EVENT, "events are written in one piece"
         os.write(self._events_fd, line)
+
+
+def _redirect(log_fd: int) -> None:
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    faulthandler.enable()  # where a rank that the kernel kills was
+
+
+def _kill_orphans() -> None:
+    """Kill what ranks left behind in process groups of their own: it is this process's child now.
+
+    Its own children may come only then, so this is done until there are none.
+    """
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while orphans := children.read_text().split():
+        for pid in map(int, orphans):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
 
 def _kill_group(pid: int) -> None:
@@ -189,6 +229,7 @@ def main() -> None:
     if os.environ["DS_ACCELERATOR"] == "cpu":
         _shrink_thread_stacks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's business
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     events_fd = int(sys.argv[1])
     os.set_inheritable(events_fd, False)
     import_what_ranks_need()

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from autotune.layout import AttentionKernel, RmsnormKernel
+from autotune.hardware import AttentionKernel
+from autotune.layout import RmsnormKernel
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Causal attention over [batch, heads, sequence, head_size]; there may be fewer key-value heads."""

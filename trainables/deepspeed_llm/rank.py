@@ -23,6 +23,7 @@ from trainables.deepspeed_llm.data import (
 from trainables.deepspeed_llm.engine import Mesh, build_engine
 from trainables.deepspeed_llm.llama import Build
 from trainables.deepspeed_llm.memory import CpuPeakMemory, CudaPeakMemory, memory_limit
+from trainables.deepspeed_llm.probe import DeviceProbe
 
 # Our own deadlines end a trial that hangs; the collectives' timeout only has to be longer.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
@@ -98,6 +99,7 @@ def train(
                 precision=spec.precision,
                 overlap_communication=device.type == "cuda",
             )
+        probe = DeviceProbe(device)
         memory = CudaPeakMemory() if device.type == "cuda" else CpuPeakMemory()
         replica = mesh.topology.get_coord(place.rank).data
         with memory_limit(cluster.memory_gib, device):
@@ -116,15 +118,17 @@ def train(
                 started = time.perf_counter()
                 result = engine.step(batch)
                 _synchronise(device)
+                seconds = time.perf_counter() - started
                 on_step(
                     RankStep(
                         rank=place.rank,
                         step=step,
-                        step_seconds=time.perf_counter() - started,
+                        step_seconds=seconds,
                         loss=result.loss,
                         grad_norm=result.grad_norm,
                         peak_memory_gib=memory.in_use(),
                         peak_reserved_gib=memory.reserved(),
+                        probe_seconds=probe.seconds(),
                     )
                 )
 

@@ -11,14 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.calibrate import main
+from autotune.calibrate import main, with_constants
 from autotune.cli import command_line
 from autotune.cluster import Cluster
 from autotune.cost.calibration import FITTED, accuracy, before_any_fit, fit, leave_one_out
 from autotune.cost.constants import assumed_constants, constants_for, known_constants
 from autotune.cost.model import CostModel
 from autotune.errors import InputError
-from autotune.hardware import Device, Measured, device_named, device_to_json
+from autotune.hardware import (
+    Device,
+    Measured,
+    device_from_json,
+    device_named,
+    device_to_json,
+)
 from autotune.layout import Layout
 from autotune.measurement import Measurement
 from autotune.record import TrialRecord
@@ -446,9 +452,9 @@ def test_bad_input_is_one_line_and_status_2(
             (runs, "--out", tmp_path / "none" / "mine.json"),
             "--out must be in a directory that exists, got ",
         ),
-        ((runs, "--gpu", "abacus"), "device must be one of a100-80gb, "),
-        ((runs, "--gpu", bad), f"hardware file {str(bad)!r}: not valid JSON: "),
-        ((runs, "--gpu", tmp_path / "no.json"), "hardware file "),
+        ((runs, "--gpu", "abacus"), "--gpu: device must be one of a100-80gb, "),
+        ((runs, "--gpu", bad), f"--gpu: hardware file {str(bad)!r}: not valid JSON: "),
+        ((runs, "--gpu", tmp_path / "no.json"), "--gpu: hardware file "),
         (
             (runs, "--gpu", wrong),
             "hardware a100-80gb: constant must be one of those of constants.json, got 'speed'",
@@ -457,6 +463,14 @@ def test_bad_input_is_one_line_and_status_2(
     ):
         assert refusal(capsys, *arguments).startswith(sentence)
     assert not list(tmp_path.glob("mine.*"))
+
+
+def test_a_fit_beyond_what_a_constant_can_be_is_written_as_its_bound() -> None:
+    before = constants_for(A100, "hagemann2023")
+    fitted = {**before, "overlap": 1.2, "gemm_efficiency": 0.0}
+    device = with_constants(A100, "hagemann2023", before, fitted, "a fit")
+    found = constants_for(device_from_json(device_to_json(device), what="it"), "hagemann2023")
+    assert (found["overlap"], found["gemm_efficiency"]) == (1.0, 1e-9)
 
 
 def test_a_constant_that_is_not_known_is_refused() -> None:

@@ -1,0 +1,90 @@
+"""What becomes of a request on the nodes that are really there. The screen says what changes."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from autotune.cost.setting import setting_of
+from autotune.errors import InputError
+from autotune.hardware import device_of_accelerator
+from autotune.request import Request
+from autotune.space_options import refuse_empty
+
+Nodes = Sequence[Mapping[str, Any]]
+"""Descriptions of nodes, as `autotune.nodes.inspect_nodes` gives them."""
+
+# What a step time depends on; our own code is not among it, nor which machine it is.
+_SAME_CLUSTER = ("accelerator", "driver", "torch", "deepspeed", "python", "flash_attn")
+
+
+def fitted_to_nodes(console: Console, request: Request, nodes: Nodes) -> Request:
+    """The request with the nodes' device, the kernels that are installed, and a search that is
+    possible there. Raises InputError where nothing is left of it."""
+    request = _with_actual_device(console, request, nodes)
+    request = _with_installed_kernels(console, request, nodes)
+    refuse_empty(request.space)
+    return _with_possible_search(console, request)
+
+
+def differences(directory: Path, nodes: Nodes) -> list[str]:
+    """How the nodes differ from those that the run in `directory` was begun on."""
+    before = json.loads((directory / "run.json").read_text(encoding="utf-8")).get("nodes")
+    if not before or not nodes:
+        return []
+    return [
+        f"{what} was {before[0].get(what)}, is {nodes[0].get(what)}"
+        for what in _SAME_CLUSTER
+        if before[0].get(what) != nodes[0].get(what)
+    ]
+
+
+def _with_actual_device(console: Console, request: Request, nodes: Nodes) -> Request:
+    """Put the device that the nodes have in the place of the one that the space names."""
+    cluster = request.space.cluster
+    accelerator = nodes[0]["accelerator"]
+    if accelerator is None or cluster.device.kind != "gpu":
+        return request
+    device = device_of_accelerator(accelerator)
+    if device.name == cluster.device.name or accelerator in cluster.device.ray_accelerator_types:
+        return request  # perhaps with constants of the user's own
+    console.print(f"the nodes have {device.name}, not {cluster.device.name}", highlight=False)
+    actual = dataclasses.replace(cluster, device=device)
+    space = request.space.replaced({"cluster": actual}, what="cluster")
+    return dataclasses.replace(request, space=space)
+
+
+def _with_installed_kernels(console: Console, request: Request, nodes: Nodes) -> Request:
+    """Leave flash-attn out of the space where a node does not have it."""
+    kernels = request.space.attention_kernel
+    missing = [node["address"] for node in nodes if not node["flash_attn"]]
+    usable = request.space.cluster.device.attention_kernels
+    if "flash_attn" not in kernels or "flash_attn" not in usable or not missing:
+        return request
+    if kernels == ("flash_attn",):
+        raise InputError(f"attention_kernel flash_attn is not installed on node {missing[0]}")
+    console.print(f"flash_attn is not installed on node {missing[0]}: left out", highlight=False)
+    left = tuple(kernel for kernel in kernels if kernel != "flash_attn")
+    space = request.space.replaced({"attention_kernel": left}, what="attention_kernel")
+    return dataclasses.replace(request, space=space)
+
+
+def _with_possible_search(console: Console, request: Request) -> Request:
+    """Search without a cost model where the nodes' device is not known to it."""
+    space = request.space
+    if request.search != "guided":
+        return request
+    try:
+        setting_of(space.model, space.precision, space.cluster)
+    except InputError:
+        console.print(
+            f"{space.cluster.device.name} is not known to the cost model (describe it with --gpu "
+            "FILE.json): searching with hyperopt",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return dataclasses.replace(request, search="hyperopt")
+    return request
