@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +19,7 @@ from ray.core.generated import gcs_service_pb2
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from autotune.cluster import Cluster
-from autotune.errors import InputError
+from autotune.errors import InputError, first_line
 from autotune.nodes import NODE_CPUS, VIRTUAL_DEVICE, check_capacity, device_resource
 
 # A raylet takes a second of a core to start, and 100 MB.
@@ -42,28 +44,43 @@ def ray_cluster(
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is not None:
-        _refuse_unreachable(address)
-        _refuse_without_token(address)
-        try:
-            context = ray.init(address=address, **quiet)
-        except Exception as error:
-            first_line = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"--address: cannot connect to {address!r}: {first_line}") from None
-        nodes = None
-    else:
-        with _on_loopback():
-            nodes = _start_local(cluster, dashboard_host=dashboard_host, virtual=virtual)
-            context = ray.init(address=nodes.address, **quiet)
+    nodes = None
+    with _sigterm_handler_kept():
+        if address is not None:
+            _refuse_unreachable(address)
+            _refuse_without_token(address)
+            try:
+                context = ray.init(address=address, **quiet)
+            except Exception as error:
+                raise InputError(
+                    f"--address: cannot connect to {address!r}: {first_line(error)}"
+                ) from None
+        else:
+            with _on_loopback():
+                nodes = _start_local(cluster, dashboard_host=dashboard_host, virtual=virtual)
+                context = ray.init(address=nodes.address, **quiet)
     try:
         if not virtual:
             check_capacity(cluster)
         url = context.dashboard_url
         yield f"http://{url}" if url and (dashboard_host or address) else None
     finally:
-        ray.shutdown()
+        with _sigterm_handler_kept():
+            ray.shutdown()
         if nodes is not None:
             nodes.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_handler_kept() -> Iterator[None]:
+    """Undo what Ray does: connecting, it takes SIGTERM for itself, to leave without a word; and
+    disconnecting, it gives SIGTERM back to the kernel, which ends the process in its tidying."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _refuse_unreachable(address: str) -> None:

@@ -30,11 +30,11 @@ def ranked(precision: str, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     explored.
     """
     wrong = wrong_losses(precision, records)
-    latest: dict[Layout, TrialRecord] = {}
-    for record in records:
+    says: dict[Layout, TrialRecord] = {}
+    for record in sorted(records, key=lambda r: r.purpose == "confirm"):
         if record.purpose != "confirm" or record.outcome not in _SAYS_NOTHING:
-            latest[record.layout] = record
-    succeeded = (r for r in latest.values() if r.outcome is Outcome.OK and r.trial_id not in wrong)
+            says[record.layout] = record
+    succeeded = (r for r in says.values() if r.outcome is Outcome.OK and r.trial_id not in wrong)
     return sorted(
         succeeded, key=lambda r: (r.purpose != "confirm", r.measurement.step_seconds, r.trial_id)
     )

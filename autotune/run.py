@@ -140,7 +140,7 @@ def main(
         wait_for_nodes_seconds=wait_for_nodes,
         allow_different_cluster=allow_different_cluster,
     )
-    with _terminated_like_interrupted():
+    with _signals_interrupt():
         try:
             with sole_user(directory) if store else contextlib.nullcontext():
                 ledger = _search(console, request, where, store)
@@ -268,17 +268,25 @@ def _refuse_without_devices(request: Request) -> None:
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends the search as Ctrl-C does."""
+def _signals_interrupt() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the search in the same way, and only the first of them: what comes
+    after it must not disturb the tidying up."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
 
     def interrupt(*_: object) -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+            before.pop(number, None)  # and none may cut the last lines short either
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    for number in signals:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

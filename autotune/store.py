@@ -203,10 +203,13 @@ def sole_user(directory: Path) -> Iterator[None]:
     """Keep other searches out of the directory. Raises InputError where one is at work."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".lock").open("w")
+        # Not opened for writing: an administrator could not remount the file system read-only.
+        lock = os.open(directory / ".lock", os.O_RDONLY | os.O_CREAT, 0o644)
     except OSError as error:
         raise InputError(f"the run directory must be writable: {error}") from None
-    with lock:
+    with os.fdopen(lock):
+        if not os.access(directory, os.W_OK):
+            raise InputError(f"the run directory must be writable, got {str(directory)!r}")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -104,6 +104,8 @@ class Host:
                 process.send_signal(signal.SIGKILL)
         for started in self._started:
             started.wait(_GONE_SECONDS)
+            if started.stdout is not None:
+                started.stdout.close()
         psutil.wait_procs(processes, timeout=_GONE_SECONDS)
 
 

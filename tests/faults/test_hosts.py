@@ -34,8 +34,10 @@ from search_spaces import tiny
 
 def space():
     whole = tiny.space()
+    model = dataclasses.replace(whole.model, num_hidden_layers=2)
     return dataclasses.replace(
-        whole, name="hosts", cluster=dataclasses.replace(whole.cluster, memory_gib=None),
+        whole, name="hosts", model=model,
+        cluster=dataclasses.replace(whole.cluster, memory_gib=None),
         tensor_parallel=(1, 4), pipeline_parallel=(1,), zero_stage=(1,), micro_batch_size=(2,),
         activation_checkpointing=("none",), sequence_parallel=(False,),
         attention_kernel=("sdpa_flash",), rmsnorm_kernel=("fused",), measured_steps=8,
@@ -130,10 +132,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayOnHosts]:
         yield found
 
 
-def ranks_step(out: Path, hosts: list[Host]) -> bool:
-    """Whether the ranks of the first trial are there: two and their parent on either host."""
-    logs = list((out / "logs" / "0001").glob("rank-*.log"))
-    return len(logs) == 4 and all(len(host.processes(with_word=RANKS)) == 3 for host in hosts)
+def wait_for_ranks(search: subprocess.Popen[str], out: Path, hosts: list[Host]) -> None:
+    """Until the ranks of the first trial are there: two and their parent on either host."""
+
+    def are_there() -> bool:
+        assert search.poll() is None, search.communicate()[0]
+        logs = list((out / "logs" / "0001").glob("rank-*.log"))
+        return len(logs) == 4 and all(len(host.processes(with_word=RANKS)) == 3 for host in hosts)
+
+    wait_until(are_there, "the first trial does not start", 120)
 
 
 def ranks_are_connected(host: Host) -> bool:
@@ -162,7 +169,7 @@ def test_ranks_of_two_hosts_meet_at_their_own_addresses(
     """The hosts' own names lead to another interface, over which they do not reach each other."""
     out = tmp_path / "run"
     search = cluster.search(out)
-    wait_until(lambda: ranks_step(out, cluster.hosts), "the first trial does not start", 120)
+    wait_for_ranks(search, out, cluster.hosts)
     for host in cluster.hosts:
         assert host.run(sys.executable, "-c", OWN_NAME).stdout.startswith("198.51.100.")
         processes = host.processes(with_word=RANKS)
@@ -186,7 +193,7 @@ def test_a_host_cut_off_in_mid_trial_and_healed(
     head, other = cluster.hosts
     out = tmp_path / "run"
     search = cluster.search(out)
-    wait_until(lambda: ranks_step(out, cluster.hosts), "the first trial does not start", 120)
+    wait_for_ranks(search, out, cluster.hosts)
     other.cut_off()
     noticed = wait_until(lambda: not head.processes(with_word=RANKS), "the cut is not noticed")
     assert noticed < NOTICED_SECONDS
@@ -214,7 +221,7 @@ def test_a_host_that_stays_away_ends_its_ranks_and_the_search(
         other = cluster.hosts[1]
         out = tmp_path / "run"
         search = cluster.search(out, "--wait-for-nodes", "5")
-        wait_until(lambda: ranks_step(out, cluster.hosts), "the first trial does not start", 120)
+        wait_for_ranks(search, out, cluster.hosts)
         other.cut_off()
         cut_at = time.monotonic()
         said = cluster.ended(search, status=130)
