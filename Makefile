@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 RUNS ?= ../shared/paper_runs
 
-.PHONY: run test test-all check bench bench-recorded clean
+.PHONY: run test test-all faults soak check bench bench-recorded clean
 
 # As for a long training run: a short one would end the search after a handful of trials.
 run: .venv/installed
@@ -18,6 +18,13 @@ test: .venv/installed-dev
 
 test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not gpu"
+
+# Every fault, also those that take minutes; the table at the end is that of docs/reliability.md.
+faults: .venv/installed-dev
+	$(BIN)/python -m pytest tests/faults
+
+soak: .venv/installed-dev
+	$(BIN)/python benchmarks/soak.py
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

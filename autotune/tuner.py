@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
+import ray
 from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
-from autotune.errors import NodeCheckFailed, NodesGone
+from autotune.errors import NodeCheckFailed, NodeOutOfMemory, NodesGone, first_line
 from autotune.layout_trial import LayoutTrial
 from autotune.ledger import Ledger
 from autotune.nodes import missing_nodes
@@ -155,9 +156,8 @@ class _Adapter:
     def attempt_lost(self, tune_id: str, reason: str) -> None:
         self.ledger.attempt_lost(self._trial_ids[tune_id], reason)
 
-    def lost(self, tune_id: str, reason: str) -> None:
+    def lost(self, tune_id: str, ended: Ended) -> None:
         with self._failures_kept():
-            ended = Ended(outcome=Outcome.LOST, reason=reason)
             self.ledger.trial_ended(self._trial_ids.pop(tune_id), ended)
 
     def cannot_go_on(self) -> bool:
@@ -234,19 +234,20 @@ class _Records(tune.Callback):
         self._adapter.completed(trial.trial_id, trial.last_result)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._adapter.attempt_lost(trial.trial_id, _reason(trial))
+        self._adapter.attempt_lost(trial.trial_id, _end_of_attempt(trial).reason)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._adapter.lost(trial.trial_id, _reason(trial))
+        self._adapter.lost(trial.trial_id, _end_of_attempt(trial))
 
 
-def _reason(trial: Any) -> str:
-    """The sentence of the error that ended a trial's last attempt."""
+def _end_of_attempt(trial: Any) -> Ended:
+    """What ended a trial's last attempt: its nodes, or Ray's memory monitor on the head."""
     file = trial.pickled_error_file
     if file is None or not Path(file).exists():
-        return "its nodes went away"
+        return Ended(outcome=Outcome.LOST, reason="its nodes went away")
     error: Any = cloudpickle.loads(Path(file).read_bytes())
     # Ours travels inside Ray's, whose own text is a remote traceback.
     while getattr(error, "cause", None) is not None:
         error = error.cause
-    return (str(error) or type(error).__name__).splitlines()[0]
+    no_memory = isinstance(error, ray.exceptions.OutOfMemoryError | NodeOutOfMemory)
+    return Ended(outcome=Outcome.OOM if no_memory else Outcome.LOST, reason=first_line(error))

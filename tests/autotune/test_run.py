@@ -131,6 +131,27 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(space_file: Path, tmp_path: Pat
     assert f"continue with --resume {out}" in output
     assert "Traceback" not in output
     wait_until_gone(family)
+    resumed_elsewhere(out)
+
+
+def resumed_elsewhere(out: Path) -> None:
+    """Other software than the run was begun with is said, and taken when that is asked for."""
+    run = json.loads((out / "run.json").read_text())
+    for node in run["nodes"]:
+        node["torch"] = "2.0.1"
+    (out / "run.json").write_text(json.dumps(run))
+    refused = subprocess.run(command("--resume", out), capture_output=True, text=True, timeout=100)
+    assert refused.returncode == 2
+    assert "the cluster must be the one that the run was begun on (torch was 2.0.1, is " in (
+        refused.stderr
+    )
+    assert refused.stderr.count("\n") == 1
+    flag = "--allow-different-cluster"
+    allowed = subprocess.run(
+        command("--resume", out, flag), capture_output=True, text=True, timeout=200
+    )
+    assert allowed.returncode == 0, allowed.stderr
+    assert "the cluster has changed: torch was 2.0.1, is " in allowed.stdout
 
 
 @pytest.mark.timeout(200)

@@ -105,6 +105,14 @@ def _run_out_of_memory(engine: Any) -> None:
     hoard.clear()
 
 
+def _eat_the_memory_of_the_node(engine: Any) -> None:
+    hoard = []
+    for _ in range(50):
+        hoard.append(torch.ones(2**24))  # 64 MiB each
+        time.sleep(0.05)
+    time.sleep(60)
+
+
 def _print_garbage(engine: Any) -> None:
     for descriptor in (1, 2):
         os.write(
@@ -140,6 +148,7 @@ FAULTS: dict[str, Callable[[Any], None]] = {
     "stopped (SIGSTOP)": lambda engine: os.kill(os.getpid(), signal.SIGSTOP),
     "NaN loss": _weights_become_nan,
     "out of memory on one rank": _run_out_of_memory,
+    "eats the node's memory": _eat_the_memory_of_the_node,
     "prints garbage": _print_garbage,
     "fills stderr (64 MiB)": _flood,
     "closes its output": _close_the_output,

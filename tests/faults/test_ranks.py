@@ -106,6 +106,18 @@ def found_now(before: set[int], shared_memory: set[str]) -> list[str]:
     return left + sorted(set(os.listdir("/dev/shm")) - shared_memory)
 
 
+def request_of(trials: int) -> dict[str, object]:
+    return {
+        "space": a_space(),
+        "trainable": "deepspeed",
+        "search": "grid",
+        "max_trials": trials,
+        "reduced_trials": False,
+        "stop_factor": 10.0,
+        "trial_timeout_seconds": TIMEOUT_SECONDS,
+    }
+
+
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
     directory = tmp_path_factory.mktemp("faults")
@@ -119,16 +131,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
     try:
         before = {p.pid for p in psutil.Process().children(recursive=True)}
         shared_memory = set(os.listdir("/dev/shm"))
-        store = new_store(
-            directory / "run",
-            space=a_space(),
-            trainable="deepspeed",
-            search="grid",
-            max_trials=len(FAULTS) + 3,
-            reduced_trials=False,
-            stop_factor=10.0,
-            trial_timeout_seconds=TIMEOUT_SECONDS,
-        )
+        store = new_store(directory / "run", **request_of(len(FAULTS) + 3))
         ledger = Ledger(store, Silent())
         run_trials(ledger, FaultyDeepSpeedLlm(FAULTS, directory / "notes"))
         yield Search(

@@ -1,0 +1,174 @@
+"""Many trials in one process: does anything grow?
+
+    python benchmarks/soak.py [--simulated N] [--real N] [--json OUT]
+
+A simulated search of llm13b, then a real one of the tiny space. After every trial the search's own
+process and its descendants (Ray, the trainable's actor, host processes) are looked at. Exit status
+1 where open files, processes or shared memory grew, or memory by more than a tenth.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from autotune.cli import command_line
+from autotune.connection import ray_cluster
+from autotune.ledger import Ledger
+from autotune.ranking import CONFIRMED
+from autotune.record import TrialRecord
+from autotune.request import Request
+from autotune.space import load_space
+from autotune.store import create_run
+from autotune.trainable import Trainable
+from autotune.trial import StepReport, TrialSpec
+from autotune.tuner import run_trials
+from trainables.deepspeed_llm.launch import DeepSpeedLlm
+from trainables.simulated import SimulatedTrainable
+
+_WIDTH = 110
+_MIB = 2**20
+# Caches fill in the first trials: growth is counted from the second tenth of them to the last.
+_PARTS = 10
+_LARGEST_MEMORY_GROWTH = 0.10
+
+
+@click.command()
+@click.option("--simulated", type=click.IntRange(min=20), default=300, show_default=True)
+@click.option("--real", type=click.IntRange(min=20), default=60, show_default=True)
+@click.option("--json", "out", type=click.Path(path_type=Path), metavar="OUT")
+def main(simulated: int, real: int, out: Path | None) -> int:
+    """Run both searches in this process and compare their beginning with their end."""
+    before = _after_everything()
+    results = {
+        f"{simulated} simulated trials": soak("llm13b", simulated, SimulatedTrainable()),
+        f"{real} real trials": soak("tiny", real, DeepSpeedLlm(device_kind="cpu")),
+    }
+    after = _after_everything()
+    console = Console(width=_WIDTH)
+    for title, figures in results.items():
+        table = Table(title=title)
+        for heading in ("", "second tenth", "last tenth", "growth"):
+            table.add_column(heading, justify="left" if not heading else "right")
+        for what, (first, last) in figures.items():
+            table.add_row(what, f"{first:.4g}", f"{last:.4g}", f"{last - first:+.3g}")
+        console.print(table)
+    console.print(f"before and after both searches: {before}, {after}", highlight=False)
+    if out is not None:
+        found = {**results, "before": before, "after": after}
+        out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    grown = [what for figures in results.values() for what in figures if _grew(what, figures[what])]
+    if grown or after["shared memory files"] > before["shared memory files"]:
+        console.print(f"grew: {', '.join(grown) or 'shared memory'}", style="red")
+        return 1
+    return 0
+
+
+def soak(space: str, trials: int, trainable: Trainable) -> dict[str, tuple[float, float]]:
+    """One search; each figure's median in the second and in the last tenth of its trials."""
+    simulated = isinstance(trainable, SimulatedTrainable)
+    whole = load_space(space)
+    cluster = dataclasses.replace(whole.cluster, nodes=2)
+    request = Request(
+        space=whole.replaced({"cluster": cluster}, what="cluster"),
+        trainable="simulated" if simulated else "deepspeed",
+        search="random",  # a guided one would end long before
+        max_trials=trials - CONFIRMED,
+        stop_factor=100.0,
+    )
+    samples = Samples()
+    with tempfile.TemporaryDirectory() as scratch:
+        store = create_run(Path(scratch) / "run", request, {})
+        with ray_cluster(cluster, address=None, virtual=simulated):
+            run_trials(Ledger(store, samples), trainable, virtual=simulated)
+    tenth = len(samples.taken) // _PARTS
+    first, last = samples.taken[tenth : 2 * tenth], samples.taken[-tenth:]
+    return {
+        what: (
+            statistics.median(sample[what] for sample in first),
+            statistics.median(sample[what] for sample in last),
+        )
+        for what in samples.taken[0]
+    }
+
+
+class Samples:
+    """Looks at this process and its descendants after every trial. A `Listener`."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, float]] = []
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        """Nothing."""
+
+    def step_done(self, spec: TrialSpec, step: StepReport) -> None:
+        """Nothing."""
+
+    def trial_begins_again(self, spec: TrialSpec, reason: str) -> None:
+        """Nothing."""
+
+    def trial_finished(self, record: TrialRecord) -> None:
+        """Take a sample."""
+        driver = psutil.Process()
+        family = list(_alive(driver.children(recursive=True)))
+        others = [p for p in family if _is(p, "ray::LayoutTrial") or _is_host(p)]
+        self.taken.append(
+            {
+                "memory of the search, MiB": driver.memory_info().rss / _MIB,
+                "memory of trainable and hosts, MiB": sum(
+                    p.memory_info().rss / _MIB for p in others
+                ),
+                "memory of all descendants, MiB": sum(p.memory_info().rss / _MIB for p in family),
+                "open files of the search": driver.num_fds(),
+                "open files of trainable and hosts": sum(p.num_fds() for p in others),
+                "threads of the search": driver.num_threads(),
+                "descendants": len(family),
+                "shared memory files": len(os.listdir("/dev/shm")),
+            }
+        )
+
+
+def _alive(processes: list[psutil.Process]) -> Iterator[psutil.Process]:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+def _is(process: psutil.Process, word: str) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return word in " ".join(process.cmdline())
+    return False
+
+
+def _is_host(process: psutil.Process) -> bool:
+    """Whether it owns ranks; they are its copies, and some may not have gone yet."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = process.parent()
+        return _is(process, "host_process") and not (parent and _is(parent, "host_process"))
+    return False
+
+
+def _after_everything() -> dict[str, int]:
+    return {
+        "descendants": len(list(_alive(psutil.Process().children(recursive=True)))),
+        "shared memory files": len(os.listdir("/dev/shm")),
+    }
+
+
+def _grew(what: str, figures: tuple[float, float]) -> bool:
+    first, last = figures
+    return last > first * (1 + _LARGEST_MEMORY_GROWTH) if "memory of" in what else last > first
+
+
+if __name__ == "__main__":
+    raise SystemExit(command_line(main))
