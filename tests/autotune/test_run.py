@@ -250,7 +250,7 @@ BAD_INPUT = [
     (("--space", "tiny", "--nodes", "many"), "'many' is not a valid integer"),
     (("--space", "tiny", "--max-trials", "-1"), "--max-trials"),
     (("--space", "tiny", "--gpu-hours", "0"), "--gpu-hours"),
-    (("--space", "tiny", "--gpu-hours", "nan"), "gpu_hours"),
+    (("--space", "tiny", "--gpu-hours", "nan"), "--gpu-hours"),
     (("--space", "tiny", "--stop-factor", "0.5"), "--stop-factor"),
     (("--space", "tiny", "--trial-timeout", "0"), "--trial-timeout"),
     (("--space", "tiny", "--search", "annealing"), "--search must be one of"),

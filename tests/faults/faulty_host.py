@@ -126,6 +126,11 @@ def _flood(engine: Any) -> None:
         os.write(2, line)
 
 
+def _flood_for_ever(engine: Any) -> None:
+    while True:
+        os.write(2, b"x" * 4096)
+
+
 def _close_the_output(engine: Any) -> None:
     os.close(1)
     os.close(2)
@@ -151,6 +156,7 @@ FAULTS: dict[str, Callable[[Any], None]] = {
     "eats the node's memory": _eat_the_memory_of_the_node,
     "prints garbage": _print_garbage,
     "fills stderr (64 MiB)": _flood,
+    "never stops printing": _flood_for_ever,
     "closes its output": _close_the_output,
     "leaves children": _leave_children,
 }

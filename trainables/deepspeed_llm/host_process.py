@@ -64,6 +64,8 @@ class HostProcess:
         try:
             while True:
                 for key, _ in self._selector.select():
+                    if self._selector.get_map().get(key.fd) is not key:
+                        continue  # what came before it in this turn has closed it
                     if isinstance(key.data, RankLog):
                         if not key.data.copy():  # the rank has closed it
                             self._selector.unregister(key.fd)
