@@ -35,6 +35,8 @@ def differences(directory: Path, nodes: Nodes) -> list[str]:
     before = json.loads((directory / "run.json").read_text(encoding="utf-8")).get("nodes")
     if not before or not nodes:
         return []
+    if not isinstance(before, list) or not isinstance(before[0], dict):
+        raise InputError(f"--resume: nodes in run.json must be a list of objects, got {before!r}")
     return [
         f"{what} was {before[0].get(what)}, is {nodes[0].get(what)}"
         for what in _SAME_CLUSTER

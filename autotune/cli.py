@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ _PLAIN_WIDTH = 130
 EXIT_BAD_INPUT = 2
 EXIT_NOTHING_WORKED = 3
 EXIT_INTERRUPTED = 130
+
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Those by which a person or a batch system ends a search."""
 
 
 def command_line(command: click.Command, arguments: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster as RayNodes
 from ray.core.generated import gcs_service_pb2
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
+from autotune.cli import END_SIGNALS
 from autotune.cluster import Cluster
 from autotune.errors import InputError, first_line
 from autotune.nodes import NODE_CPUS, VIRTUAL_DEVICE, check_capacity, device_resource
@@ -65,10 +66,25 @@ def ray_cluster(
         url = context.dashboard_url
         yield f"http://{url}" if url and (dashboard_host or address) else None
     finally:
-        with _sigterm_handler_kept():
-            ray.shutdown()
-        if nodes is not None:
-            nodes.shutdown()
+        with _undisturbed():
+            with _sigterm_handler_kept():
+                ray.shutdown()
+            if nodes is not None:
+                nodes.shutdown()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """An impatient second Ctrl-C must not leave half of Ray behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in END_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

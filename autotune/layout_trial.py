@@ -1,5 +1,6 @@
 """One layout, as Ray Tune runs it."""
 
+from collections.abc import Generator
 from typing import Any
 
 import ray
@@ -46,11 +47,7 @@ class LayoutTrial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """End what is left of the last trial and begin the next on the same nodes."""
         self._events.close()
-        spec = trial_spec_from_json(new_config["spec"])
-        if self._nodes_are_broken:
-            self._give_nodes_back()
-            self._take_nodes(spec)
-        self._begin(spec)
+        self._begin(trial_spec_from_json(new_config["spec"]))
         return True
 
     def step(self) -> dict[str, Any]:
@@ -88,4 +85,11 @@ class LayoutTrial(tune.Trainable):
             self._nodes.close()
 
     def _begin(self, spec: TrialSpec) -> None:
-        self._events = run_in_parts(spec, self._worker, self._hosts)
+        """Nothing yet: Tune would not repeat a trial that fails before its first step."""
+        self._events = self._run(spec)
+
+    def _run(self, spec: TrialSpec) -> Generator[StepReport | Ended, None, None]:
+        if self._nodes_are_broken:
+            self._give_nodes_back()
+            self._take_nodes(spec)
+        yield from run_in_parts(spec, self._worker, self._hosts)

@@ -12,7 +12,7 @@ from autotune.clock import Clock, SystemClock
 from autotune.layout import Layout
 from autotune.measurement import measure
 from autotune.plausibility import why_impossible
-from autotune.ranking import next_to_confirm, ranked, summary, wrong_losses
+from autotune.ranking import fastest, next_to_confirm, ranked, summary, wrong_losses
 from autotune.record import Purpose, TrialRecord
 from autotune.request import Request
 from autotune.requested_search import counts_of, search_for, startup_seconds
@@ -75,7 +75,6 @@ class Ledger:
         self._search = search_for(self.request, self._layouts)
         self._stopping = SlowerThanBest(self.request.stop_factor)
         self._exploring = True
-        self._stopped = False
         self._running: dict[str, _Running] = {}
         self._to_repeat: list[TrialSpec] = []
         self._pruned: list[Pruned] = []
@@ -101,8 +100,6 @@ class Ledger:
 
         When nothing more is explored, the fastest layouts are confirmed by longer trials.
         """
-        if self._stopped:
-            return None
         if self._to_repeat:
             return self._to_repeat.pop()
         if self._exploring:
@@ -193,15 +190,16 @@ class Ledger:
     def slow_device(self, trial_id: str) -> SlowDevice | None:
         """The device of a running trial that is slow against its peers, by the steps so far."""
         running = self._running[trial_id]
-        return slow_device(running.spec, running.steps)
+        return slow_device(running.steps)
 
-    def run_again(self, trial_id: str, *, slow: str) -> None:
-        """Hand the same trial out once more, next: a slow device measured it."""
+    def run_again(self, trial_id: str, reason: str, *, slow: str | None = None) -> None:
+        """Hand the same trial out once more, next; `slow` names the device that measured it."""
         running = self._running[trial_id]
-        running.slow_devices.append(slow)
+        if slow is not None:
+            running.slow_devices.append(slow)
         running.begin_again()
         self._to_repeat.append(running.spec)
-        self._listener.trial_begins_again(running.spec, f"slow device: {slow}")
+        self._listener.trial_begins_again(running.spec, reason)
 
     def attempts(self, trial_id: str) -> int:
         """Which attempt of a running trial this is, from 1."""
@@ -227,11 +225,6 @@ class Ledger:
         else:
             self._store.remove("best.json")
         self._listener.trial_finished(record)
-
-    def stop(self, because: str) -> None:
-        """Hand out no more trials; what runs is not put on record."""
-        self._stopped = True
-        self.stopped_because = because
 
     def _record_of(self, running: _Running, ended: Ended) -> TrialRecord:
         held = self._clock.monotonic() - running.started
@@ -264,8 +257,10 @@ class Ledger:
             running.spec, record.measurement, running.steps, self.request.trainer
         )
         if reason is None:
+            # One other trial may be the wrong one itself: what is on record stays there.
             precision = self.request.space.precision
-            reason = wrong_losses(precision, [*self.records, record]).get(record.trial_id)
+            wrong = wrong_losses(precision, [*self.records, record], votes=2)
+            reason = wrong.get(record.trial_id)
         if reason is None:
             return record
         return dataclasses.replace(record, outcome=Outcome.INVALID, reason=reason)
@@ -286,8 +281,7 @@ class Ledger:
         self._pruned += pruned
         self._open.difference_update(found.layout for found in pruned)
         self._search.discard(found.layout for found in pruned)
-        if record.outcome is Outcome.OK and record.measurement.step_seconds is not None:
-            self._stopping.learn(record.measurement.step_seconds)
+        self._stopping.best_step_seconds = fastest(self.request.space.precision, self.records)
 
     def _budget_spent(self) -> str | None:
         explored = sum(record.purpose != "confirm" for record in self.records)

@@ -82,21 +82,24 @@ def check_capacity(cluster: Cluster) -> None:
     if problem := missing_nodes(cluster):
         raise ClusterTooSmall(problem)
     deadline = time.monotonic() + _FREE_TIMEOUT_SECONDS
-    while (free := _free_nodes(cluster)) < cluster.nodes:
+    while (free := len(free_nodes(cluster))) < cluster.nodes:
         if time.monotonic() > deadline:
             has = f"only {free} of the cluster's are free (all devices and {NODE_CPUS} CPU)"
             raise ClusterTooSmall(too_small(cluster, has))
         time.sleep(_POLL_SECONDS)
 
 
-def _free_nodes(cluster: Cluster) -> int:
-    """Whole nodes that nobody else holds now."""
+def free_nodes(cluster: Cluster, *, avoid: Collection[str] = ()) -> list[str]:
+    """Ids of whole nodes that nobody holds now, but those to `avoid`."""
     resource = device_resource(cluster)
-    available = ray._private.state.available_resources_per_node().values()
-    return sum(
-        node.get(resource, 0) == cluster.gpus_per_node and node.get("CPU", 0) >= NODE_CPUS
-        for node in available
-    )
+    available = ray._private.state.available_resources_per_node()
+    return [
+        node_id
+        for node_id, node in available.items()
+        if node.get(resource, 0) == cluster.gpus_per_node
+        and node.get("CPU", 0) >= NODE_CPUS
+        and node_id not in avoid
+    ]
 
 
 def inspect_nodes(cluster: Cluster) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Where a trial runs: a group of whole nodes, and the actor that owns each of them."""
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from autotune.cluster import Cluster
-from autotune.errors import NodeLost, NodeOutOfMemory, first_line
+from autotune.errors import NodeCheckFailed, NodeLost, NodeOutOfMemory, first_line
 from autotune.nodes import NODE_CPUS, device_resource
 from autotune.trainable import RankHost
 
@@ -99,8 +98,8 @@ class NodeGroup:
             for actor, host in zip(self._actors, self._hosts, strict=True)
             if not host.is_lost
         ]
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(closing, timeout=_CLOSE_TIMEOUT_SECONDS)
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_TIMEOUT_SECONDS)
         for actor in self._actors:
             ray.kill(actor)
 
@@ -192,6 +191,8 @@ class _RemoteHost:
                 ray.get(self._actor.ping.remote(), timeout=_PING_TIMEOUT_SECONDS)
             return ray.get(answer)
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, NodeCheckFailed):
+                raise NodeCheckFailed(f"{self._name}: {error.cause}") from None
             raise NodeLost(f"{self._name}: {first_line(error.cause)}") from None
         except ray.exceptions.OutOfMemoryError as error:
             self.is_lost = True

@@ -82,22 +82,26 @@ def final_loss(record: TrialRecord) -> FinalLoss | None:
     )
 
 
-def contradicted(precision: str, losses: Sequence[FinalLoss]) -> dict[str, str]:
+def contradicted(precision: str, losses: Sequence[FinalLoss], *, votes: int = 1) -> dict[str, str]:
     """Which trials' losses cannot be true, with the reason, by trial_id.
 
     Trials of as many steps of the same batch must come to the same loss. Where they do not, what
-    most of them agree on stands, and what was first among equals.
+    most of them agree on stands, and what was first among equals; fewer than `votes` of them
+    condemn none.
     """
     comparable: dict[tuple[int, int], list[FinalLoss]] = {}
     for one in losses:
         comparable.setdefault((one.sequences, one.steps), []).append(one)
     wrong = {}
     for some in comparable.values():
-        reference = max(
-            some, key=lambda one: sum(_same(precision, one.loss, other.loss) for other in some)
-        )
+        agreeing = {
+            one.trial_id: sum(_same(precision, one.loss, other.loss) for other in some)
+            for one in some
+        }
+        reference = max(some, key=lambda one: agreeing[one.trial_id])
         for one in some:
-            if not _same(precision, one.loss, reference.loss):
+            enough = agreeing[reference.trial_id] >= votes
+            if enough and not _same(precision, one.loss, reference.loss):
                 wrong[one.trial_id] = (
                     f"loss of the last step must be that of trial {reference.trial_id} "
                     f"({reference.loss:.5g}: same seed, same batch), got {one.loss:.5g}"

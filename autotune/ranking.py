@@ -16,10 +16,12 @@ _SAYS_NOTHING = frozenset({Outcome.TIMEOUT, Outcome.LOST})
 """Outcomes of a confirmation that are no reason to drop the layout."""
 
 
-def wrong_losses(precision: str, records: Sequence[TrialRecord]) -> dict[str, str]:
-    """The trials whose loss cannot be true, with the reason, by trial_id."""
+def wrong_losses(
+    precision: str, records: Sequence[TrialRecord], *, votes: int = 1
+) -> dict[str, str]:
+    """The trials whose loss `votes` others show to be wrong, with the reason, by trial_id."""
     losses = [loss for loss in map(final_loss, records) if loss is not None]
-    return contradicted(precision, losses)
+    return contradicted(precision, losses, votes=votes)
 
 
 def ranked(precision: str, records: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -38,6 +40,19 @@ def ranked(precision: str, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     return sorted(
         succeeded, key=lambda r: (r.purpose != "confirm", r.measurement.step_seconds, r.trial_id)
     )
+
+
+def fastest(precision: str, records: Sequence[TrialRecord]) -> float | None:
+    """Step time of the fastest explored layout, with which others are compared while they run."""
+    wrong = wrong_losses(precision, records)
+    times = (
+        record.measurement.step_seconds
+        for record in records
+        if record.purpose != "confirm"
+        and record.outcome is Outcome.OK
+        and record.trial_id not in wrong
+    )
+    return min((seconds for seconds in times if seconds is not None), default=None)
 
 
 def next_to_confirm(precision: str, records: Sequence[TrialRecord]) -> Layout | None:

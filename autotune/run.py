@@ -5,7 +5,7 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from autotune.actual_cluster import differences, fitted_to_nodes
 from autotune.cli import (
     AMOUNT,
     COUNT,
+    END_SIGNALS,
     EXIT_INTERRUPTED,
     EXIT_NOTHING_WORKED,
     FACTOR,
@@ -26,7 +27,13 @@ from autotune.cli import (
     command_line,
     plain_console,
 )
-from autotune.errors import ClusterTooSmall, InputError, NodesGone, RunDirectoryFailed
+from autotune.errors import (
+    ClusterTooSmall,
+    InputError,
+    NodeCheckFailed,
+    NodesGone,
+    RunDirectoryFailed,
+)
 from autotune.export import export_layout
 from autotune.ledger import Ledger
 from autotune.options import TRAINABLES, SearchOptions, request_from_options
@@ -140,14 +147,15 @@ def main(
         wait_for_nodes_seconds=wait_for_nodes,
         allow_different_cluster=allow_different_cluster,
     )
-    with _signals_interrupt():
-        try:
-            with sole_user(directory) if store else contextlib.nullcontext():
-                ledger = _search(console, request, where, store)
-        except KeyboardInterrupt:
-            return _interrupted(console, "interrupted", directory)
-        except (NodesGone, RunDirectoryFailed) as error:
-            return _interrupted(console, str(error), directory)
+    try:
+        with _signals_interrupt(), sole_user(directory) if store else contextlib.nullcontext():
+            ledger = _search(console, request, where, store)
+    except KeyboardInterrupt:
+        return _interrupted(console, "interrupted", directory)
+    except (NodesGone, NodeCheckFailed, RunDirectoryFailed) as error:
+        if not (directory / "run.json").exists():
+            raise
+        return _interrupted(console, str(error), directory)
     if as_json:
         print(json.dumps(ledger.summary(), indent=2))
     print_end(console, ledger, directory)
@@ -269,24 +277,25 @@ def _refuse_without_devices(request: Request) -> None:
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the search in the same way, and only the first of them: what comes
-    after it must not disturb the tidying up."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def interrupt(*_: object) -> None:
-        for number in signals:
-            signal.signal(number, signal.SIG_IGN)
-            before.pop(number, None)  # and none may cut the last lines short either
-        raise KeyboardInterrupt
-
-    for number in signals:
-        signal.signal(number, interrupt)
+    """SIGTERM ends the search as Ctrl-C does. Then neither cuts the last words short."""
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in END_SIGNALS}
+    for number in END_SIGNALS:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except KeyboardInterrupt:
+        for number in END_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise
+    except BaseException:
+        _restore(before)
+        raise
+    _restore(before)
+
+
+def _restore(handlers: Mapping[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
-from autotune.trial import StepReport, TrialSpec
+from autotune.trial import StepReport
 
 # Healthy devices of a kind are within a few per cent of each other; a throttled one is not.
 _SLOW = 1.3
@@ -25,19 +25,19 @@ class SlowDevice:
         return f"{self.ratio:.2f} times its peers' time for the same product"
 
 
-def slow_device(spec: TrialSpec, steps: Sequence[StepReport]) -> SlowDevice | None:
-    """The slowest of those devices that were slow after every measured step; None: there is none.
+def slow_device(steps: Sequence[StepReport]) -> SlowDevice | None:
+    """The slowest of those devices that were slow after every step; None: there is none.
 
     Judged by the ranks' probes, not by their step times: ranks wait for each other, so one slow
-    device makes the steps of all of them long.
+    device makes the steps of all of them long. Warm-up steps count: the probe needs none, and a
+    trial that a slow device got stopped has few others.
     """
-    measured = [step for step in steps if step.step % spec.steps >= spec.warmup_steps]
     probes: dict[int, list[float]] = {}
-    for step in measured:
+    for step in steps:
         for one in step.ranks:
             if one.probe_seconds is not None:
                 probes.setdefault(one.rank, []).append(one.probe_seconds)
-    if len(measured) < _FEWEST_STEPS or len(probes) < 2:
+    if len(steps) < _FEWEST_STEPS or len(probes) < 2:
         return None
     medians = {rank: statistics.median(seconds) for rank, seconds in probes.items()}
     slow = []

@@ -19,11 +19,6 @@ class SlowerThanBest:
         self.best_step_seconds: float | None = None
         """Median step time of the best finished trial so far."""
 
-    def learn(self, step_seconds: float) -> None:
-        """A trial was measured to its end."""
-        if self.best_step_seconds is None or step_seconds < self.best_step_seconds:
-            self.best_step_seconds = step_seconds
-
     def reason_to_stop(self, spec: TrialSpec, step_seconds: list[float]) -> str | None:
         """Why the trial should stop after these steps (warm-up included), or None."""
         measured = step_seconds[spec.warmup_steps :]

@@ -12,6 +12,7 @@ is finished when its file in trials/ is there; that file is never touched again.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -203,18 +204,32 @@ def sole_user(directory: Path) -> Iterator[None]:
     """Keep other searches out of the directory. Raises InputError where one is at work."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        # Not opened for writing: an administrator could not remount the file system read-only.
-        lock = os.open(directory / ".lock", os.O_RDONLY | os.O_CREAT, 0o644)
+        lock = _locked(directory / ".lock")
+    except BlockingIOError:
+        raise InputError(f"another search is at work in {str(directory)!r}") from None
     except OSError as error:
-        raise InputError(f"the run directory must be writable: {error}") from None
-    with os.fdopen(lock):
+        raise InputError(f"the run directory must be writable, and lockable: {error}") from None
+    try:
         if not os.access(directory, os.W_OK):
             raise InputError(f"the run directory must be writable, got {str(directory)!r}")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another search is at work in {str(directory)!r}") from None
         yield
+    finally:
+        os.close(lock)
+
+
+def _locked(path: Path) -> int:
+    """A descriptor that holds the lock. For reading where that will do: one for writing keeps the
+    file system from being remounted read-only. NFS locks only what is open for writing."""
+    for mode in (os.O_RDONLY, os.O_RDWR):
+        descriptor = os.open(path, mode | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno != errno.EBADF or mode == os.O_RDWR:
+                raise
+    raise AssertionError("the last mode returns or raises")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -22,7 +22,8 @@ from ray.tune.search import Searcher
 from autotune.errors import NodeCheckFailed, NodeOutOfMemory, NodesGone, first_line
 from autotune.layout_trial import LayoutTrial
 from autotune.ledger import Ledger
-from autotune.nodes import missing_nodes
+from autotune.local_devices import too_small
+from autotune.nodes import free_nodes, missing_nodes
 from autotune.trainable import Trainable
 from autotune.trial import (
     Ended,
@@ -35,6 +36,8 @@ from autotune.trial import (
 # A trial whose node went away, or was slow, is started once more.
 _ATTEMPTS = 2
 _LOOK_FOR_NODES_SECONDS = 1.0
+# From free nodes to the first step: Ray's actors, imports from a cold disk, the check of the nodes.
+_START_SECONDS = 600.0
 # Ours are the records; Tune's would cost time and write into the working directory.
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -100,7 +103,9 @@ class _Adapter:
         """Nodes with a slow device, which trials go around."""
         self._cluster = ledger.request.space.cluster
         self._wait_for_nodes_seconds = wait_for_nodes_seconds
-        self._complete_at = self._looked_at = time.monotonic()
+        self._looked_at = time.monotonic()
+        self._missing_since: float | None = None
+        self._waiting_since: float | None = None
         self._trial_ids: dict[str, str] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -113,7 +118,12 @@ class _Adapter:
             spec = self.ledger.next_trial()
             if spec is not None:
                 self._trial_ids[tune_id] = spec.trial_id
+                self._waiting_since = time.monotonic()
         return spec
+
+    def has_nodes(self) -> None:
+        """A trial that waited for its nodes has begun."""
+        self._waiting_since = None
 
     def took_step(self, tune_id: str, result: dict[str, Any]) -> bool:
         """Take a result in; whether the trial should stop."""
@@ -138,9 +148,9 @@ class _Adapter:
             if slow is not None and result["nodes"]:
                 node = result["nodes"][slow.rank // self._cluster.gpus_per_node]
                 named = f"node {node['address']}, rank {slow.rank}: {slow.says}"
-                if self._can_go_around(trial_id, node["node_id"]):
+                if self._can_go_around(trial_id):
                     self.avoid.append(node["node_id"])
-                    self.ledger.run_again(trial_id, slow=named)
+                    self.ledger.run_again(trial_id, "slow device", slow=named)
                     return
             if "ended" in result:
                 ended = _ended.validate_python(result["ended"])
@@ -148,17 +158,24 @@ class _Adapter:
             else:
                 self.ledger.trial_stopped(trial_id, slow=named)
 
-    def _can_go_around(self, trial_id: str, node_id: str) -> bool:
-        """Whether the trial may run once more, and there are nodes enough without that one."""
+    def _can_go_around(self, trial_id: str) -> bool:
+        """Whether the trial may run once more, and a node is free to take the slow one's place."""
         first = self.ledger.attempts(trial_id) < _ATTEMPTS
-        return first and missing_nodes(self._cluster, avoid=[*self.avoid, node_id]) is None
+        return first and bool(free_nodes(self._cluster, avoid=self.avoid))
 
     def attempt_lost(self, tune_id: str, reason: str) -> None:
+        self._waiting_since = time.monotonic()
         self.ledger.attempt_lost(self._trial_ids[tune_id], reason)
 
     def lost(self, tune_id: str, ended: Ended) -> None:
         with self._failures_kept():
-            self.ledger.trial_ended(self._trial_ids.pop(tune_id), ended)
+            trial_id = self._trial_ids.pop(tune_id)
+            # Tune does not repeat a trial whose actor it found dead before the first step.
+            lost = ended.outcome is Outcome.LOST
+            if lost and self.ledger.attempts(trial_id) < _ATTEMPTS:
+                self.ledger.run_again(trial_id, ended.reason)
+            else:
+                self.ledger.trial_ended(trial_id, ended)
 
     def cannot_go_on(self) -> bool:
         """Whether Tune should stop; looks from time to time whether the nodes are all there."""
@@ -167,10 +184,13 @@ class _Adapter:
             return self.failure is not None
         self._looked_at = now
         missing = missing_nodes(self._cluster, avoid=self.avoid)
-        if missing is None:
-            self._complete_at = now
-        elif now - self._complete_at > self._wait_for_nodes_seconds:
+        self._missing_since = (self._missing_since or now) if missing else None
+        if missing and now - (self._missing_since or now) > self._wait_for_nodes_seconds:
             self.failure = NodesGone(missing)
+        allowed = self._wait_for_nodes_seconds + _START_SECONDS
+        if self._waiting_since is not None and now - self._waiting_since > allowed:
+            held = too_small(self._cluster, "others hold those that the cluster has")
+            self.failure = NodesGone(held)
         return self.failure is not None
 
     @contextlib.contextmanager
@@ -232,6 +252,11 @@ class _Records(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._adapter.completed(trial.trial_id, trial.last_result)
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
+    ) -> None:
+        self._adapter.has_nodes()
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._adapter.attempt_lost(trial.trial_id, _end_of_attempt(trial).reason)

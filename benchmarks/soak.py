@@ -67,8 +67,9 @@ def main(simulated: int, real: int, out: Path | None) -> int:
         found = {**results, "before": before, "after": after}
         out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     grown = [what for figures in results.values() for what in figures if _grew(what, figures[what])]
-    if grown or after["shared memory files"] > before["shared memory files"]:
-        console.print(f"grew: {', '.join(grown) or 'shared memory'}", style="red")
+    grown += [f"{what} left at the end" for what in after if after[what] > before[what]]
+    if grown:
+        console.print(f"grew: {', '.join(grown)}", style="red")
         return 1
     return 0
 
@@ -123,11 +124,9 @@ class Samples:
         others = [p for p in family if _is(p, "ray::LayoutTrial") or _is_host(p)]
         self.taken.append(
             {
-                "memory of the search, MiB": driver.memory_info().rss / _MIB,
-                "memory of trainable and hosts, MiB": sum(
-                    p.memory_info().rss / _MIB for p in others
-                ),
-                "memory of all descendants, MiB": sum(p.memory_info().rss / _MIB for p in family),
+                "memory of the search, MiB": _memory_mib([driver]),
+                "memory of trainable and hosts, MiB": _memory_mib(others),
+                "memory of all descendants, MiB": _memory_mib(family),
                 "open files of the search": driver.num_fds(),
                 "open files of trainable and hosts": sum(p.num_fds() for p in others),
                 "threads of the search": driver.num_threads(),
@@ -135,6 +134,14 @@ class Samples:
                 "shared memory files": len(os.listdir("/dev/shm")),
             }
         )
+
+
+def _memory_mib(processes: list[psutil.Process]) -> float:
+    total = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a rank that has just been ended
+            total += process.memory_info().rss / _MIB
+    return total
 
 
 def _alive(processes: list[psutil.Process]) -> Iterator[psutil.Process]:

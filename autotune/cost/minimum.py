@@ -10,9 +10,10 @@ def minimum_step_seconds(
 ) -> float:
     """Seconds of a step whose only cost is the arithmetic, at the peak, on the slowest stage.
 
-    The last micro-batch leaves the slowest stage after all have passed it, and each has to pass the
-    other stages once (1F1B without interleaving: Narayanan et al. 2021, arXiv 2104.04473, section
-    2). No communication, no memory traffic, no optimiser: whatever is faster was measured wrong.
+    A stage can begin when the first micro-batch has come through those before it, has all of them
+    to compute, and the last one's gradient has to go back through those before it (1F1B without
+    interleaving: Narayanan et al. 2021, arXiv 2104.04473, section 2). No communication, no memory
+    traffic, no optimiser: whatever is faster was measured wrong.
     """
     head = 6 * model.vocab_size * model.hidden_size
     all_flops = model.hardware_flops_per_token(layout.activation_checkpointing)
@@ -22,4 +23,6 @@ def minimum_step_seconds(
     stages[-1] += head
     tokens = layout.micro_batch_size * model.sequence_length
     per_flop = tokens / layout.tensor_parallel / peak_flops_per_second
-    return (layout.gradient_accumulation_steps * max(stages) + sum(stages) - max(stages)) * per_flop
+    micro_batches = layout.gradient_accumulation_steps
+    flops = max(micro_batches * own + sum(stages[:i]) for i, own in enumerate(stages))
+    return flops * per_flop

@@ -264,12 +264,15 @@ def test_a_loss_that_differs_from_the_others_is_invalid(tmp_path: Path) -> None:
     assert by_id["0003"].layout not in [r.layout for r in ledger.best]
 
 
-def test_a_first_trial_with_a_wrong_loss_is_outvoted(tmp_path: Path) -> None:
+def test_a_first_trial_with_a_wrong_loss_is_outvoted_and_condemns_none(tmp_path: Path) -> None:
     store = new_store(tmp_path, search="grid", stop_factor=10.0, reduced_trials=False)
     ledger = run_to_the_end(store, worker=OneWrongLoss("0001"), trials=6)
-    ok = [r.trial_id for r in ledger.records if r.outcome is Outcome.OK]
-    assert "0001" in ok and "0003" in ok, "what is on record stays as it is"
-    assert "0001" not in [r.trial_id for r in ledger.best]
+    assert Outcome.INVALID not in {r.outcome for r in ledger.records}
+    ranked = [r.trial_id for r in ledger.best]
+    assert "0001" not in ranked and "0002" in ranked
+    right = [r for r in ledger.records if r.trial_id in ranked]
+    fastest = min(r.measurement.step_seconds or 0 for r in right)
+    assert ledger._stopping.best_step_seconds == fastest, "nobody is compared with the wrong one"
 
 
 def test_a_trial_on_a_slow_device_is_handed_out_again(tmp_path: Path) -> None:
@@ -279,7 +282,7 @@ def test_a_trial_on_a_slow_device_is_handed_out_again(tmp_path: Path) -> None:
     for event in FakeTrainable().run(spec, []):
         if isinstance(event, StepReport):
             ledger.step_done(spec.trial_id, event)
-    ledger.run_again(spec.trial_id, slow="node a, rank 1: 2.0 times its peers'")
+    ledger.run_again(spec.trial_id, "slow device", slow="node a, rank 1: 2.0 times its peers'")
     assert ledger.next_trial() == spec and not ledger.records
     run_one(ledger, FakeTrainable(), spec)
     (record,) = ledger.records

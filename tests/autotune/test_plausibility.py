@@ -63,6 +63,26 @@ def test_more_flops_than_the_peak_are_refused() -> None:
     assert reason(spec, 100.0) is None
 
 
+def test_stages_after_the_slowest_work_beside_it() -> None:
+    """Seven blocks in four stages without a head of note: 2, 2, 2, 1."""
+    space = load_space("llm13b")
+    model = dataclasses.replace(space.model, num_hidden_layers=7, vocab_size=2)
+    layout = dataclasses.replace(
+        space.layouts()[0],
+        tensor_parallel=1,
+        pipeline_parallel=4,
+        micro_batch_size=1,
+        gradient_accumulation_steps=4,
+    )
+    head = 6 * model.vocab_size * model.hidden_size
+    block = (
+        model.hardware_flops_per_token(layout.activation_checkpointing) - head
+    ) / model.num_hidden_layers
+    flops = (4 * 2 + 2 + 2) * block * model.sequence_length
+    found = minimum_step_seconds(layout, model, peak_flops_per_second=1e12, partition="blocks")
+    assert found == pytest.approx(flops / 1e12, rel=1e-3)
+
+
 def test_a_step_below_the_minimum_of_its_pipeline_is_refused() -> None:
     layout = next(x for x in load_space("llm13b").layouts() if x.pipeline_parallel >= 4)
     spec = a_spec(layout=layout)
@@ -121,6 +141,8 @@ def test_most_losses_stand_and_the_first_among_equals() -> None:
     assert set(contradicted("fp32", losses(9.0, 8.0, 8.0))) == {"0001"}
     assert set(contradicted("fp32", losses(9.0, 8.99))) == {"0002"}
     assert contradicted("bf16", losses(9.0, 8.99)) == {}
+    assert contradicted("fp32", losses(9.0, 8.0), votes=2) == {}
+    assert set(contradicted("fp32", losses(9.0, 9.0, 8.0), votes=2)) == {"0003"}
     others = [dataclasses.replace(x, trial_id="0009") for x in losses(7.0, sequences=16)]
     assert contradicted("fp32", [*losses(9.0), *others]) == {}, "another batch, another loss"
 
@@ -139,15 +161,13 @@ def probed(*probes: tuple[float, ...]) -> list[StepReport]:
 
 
 def test_a_device_that_is_always_slow_is_named() -> None:
-    found = slow_device(a_spec(), probed((1, 1, 1, 1), *[(1.0, 1.1, 2.0, 0.9)] * 3))
+    found = slow_device(probed(*[(1.0, 1.1, 2.0, 0.9)] * 3))
     assert found is not None and (found.rank, found.ratio) == (2, pytest.approx(2.0))
 
 
 def test_a_device_that_is_slow_by_accident_is_not() -> None:
     accident = probed((1, 1, 1, 1), (1, 1, 3, 1), (1, 1, 1, 1), (1, 1, 3, 1))
-    assert slow_device(a_spec(), accident) is None
-    warm_up = probed((1, 1, 9, 1), *[(1, 1, 1, 1)] * 3)
-    assert slow_device(a_spec(), warm_up) is None
-    assert slow_device(a_spec(), probed((1, 1), (1, 9))) is None, "too few steps"
-    unprobed = [a_step(n) for n in range(4)]
-    assert slow_device(a_spec(), unprobed) is None
+    assert slow_device(accident) is None
+    assert slow_device(probed((1, 1, 9, 1), *[(1, 1, 1, 1)] * 3)) is None
+    assert slow_device(probed((1, 9), (1, 9))) is None, "too few steps"
+    assert slow_device([a_step(n) for n in range(4)]) is None, "no probes"

@@ -44,16 +44,14 @@ def test_every_measured_step_must_be_slower(
     spec: TrialSpec, seconds: list[float], stops: bool
 ) -> None:
     stopping = SlowerThanBest(2.0)
-    stopping.learn(1.5)
-    stopping.learn(1.0)
-    stopping.learn(1.2)
+    stopping.best_step_seconds = 1.0
     assert (stopping.reason_to_stop(spec, seconds) is not None) == stops
 
 
 def test_the_deadline_of_a_step_follows_the_best_but_not_below_the_floor() -> None:
     stopping = SlowerThanBest(2.0)
-    stopping.learn(0.1)
+    stopping.best_step_seconds = 0.1
     assert stopping.step_deadline_seconds == 20.0
     slow = SlowerThanBest(2.0)
-    slow.learn(30.0)
+    slow.best_step_seconds = 30.0
     assert slow.step_deadline_seconds == 300.0

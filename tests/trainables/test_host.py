@@ -147,6 +147,46 @@ def test_an_unfit_node_is_named(spec: TrialSpec, host: LocalHost) -> None:
         WORKER.check(spec.cluster, [wrong])
 
 
+class Vanishing:
+    """The node of rank 1 dies: its rank is silent, and after a while so is the node."""
+
+    def __init__(self, host: LocalHost, seconds: float) -> None:
+        self._host, self._seconds = host, seconds
+        self._died_at: float | None = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._host, name)
+
+    def events(self, timeout_seconds: float) -> list[dict[str, object]]:
+        if self._died_at is not None and time.monotonic() - self._died_at > self._seconds:
+            raise NodeLost("node 1: it no longer answers")
+        events = self._host.events(timeout_seconds)
+        if any(event["event"] in ("step", "checked") for event in events):
+            self._died_at = self._died_at or time.monotonic()
+            reason = "RuntimeError: Connection closed by peer"
+            failed = {"event": "failed", "outcome": "crashed", "consequence": True}
+            return [{**failed, "reason": reason, "rank": 0}]
+        return [event for event in events if event["rank"] == 0]
+
+
+def test_a_node_that_dies_is_not_blamed_on_the_layout(spec: TrialSpec, host: LocalHost) -> None:
+    """Its peers hear closed connections long before anybody hears of the node."""
+    long = dataclasses.replace(spec, measured_steps=10_000)
+    with pytest.raises(NodeLost, match="node 1"):
+        list(WORKER.run(long, [Vanishing(host, seconds=2)]))
+    host.stop()
+    with pytest.raises(NodeLost, match="node 1"):
+        WORKER.check(spec.cluster, [Vanishing(host, seconds=2)])
+
+
+def test_a_host_process_that_cannot_start_is_an_unfit_node(spec: TrialSpec) -> None:
+    with (
+        LocalHost(device_kind="cpu", program="no.such.module") as broken,
+        pytest.raises(NodeCheckFailed, match="the host process cannot start"),
+    ):
+        WORKER.check(spec.cluster, [broken])
+
+
 def test_a_loss_that_is_no_number_is_invalid(spec: TrialSpec, host: LocalHost) -> None:
     wrong = Falsifying(host, {"grad_norm": float("inf")})
     *steps, last = WORKER.run(spec, [wrong])

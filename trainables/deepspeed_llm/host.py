@@ -15,7 +15,7 @@ from typing import Any, Literal
 import psutil
 
 from autotune.deepspeed_config import worker_environment
-from autotune.errors import NodeLost
+from autotune.errors import NodeCheckFailed, NodeLost
 
 # The imports of torch and DeepSpeed from a cold disk can take this long.
 _PRELOAD_TIMEOUT_SECONDS = 300
@@ -81,6 +81,8 @@ class LocalHost:
             while True:
                 events.append(self._alive(self._events.get_nowait()))
         except queue.Empty:
+            if not events and self._process.poll() is not None:
+                raise self._lost() from None  # a child of a rank may hold its pipe open
             return [event for event in events if event.get("job_id") == self._job_id]
 
     def stop(self) -> None:
@@ -99,7 +101,7 @@ class LocalHost:
         except subprocess.TimeoutExpired:
             self._process.kill()  # its ranks die with it
             self._process.wait()
-        self._reader.join()
+        self._reader.join(_CLOSE_TIMEOUT_SECONDS)
 
     def __enter__(self) -> "LocalHost":
         return self
@@ -117,7 +119,7 @@ class LocalHost:
 
     def _ask(self, command: Mapping[str, Any], answer_event: str) -> dict[str, Any]:
         if self._process.poll() is not None:
-            raise NodeLost(self._ended())  # there is nobody to wait for
+            raise self._lost()  # there is nobody to wait for
         if not self._is_ready:
             self._await_answer("ready", _PRELOAD_TIMEOUT_SECONDS)
             self._is_ready = True
@@ -130,7 +132,7 @@ class LocalHost:
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
             self._process.stdin.flush()
         except (BrokenPipeError, ValueError):
-            raise NodeLost(self._ended()) from None
+            raise self._lost() from None
 
     def _await_answer(self, event: str, timeout_seconds: float) -> dict[str, Any]:
         try:
@@ -145,11 +147,17 @@ class LocalHost:
 
     def _alive(self, event: dict[str, Any] | None) -> dict[str, Any]:
         if event is None:
-            raise NodeLost(self._ended())
+            raise self._lost()
         return event
 
-    def _ended(self) -> str:
-        return f"the host process ended with status {self._process.wait()}"
+    def _lost(self) -> NodeLost | NodeCheckFailed:
+        status = self._process.wait()
+        if not self._is_ready and status > 0:
+            return NodeCheckFailed(
+                f"the host process cannot start (exit status {status}): torch or DeepSpeed cannot "
+                "be imported there, or --env keeps them from it"
+            )
+        return NodeLost(f"the host process ended with status {status}")
 
 
 def network_environment(address: str) -> dict[str, str]:

@@ -19,6 +19,8 @@ from trainables.deepspeed_llm.job import Job
 
 # After the first failure, how long to hear whether another rank has the better reason.
 _GRACE_SECONDS = 0.3
+# A node that died is noticed through Ray later than its ranks' connections by their peers.
+_CAUSE_SECONDS = 12.0
 _CHECK_TIMEOUT_SECONDS = 120.0
 # More than this in use before we start is somebody else's job.
 _IDLE_DEVICE_GIB = 2.0
@@ -46,18 +48,26 @@ class DeepSpeedLlm:
         with Job("check", _check_spec(cluster), hosts) as job:
             deadline = time.monotonic() + _CHECK_TIMEOUT_SECONDS
             waiting = set(range(job.world_size))
+            consequences: list[str] = []
             while waiting:
                 event = job.next_event(deadline)
                 if event is None:
                     ranks = ", ".join(map(str, sorted(waiting)))
-                    raise NodeCheckFailed(
+                    consequences.append(
                         f"{job.node_of(min(waiting))}: no answer from rank {ranks} within "
                         f"{_CHECK_TIMEOUT_SECONDS:.0f} s"
                     )
+                    break
                 if problem := _check_problem(event):
-                    raise NodeCheckFailed(f"{job.node_of(event['rank'])}: {problem}")
-                if event["event"] == "checked":
+                    problem = f"{job.node_of(event['rank'])}: {problem}"
+                    if not event.get("consequence"):
+                        raise NodeCheckFailed(problem)
+                    consequences.append(problem)
+                if problem or event["event"] == "checked":
                     waiting.discard(event["rank"])
+            if consequences:
+                job.events_during(_CAUSE_SECONDS)  # raises NodeLost where that is the cause
+                raise NodeCheckFailed(consequences[0])
 
     def run(
         self, spec: TrialSpec, hosts: Sequence[RankHost]
@@ -71,8 +81,8 @@ class DeepSpeedLlm:
                 if event is None:
                     yield progress.timeout()
                     return
-                if event["event"] == "failed" or event.get("exit_code"):
-                    yield progress.failure(event, job.events_during(_GRACE_SECONDS))
+                if _is_failure(event):
+                    yield progress.failure(_with_its_cause(event, job))
                     return
                 if report := progress.heard(event):
                     if not _is_finite(report):
@@ -156,18 +166,39 @@ class _Progress:
             what = "start-up"
         return self.end(Outcome.TIMEOUT, f"{what} was not done within its {allowed:g} s")
 
-    def failure(self, first: Mapping[str, Any], later: Sequence[Mapping[str, Any]]) -> Ended:
+    def failure(self, failed: Sequence[Mapping[str, Any]]) -> Ended:
         """The outcome named by the rank that failed on its own, not by its peers' end."""
-        failed = [
-            event for event in (first, *later) if event["event"] == "failed" or event["exit_code"]
-        ]
-        failed.sort(key=_precedence)  # stable: the first of equals stays first
-        cause = failed[0]
+        cause = min(failed, key=_precedence)  # the first of equals
         if cause["event"] == "failed":
             outcome, reason = Outcome(cause["outcome"]), cause["reason"]
         else:
             outcome, reason = Outcome.CRASHED, _exit_reason(cause["exit_code"])
         return self.end(outcome, f"rank {cause['rank']}: {reason}")
+
+
+def _with_its_cause(first: Mapping[str, Any], job: Job) -> list[Mapping[str, Any]]:
+    """The first failure and those that follow at once.
+
+    If ranks were only left alone by another, the cause is waited for: it may be a node that has
+    died, and then no layout is to blame. Raises NodeLost.
+    """
+    failed = [first, *filter(_is_failure, job.events_during(_GRACE_SECONDS))]
+    deadline = time.monotonic() + _CAUSE_SECONDS
+    while all(map(_is_consequence, failed)) and len({e["rank"] for e in failed}) < job.world_size:
+        event = job.next_event(deadline)
+        if event is None:
+            break
+        if _is_failure(event):
+            failed.append(event)
+    return failed
+
+
+def _is_failure(event: Mapping[str, Any]) -> bool:
+    return event["event"] == "failed" or bool(event.get("exit_code"))
+
+
+def _is_consequence(event: Mapping[str, Any]) -> bool:
+    return event["event"] == "failed" and event["consequence"]
 
 
 def _is_finite(report: StepReport) -> bool:
@@ -178,7 +209,7 @@ def _precedence(event: Mapping[str, Any]) -> int:
     """Failures on their own come before deaths by signal, and those before consequences."""
     if event["event"] == "exited":
         return 1
-    return 2 if event["consequence"] else 0
+    return 2 if _is_consequence(event) else 0
 
 
 def _exit_reason(code: int) -> str:

@@ -21,7 +21,9 @@ class DeviceProbe:
         self._device = device
         size = _SIZE[device.type]
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self._factor = torch.ones(size, size, device=device, dtype=dtype)
+        # Chance, as in training: ones would hardly draw power. The trial's own is left alone.
+        chance = torch.Generator(device).manual_seed(0)
+        self._factor = torch.randn(size, size, device=device, dtype=dtype, generator=chance)
         self._product = torch.empty_like(self._factor)
         self.seconds()  # the first one also chooses the kernel
 

@@ -29,11 +29,11 @@ class RankLog:
         os.close(self.write_fd)
 
     def copy(self) -> bool:
-        """Take a piece of what there is; whether there was something."""
+        """Take a piece of what there is; False once the rank has closed its end."""
         try:
             piece = os.read(self.read_fd, _CHUNK_BYTES)
         except BlockingIOError:
-            return False
+            return True
         kept = piece[: int(min(self._left, len(piece)))]
         self._left -= len(kept)
         self._dropped += len(piece) - len(kept)
