@@ -10,7 +10,8 @@
         └── NodeOutOfMemory  ... because the node's main memory ran out (a result: out of memory)
 
 Foreign exceptions are translated into these once, where they enter: pydantic's here, Ray's in
-`autotune.placement`, torch's in `trainables.deepspeed_llm.failures`.
+`autotune.connection`, `autotune.nodes`, `autotune.placement` and `autotune.tuner`, torch's in
+`trainables.deepspeed_llm.failures`.
 """
 
 from collections.abc import Mapping
