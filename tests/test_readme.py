@@ -21,7 +21,7 @@ def commands() -> list[list[str]]:
 def test_the_targets_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     targets = [words[1] for words in commands() if words[0] == "make"]
-    assert targets == ["run", "test"]
+    assert targets[:2] == ["run", "test"]
     assert all(f"\n{target}:" in makefile for target in targets)
 
 

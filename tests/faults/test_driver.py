@@ -81,31 +81,39 @@ def finished(directory: Path) -> int:
     return len(list(directory.glob("trials/0*.parquet")))
 
 
-def disturbed_until_done(
-    directory: Path, kills: int, signal_number: int, seed: int
-) -> tuple[int, str]:
-    """Start, send the signal at a random moment, resume; in the end let it run through."""
+def end_at_random_moments(
+    folder: Path, kills: int, signal_number: int, seed: int
+) -> Iterator[Path]:
+    """Send searches the signal that many times, resuming them; yields those that came to an end."""
     chance = random.Random(seed)
-    arguments: tuple[object, ...] = (*SEARCH, *EXPLORED_ONE_BY_ONE, "--out", directory)
-    for _ in range(kills):
-        before = finished(directory)
-        search = started(*arguments)
-        # Anywhere between the start of Ray and a few trials more than before.
-        more = chance.choice((0, 0, 1, 2))
-        if more:
-            wait_for(lambda seen=before + more: finished(directory) >= seen, search)  # type: ignore[misc]
+    number, sent = 0, 0
+    while sent < kills:
+        directory = folder / f"run-{number}"
+        if (directory / "run.json").exists():
+            search = started("--resume", directory)
         else:
-            wait_for(lambda: (directory / "run.json").exists(), search)
+            search = started(*SEARCH, *EXPLORED_ONE_BY_ONE, "--out", directory)
+        # Anywhere between the start of Ray and a few trials more than before.
+        goal = finished(directory) + chance.choice((0, 0, 1, 2))
+        wait_for(
+            lambda folder=directory, goal=goal: (  # type: ignore[misc]
+                (folder / "run.json").exists() and finished(folder) >= goal
+            ),
+            search,
+        )
         time.sleep(chance.uniform(0, 1.5))
-        if search.poll() is not None:
-            break  # it was done before
+        if search.poll() is not None:  # it was done before
+            yield directory
+            number += 1
+            continue
         family = family_of(search.pid)
         search.send_signal(signal_number)
         search.communicate(timeout=60)
         wait_until_gone(family)
-        if (directory / "run.json").exists():
-            arguments = ("--resume", directory)
-    return run_to_the_end("--resume", directory)
+        sent += 1
+    status, output = run_to_the_end("--resume", directory)
+    assert status == 0, output
+    yield directory
 
 
 @pytest.mark.parametrize(
@@ -124,11 +132,9 @@ def test_a_search_that_is_ended_goes_on_as_if_nothing_had_happened(
     tmp_path: Path,
     row: Callable[[Row], None],
 ) -> None:
-    directory = tmp_path / "run"
-    status, output = disturbed_until_done(directory, kills, signal_number, seed=kills)
-    assert status == 0, output
-    assert rows(directory) == rows(undisturbed)
-    assert best(directory) == best(undisturbed)
+    for directory in end_at_random_moments(tmp_path, kills, signal_number, seed=kills):
+        assert rows(directory) == rows(undisturbed)
+        assert best(directory) == best(undisturbed)
     name = signal.Signals(signal_number).name
     times = f"{kills} times" if kills > 1 else "once"
     row(Row(fault=f"search gets {name} {times}", recorded="same 15 rows as undisturbed"))
