@@ -253,9 +253,7 @@ class _Records(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._adapter.completed(trial.trial_id, trial.last_result)
 
-    def on_trial_result(
-        self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
-    ) -> None:
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._adapter.has_nodes()
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
