@@ -103,6 +103,7 @@ def end_at_random_moments(
         )
         time.sleep(chance.uniform(0, 1.5))
         if search.poll() is not None:  # it was done before
+            search.communicate()
             yield directory
             number += 1
             continue
