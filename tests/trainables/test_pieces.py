@@ -17,9 +17,7 @@ from autotune.model import Model
 from autotune.trial import Outcome
 from trainables.deepspeed_llm.data import SyntheticTokens, TextTokens, batch_slice
 from trainables.deepspeed_llm.failures import classify
-from trainables.deepspeed_llm.llama import cross_entropy, rotary_table, rotate
 from trainables.deepspeed_llm.memory import CpuPeakMemory, memory_limit
-from trainables.deepspeed_llm.tensor_parallel import TensorParallel
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4, 8])
@@ -113,23 +111,6 @@ def test_a_memory_limit_is_enforced_and_lifted() -> None:
     ):
         torch.empty(64 * 2**20)
     torch.empty(64 * 2**20)
-
-
-def test_vocabulary_parallel_loss_of_one_slice_is_cross_entropy() -> None:
-    logits = torch.randn(5, 3, 11, requires_grad=True)
-    targets = torch.randint(11, (3, 5))
-    loss = cross_entropy(logits, targets, TensorParallel())
-    expected = torch.nn.functional.cross_entropy(logits.permute(1, 2, 0), targets)
-    torch.testing.assert_close(loss, expected)
-
-
-def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
-    cosine, sine = rotary_table(32, 8, 10_000.0, torch.device("cpu"), torch.float32)
-    query, key = torch.randn(8), torch.randn(8)
-    queries, keys = (rotate(x.expand(1, 1, 32, 8), cosine, sine)[0, 0] for x in (query, key))
-    torch.testing.assert_close(queries.norm(dim=-1), query.norm().expand(32))
-    scores = queries @ keys.T
-    torch.testing.assert_close(scores[5, 3], scores[25, 23])
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

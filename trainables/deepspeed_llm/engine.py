@@ -11,10 +11,11 @@ from deepspeed.pipe import LayerSpec, PipelineModule
 from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 from torch import Tensor, nn
 
-from autotune.deepspeed_config import GRADIENT_CLIPPING, clips_itself, engine_of
+from autotune.deepspeed_config import clips_itself, engine_of
 from autotune.layout import Layout
 from autotune.model import Precision
-from trainables.deepspeed_llm.llama import Block, Build, Embedding, Head, Llama, cross_entropy
+from trainables.deepspeed_llm.clipping import ClippedNorm
+from trainables.deepspeed_llm.llama import Block, Build, Embedding, Head, Llama
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
 
 Batch = tuple[Tensor, Tensor]
@@ -38,7 +39,8 @@ class Engine(Protocol):
     """Trains one layout."""
 
     def step(self, batch: Batch) -> StepResult:
-        """One optimiser step over this replica's [sequences, sequence_length] tokens."""
+        """One optimiser step over this replica's [sequences, sequence_length] tokens, which are on
+        its device. The host waits for the device only to read loss and norm at the end."""
 
 
 class Mesh:
@@ -103,17 +105,18 @@ class _PlainEngine:
             model = Llama(build)
         optimizer = _optimizer(model, build.device)
         self._norm = None
-        if clips_itself(build.layout, precision):
-            self._norm = _ClippedNorm(optimizer, mesh.grid.get_model_parallel_group())
+        if clips_itself(build.layout, precision, config):
+            self._norm = ClippedNorm(optimizer, mesh.grid.get_model_parallel_group())
         self._engine = deepspeed.initialize(
             model=model, optimizer=optimizer, mpu=mesh.grid, config=config
         )[0]
+        _count_shard(self._norm, self._engine, build.layout)
 
     def step(self, batch: Batch) -> StepResult:
         steps = self._layout.gradient_accumulation_steps
         total = torch.zeros((), device=self._device, dtype=torch.float32)
         for tokens, targets in micro_batches(batch, self._layout.micro_batch_size):
-            loss = self._engine(tokens.to(self._device), targets.to(self._device))
+            loss = self._engine(tokens, targets)
             self._engine.backward(loss)
             self._engine.step()
             total += loss.detach() / steps
@@ -130,21 +133,23 @@ class _PipelineEngine:
     ) -> None:
         self._layout = build.layout
         blocks = build.model.num_hidden_layers
-        module = PipelineModule(
+        module: Any = PipelineModule(
             [
                 LayerSpec(Embedding, build),
                 *(LayerSpec(Block, build, index) for index in range(blocks)),
                 LayerSpec(Head, build),
             ],
             topology=mesh.topology,
-            loss_fn=lambda logits, targets: cross_entropy(logits, targets, mesh.parallel),
+            # On the last stage, the only one that asks for it, the last layer is the head.
+            loss_fn=lambda hidden, targets: module.forward_funcs[-1].lm_head(hidden, targets),
             partition_method="type:Block",
         )
         optimizer = _optimizer(module, build.device)
         self._norm = None
-        if clips_itself(build.layout, precision):
-            self._norm = _ClippedNorm(optimizer, module._grid.get_model_parallel_group())
+        if clips_itself(build.layout, precision, config):
+            self._norm = ClippedNorm(optimizer, module._grid.get_model_parallel_group())
         self._engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+        _count_shard(self._norm, self._engine, build.layout)
 
     def step(self, batch: Batch) -> StepResult:
         loss = self._engine.train_batch(
@@ -170,34 +175,12 @@ def _optimizer(model: nn.Module, device: torch.device) -> torch.optim.AdamW:
     )
 
 
-class _ClippedNorm:
-    """The global gradient norm, and clipping by it, where DeepSpeed does neither."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup) -> None:
-        """`group` holds the ranks that share one replica's parameters."""
-        self.value: float | None = None
-        self._group = group
-        optimizer.register_step_pre_hook(self._clip)
-
-    def _clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        parameters = [
-            parameter
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        own = [p.grad for p in parameters if p.model_parallel]
-        # In fp32 the norm of a large tensor is off in its fifth digit; DeepSpeed uses fp64 as well.
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in own]
-        squares = torch.stack(norms).square().sum()
-        dist.all_reduce(squares, group=self._group)
-        self.value = float(squares.sqrt())
-        coefficient = GRADIENT_CLIPPING / (self.value + 1e-6)
-        if coefficient < 1:
-            torch._foreach_mul_([p.grad for p in parameters], coefficient)
+def _count_shard(norm: ClippedNorm | None, engine: Any, layout: Layout) -> None:
+    if norm is not None and layout.zero_stage > 0:
+        norm.count_shard_of(engine.optimizer)
 
 
-def _grad_norm(norm: _ClippedNorm | None, engine: Any) -> float:
+def _grad_norm(norm: ClippedNorm | None, engine: Any) -> float:
     value = norm.value if norm is not None else engine.get_global_grad_norm()
     assert value is not None, "DeepSpeed computes the norm in every other case"
     return float(cast(Tensor | float, value))

@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from autotune.layout import Layout
 from autotune.model import Model
 from trainables.deepspeed_llm.kernels import attention, rms_norm
+from trainables.deepspeed_llm.loss import linear_cross_entropy
+from trainables.deepspeed_llm.pointwise import gated_linear, rotate
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
 
 _INITIAL_STD = 0.02
@@ -115,12 +117,6 @@ def rotary_table(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary position embedding in rotate-half form over [batch, heads, sequence, head_size]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat((-second, first), dim=-1) * sine
-
-
 class Attention(nn.Module):
     """Grouped-query self-attention; heads are sharded over the tensor-parallel ranks."""
 
@@ -142,20 +138,32 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        length, batch, _ = x.shape
+        length = x.shape[0]
         cosine, sine = rotary_table(length, self.head_size, self.rope_theta, x.device, x.dtype)
-        query = rotate(self._heads(self.q_proj(x)), cosine, sine)
-        key = rotate(self._heads(self.k_proj(x)), cosine, sine)
-        value = self._heads(self.v_proj(x))
+        query = self._by_head(rotate(self._heads(self.q_proj(x)), cosine, sine))
+        key = self._by_head(rotate(self._heads(self.k_proj(x)), cosine, sine))
+        value = self._by_head(self._heads(self.v_proj(x)))
         if self.recompute and torch.is_grad_enabled():
             attended = checkpoint(self.attend, query, key, value, use_reentrant=False)
         else:
             attended = self.attend(query, key, value)
-        return self.o_proj(attended.permute(2, 0, 1, 3).reshape(length, batch, -1))
+        # Batch-first, as fused kernels write their output: sequence-first would be a copy to keep.
+        return self.o_proj(attended.transpose(1, 2).flatten(2)).transpose(0, 1)
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[sequence, batch, heads * head_size] -> [batch, heads, sequence, head_size]."""
-        return x.unflatten(-1, (-1, self.head_size)).permute(1, 2, 0, 3)
+        """[sequence, batch, heads * head_size] -> [sequence, batch, heads, head_size]."""
+        return x.unflatten(-1, (-1, self.head_size))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """[sequence, batch, heads, head_size] -> [batch, heads, sequence, head_size]."""
+        return x.permute(1, 2, 0, 3)
+
+
+class GatedLinear(Linear):
+    """The matrix of a SwiGLU that follows the gate: (gate, up) -> hidden."""
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:  # type: ignore[override]
+        return gated_linear(gate, up, self.weight)
 
 
 class FeedForward(nn.Module):
@@ -168,10 +176,10 @@ class FeedForward(nn.Module):
         into = functools.partial(Linear, build, shard=0, std=_INITIAL_STD)
         self.gate_proj = into(f"{name}.gate_proj", (inner, hidden))
         self.up_proj = into(f"{name}.up_proj", (inner, hidden))
-        self.down_proj = Linear(build, f"{name}.down_proj", (hidden, inner), shard=1, std=std)
+        self.down_proj = GatedLinear(build, f"{name}.down_proj", (hidden, inner), shard=1, std=std)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.gate_proj(x), self.up_proj(x))
 
 
 class Block(nn.Module):
@@ -201,18 +209,33 @@ class Block(nn.Module):
         return x + self.parallel.leave(transformed)
 
 
+class OutputMatrix(Linear):
+    """The output matrix and the loss behind it: one, so that no rank holds all its logits."""
+
+    def __init__(self, build: Build) -> None:
+        shape = (build.model.vocab_size, build.model.hidden_size)
+        super().__init__(build, "lm_head", shape, shard=0, std=_INITIAL_STD)
+        self.parallel = build.parallel
+
+    def forward(self, x: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+        return linear_cross_entropy(x, self.weight, targets, self.parallel)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[sequence, batch, hidden] -> this rank's slice of the vocabulary."""
+        return F.linear(x, self.weight)
+
+
 class Head(nn.Module):
-    """Final norm and output matrix: [sequence, batch, hidden] -> this rank's vocabulary slice."""
+    """Final norm; [sequence, batch, hidden] whole on every rank. Its `lm_head` has the loss."""
 
     def __init__(self, build: Build) -> None:
         super().__init__()
         self.parallel = build.parallel
         self.norm = RmsNorm(build)
-        shape = (build.model.vocab_size, build.model.hidden_size)
-        self.lm_head = Linear(build, "lm_head", shape, shard=0, std=_INITIAL_STD)
+        self.lm_head = OutputMatrix(build)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lm_head(self.parallel.enter(self.norm(x)))
+        return self.parallel.enter(self.norm(x))
 
 
 class Llama(nn.Module):
@@ -220,61 +243,24 @@ class Llama(nn.Module):
 
     def __init__(self, build: Build) -> None:
         super().__init__()
-        self.parallel = build.parallel
         self.embedding = Embedding(build)
         self.blocks = nn.ModuleList(
             Block(build, index) for index in range(build.model.num_hidden_layers)
         )
         self.head = Head(build)
 
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        return self.head.lm_head(self._hidden(tokens), targets)
+
     def logits(self, tokens: Tensor) -> Tensor:
         """[batch, sequence] -> [sequence, batch, vocabulary / tensor-parallel size]."""
+        return self.head.lm_head.logits(self._hidden(tokens))
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x)
         return self.head(x)
-
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(self.logits(tokens), targets, self.parallel)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, parallel: TensorParallel) -> Tensor:
-    """Mean cross-entropy of [sequence, batch, vocabulary slice] against [batch, sequence]."""
-    targets = targets.transpose(0, 1)
-    if parallel.size == 1:
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-    loss: Tensor = _VocabularyParallelCrossEntropy.apply(logits, targets, parallel)
-    return loss
-
-
-class _VocabularyParallelCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of logits that are sharded over the vocabulary; no rank sees a whole row."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, parallel: TensorParallel) -> Tensor:  # type: ignore[no-untyped-def]
-        shifted = logits.float()
-        largest = parallel.all_reduce(shifted.amax(-1), op=torch.distributed.ReduceOp.MAX)
-        shifted = shifted - largest[..., None]
-        columns = shifted.shape[-1]
-        local = targets - parallel.rank * columns
-        elsewhere = (local < 0) | (local >= columns)
-        local = local.masked_fill(elsewhere, 0)
-        target_logit = shifted.gather(-1, local[..., None])[..., 0].masked_fill(elsewhere, 0)
-        parallel.all_reduce(target_logit)
-        probabilities = shifted.exp_()
-        total = parallel.all_reduce(probabilities.sum(-1))
-        probabilities.div_(total[..., None])
-        ctx.save_for_backward(probabilities, local, elsewhere)
-        ctx.dtype = logits.dtype
-        return (total.log() - target_logit).mean()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
-        probabilities, local, elsewhere = ctx.saved_tensors
-        # The saved tensor is this function's own: it becomes the gradient in place.
-        correct = (~elsewhere).to(probabilities.dtype)[..., None]
-        probabilities.scatter_add_(-1, local[..., None], -correct)
-        return probabilities.mul_(gradient / local.numel()).to(ctx.dtype), None, None
 
 
 def _output_std(model: Model) -> float:

@@ -98,6 +98,7 @@ def train(
                 model,
                 precision=spec.precision,
                 overlap_communication=device.type == "cuda",
+                own_clipping=True,
             )
         probe = DeviceProbe(device)
         memory = CudaPeakMemory() if device.type == "cuda" else CpuPeakMemory()
@@ -107,7 +108,7 @@ def train(
             _synchronise(device)
             on_ready()
             for step in range(spec.steps):
-                batch = batch_slice(
+                tokens, targets = batch_slice(
                     source,
                     step,
                     global_batch_size=model.global_batch_size,
@@ -115,6 +116,8 @@ def train(
                     replica=replica,
                     replicas=layout.data_parallel,
                 )
+                # A training run fetches the next batch while a step computes.
+                batch = tokens.to(device), targets.to(device)
                 started = time.perf_counter()
                 result = engine.step(batch)
                 _synchronise(device)

@@ -90,7 +90,7 @@ class _CopyIn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.parallel.all_reduce(gradient.contiguous().clone()), None
+        return ctx.parallel.all_reduce(gradient.clone(memory_format=torch.contiguous_format)), None
 
 
 class _SumOut(torch.autograd.Function):
@@ -98,7 +98,7 @@ class _SumOut(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
-        return parallel.all_reduce(x.contiguous().clone())
+        return parallel.all_reduce(x.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -1,0 +1,109 @@
+"""The worker's own autograd functions, against the plain expressions that they stand for."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainables.deepspeed_llm import loss as loss_module
+from trainables.deepspeed_llm import pointwise
+from trainables.deepspeed_llm.llama import rotary_table
+from trainables.deepspeed_llm.loss import linear_cross_entropy
+from trainables.deepspeed_llm.pointwise import gated_linear, rotate
+from trainables.deepspeed_llm.tensor_parallel import TensorParallel
+
+SEQUENCE, BATCH, HIDDEN, VOCABULARY = 6, 3, 8, 11
+
+
+def gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    value = function(*leaves)
+    weights = torch.linspace(0.5, 1.5, value.numel()).reshape(value.shape)
+    return [value, *torch.autograd.grad((value * weights).sum(), leaves)]
+
+
+def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("at_a_time", [10**9, 5 * VOCABULARY, VOCABULARY, 1])
+def test_the_loss_in_parts_is_cross_entropy(
+    monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    monkeypatch.setattr(loss_module, "LOGITS_AT_A_TIME", at_a_time)
+    hidden = torch.randn(SEQUENCE, BATCH, HIDDEN)
+    weight = torch.randn(VOCABULARY, HIDDEN)
+    targets = torch.randint(VOCABULARY, (BATCH, SEQUENCE))
+    assert_same(
+        gradients(
+            lambda h, w: linear_cross_entropy(h, w, targets, TensorParallel()), hidden, weight
+        ),
+        gradients(
+            lambda h, w: F.cross_entropy((h @ w.T).permute(1, 2, 0), targets), hidden, weight
+        ),
+    )
+
+
+def test_the_loss_of_a_sure_model_keeps_its_small_gradient_in_bf16() -> None:
+    # softmax - 1 of the target is -0.0007: rounding the softmax first would make it zero.
+    hidden = torch.tensor([[[1.0, 0.0]]], dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[7.25, 0.0], [0.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    linear_cross_entropy(hidden, weight, torch.tensor([[0]]), TensorParallel()).backward()
+    assert float(weight.grad[0, 0]) == pytest.approx(-0.000709, rel=0.01)
+
+
+def test_the_loss_without_gradients_is_the_same() -> None:
+    hidden, weight = torch.randn(SEQUENCE, BATCH, HIDDEN), torch.randn(VOCABULARY, HIDDEN)
+    targets = torch.randint(VOCABULARY, (BATCH, SEQUENCE))
+    expected = F.cross_entropy((hidden @ weight.T).permute(1, 2, 0), targets)
+    torch.testing.assert_close(
+        linear_cross_entropy(hidden, weight, targets, TensorParallel()), expected
+    )
+
+
+def test_rotation_is_that_of_rotate_half() -> None:
+    cosine, sine = rotary_table(SEQUENCE, 8, 10_000.0, torch.device("cpu"), torch.float32)
+
+    def plain(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat((-second, first), dim=-1)
+        return x * cosine[:, None, None] + turned * sine[:, None, None]
+
+    x = torch.randn(SEQUENCE, BATCH, 2, 8)
+    assert_same(gradients(lambda x: rotate(x, cosine, sine), x), gradients(plain, x))
+
+
+def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
+    cosine, sine = rotary_table(32, 8, 10_000.0, torch.device("cpu"), torch.float32)
+    query, key = torch.randn(8), torch.randn(8)
+    queries, keys = (rotate(x.expand(32, 1, 1, 8), cosine, sine)[:, 0, 0] for x in (query, key))
+    torch.testing.assert_close(queries.norm(dim=-1), query.norm().expand(32))
+    scores = queries @ keys.T
+    torch.testing.assert_close(scores[5, 3], scores[25, 23])
+
+
+def test_the_gated_matrix_is_silu_times_up() -> None:
+    gate, up = torch.randn(SEQUENCE, BATCH, 5), torch.randn(SEQUENCE, BATCH, 5)
+    weight = torch.randn(HIDDEN, 5)
+    assert_same(
+        gradients(gated_linear, gate, up, weight),
+        gradients(lambda g, u, w: F.linear(F.silu(g) * u, w), gate, up, weight),
+    )
+
+
+@pytest.mark.parametrize("name", ["_rotated", "_gated", "_gated_backward"])
+def test_what_gpus_compile_traces_whole_and_says_the_same(name: str) -> None:
+    """Traced as on a GPU, but run by the same operations: a CPU has no such kernels to compare."""
+    function = getattr(pointwise, name).__wrapped__
+    traced = torch.compile(function, dynamic=True, fullgraph=True, backend="aot_eager")
+    tables = rotary_table(SEQUENCE, 8, 10_000.0, torch.device("cpu"), torch.float32)
+    for batch in (1, BATCH):
+        if name == "_rotated":
+            cosine, sine = (table[:, None, None] for table in tables)
+            inputs = [torch.randn(SEQUENCE, batch, 2, 8), cosine, sine]
+        else:
+            inputs = [torch.randn(SEQUENCE, batch, 5) for _ in range(function.__code__.co_argcount)]
+        torch.testing.assert_close(traced(*inputs), function(*inputs))

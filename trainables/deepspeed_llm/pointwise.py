@@ -1,0 +1,110 @@
+"""Chains of element-wise operations that move more memory than they compute.
+
+Each is an autograd function over plain tensor expressions: the backward pass recomputes what is
+cheap instead of keeping it. On GPUs the expressions are compiled (torch.compile) into one kernel
+each, for any shape, so that a trial finds its kernels on disk; `AUTOTUNE_POINTWISE=eager` in the
+environment leaves that out. On CPUs they run as written.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SWITCH = "AUTOTUNE_POINTWISE"
+"""Environment variable: `eager` leaves the compilation out."""
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _one_kernel(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Compile `function` at its first call with CUDA tensors; inside a compiled block it is
+    already part of one."""
+
+    @functools.cache
+    def compiled() -> Callable[_Arguments, _Result]:
+        return torch.compile(function, dynamic=True)
+
+    @functools.wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        first = args[0]
+        assert isinstance(first, Tensor)
+        compiling = torch.compiler.is_compiling()
+        if first.is_cuda and not compiling and os.environ.get(SWITCH) != "eager":
+            return compiled()(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary position embedding in rotate-half form.
+
+    [sequence, batch, heads, head_size] with tables of [sequence, head_size].
+    """
+    rotated: Tensor = _Rotation.apply(x, cosine[:, None, None], sine[:, None, None])
+    return rotated
+
+
+@_one_kernel
+def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    sine_first, sine_second = sine.chunk(2, dim=-1)
+    rotated = x * cosine
+    above, below = rotated.chunk(2, dim=-1)
+    above.addcmul_(second, sine_first, value=-1)
+    below.addcmul_(first, sine_second)
+    return rotated
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _rotated(x, cosine, sine)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _rotated(gradient, cosine, -sine), None, None  # back by the same angle
+
+
+def gated_linear(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+    """(silu(gate) * up) @ weight.T, of which only gate and up are kept.
+
+    [..., inner] twice and [hidden, inner] -> [..., hidden].
+    """
+    down: Tensor = _GatedLinear.apply(gate, up, weight)
+    return down
+
+
+@_one_kernel
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+@_one_kernel
+def _gated_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of gate and up, and silu(gate) * up once more."""
+    activated = F.silu(gate)
+    gate_gradient = torch.ops.aten.silu_backward(gradient * up, gate)
+    return gate_gradient, gradient * activated, activated * up
+
+
+class _GatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return F.linear(_gated(gate, up), weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate, up, weight = ctx.saved_tensors
+        gate_gradient, up_gradient, product = _gated_backward(gradient @ weight, gate, up)
+        rows = gradient.flatten(0, -2)
+        return gate_gradient, up_gradient, rows.t() @ product.flatten(0, -2)
