@@ -49,6 +49,9 @@ class _States:
     """Held all the time."""
     update: Array
     """More of the optimiser, needed only while it updates."""
+    gradients_before: Array
+    """Of the gradients, what exists when the backward pass that needs most memory begins; the rest
+    comes as activations go."""
     buffers: Array
     """Held in the passes."""
     update_buffers: Array
@@ -61,10 +64,13 @@ def peak_memory(
     """The peak of every layout: the larger of the passes and the update, on the worst stage."""
     parameters = setting.stage_parameters(stages) / columns.tensor_parallel[:, None]
     states = _STATES[trainer](columns, parameters, setting, constants)
-    activations, logits = _activations(columns, stages, setting, constants)
-    static = states.weights + states.gradients + states.optimiser
-    passes = static + states.buffers + activations + logits
-    update = static + states.update + states.update_buffers
+    activations, at_work, logits = _activations(columns, stages, setting, constants)
+    static = states.weights + states.optimiser
+    # At the end of the passes one block is at work and all gradients are there.
+    gradients = np.maximum(states.gradients_before, states.gradients - activations - logits)
+    activations = activations + at_work
+    passes = static + gradients + states.buffers + activations + logits
+    update = static + states.gradients + states.update + states.update_buffers
     worst = np.maximum(passes, update).argmax(axis=1)[:, None]
     in_update = np.take_along_axis(update > passes, worst, 1)[:, 0]
 
@@ -80,7 +86,7 @@ def peak_memory(
     staged = (columns.pipeline_parallel > 1).astype(float)
     return PeakMemory(
         weights=of_worst(states.weights, states.weights),
-        gradients=of_worst(states.gradients, states.gradients),
+        gradients=of_worst(gradients, states.gradients),
         optimiser=of_worst(states.optimiser, states.optimiser + states.update),
         activations=of_worst(activations, none),
         logits=of_worst(logits, none),
@@ -95,15 +101,20 @@ def block_activation_bytes(
     """Bytes that one block keeps of one micro-batch [n]: all but the scores, and the scores.
 
     Tensors of a tensor-parallel region after Korthikanti et al. 2022 (arXiv 2205.05198), section
-    4.2, for SwiGLU, rotary embeddings and grouped-query attention: queries and keys before and
-    after the rotation, values, the attention's output and its log-sum-exp (fp32); gate, up, the
-    activated gate and their product. Outside: residuals and norms, and the inputs of the two
-    regions, which stay whole with sequence parallelism.
+    4.2, for SwiGLU, rotary embeddings and grouped-query attention: queries and keys, values, the
+    attention's output and its log-sum-exp (fp32); gate and up. Some trainers also keep queries and
+    keys before their rotation, and the activated gate and its product with up. Outside: residuals
+    and norms, and the inputs of the two regions, which stay whole with sequence parallelism.
     """
     model, size = setting.model, columns.tensor_parallel
     tokens = columns.micro_batch_size * model.sequence_length
     hidden, grouped = model.hidden_size, model.num_key_value_heads * model.head_size
-    sharded = 2 * (hidden + grouped) + grouped + hidden + 4 * model.intermediate_size
+    sharded = (
+        constants["rotated_activations"] * (hidden + grouped)
+        + grouped
+        + hidden
+        + constants["gate_activations"] * model.intermediate_size
+    )
     norms = constants["plain_norm_activations"] * columns.plain_norm
     residual = constants["residual_activations"] + norms
     tensors = (
@@ -119,8 +130,9 @@ def block_activation_bytes(
 
 def _activations(
     columns: Columns, stages: Stages, setting: Setting, constants: Constants
-) -> tuple[Array, Array]:
-    """Activations and logits of each stage at the worst moment, in bytes [n, s].
+) -> tuple[Array, Array, Array]:
+    """Activations, those of the block at work, and logits of each stage at the worst moment, in
+    bytes [n, s].
 
     A recomputed block keeps its input for every micro-batch in flight, and the whole block only
     while its backward pass runs. What that pass needs for a moment takes the place of the logits,
@@ -136,7 +148,16 @@ def _activations(
         + constants["replicated_logit_bytes"]
         + constants["gathered_logit_bytes"] * (columns.tensor_parallel > 1)
     )
-    logits = (tokens * model.vocab_size * per_logit * setting.element_scale)[:, None] * stages.head
+    logits_at_once = tokens * model.vocab_size
+    if constants["logits_at_a_time"]:
+        most = constants["logits_at_a_time"] * columns.tensor_parallel
+        logits_at_once = np.minimum(logits_at_once, most)
+    loss = logits_at_once * per_logit * setting.element_scale
+    loss = loss + constants["loss_gradients"] * setting.element_bytes * (
+        2 * tokens * model.hidden_size
+        + model.vocab_size * model.hidden_size / columns.tensor_parallel
+    )
+    logits = loss[:, None] * stages.head
     held = stages.blocks * stages.in_flight
     recomputed = columns.recompute_block[:, None] > 0
     attention_recomputed = columns.recompute_attention[:, None] > 0
@@ -146,8 +167,8 @@ def _activations(
     blocks_at_work = constants["working_set"] + recomputed
     at_work = np.maximum(blocks_at_work * kept[:, None] * (stages.blocks > 0) - logits, 0)
     lost = 1 + constants["fragmentation"]
-    activations = np.where(recomputed, inputs_only, whole) + once + at_work
-    return activations * lost, logits * lost
+    activations = np.where(recomputed, inputs_only, whole) + once
+    return activations * lost, at_work * lost, logits * lost
 
 
 def _deepspeed_states(
@@ -157,7 +178,9 @@ def _deepspeed_states(
 
     Stages shard as in Rajbhandari et al. 2020, table 1, with these differences: weights that are
     gathered stay up to a limit of 10^9 (stage 3), bf16 makes an fp32 copy of the gradient shard to
-    update with, and buckets come on top. The pipeline engine is no different.
+    update with, stages 1 and 2 lay that shard out anew for it, and buckets come on top (twice while
+    the last one is reduced, which is over when the update begins). The first micro-batch's backward
+    pass makes the gradients. The pipeline engine is no different.
     """
     stage, replicas = columns.zero_stage[:, None], columns.data_parallel[:, None]
     element = setting.element_bytes
@@ -169,14 +192,18 @@ def _deepspeed_states(
     shard = np.where(stage >= 1, parameters / replicas, parameters)
     masters = np.where(stage >= 1, _MASTER_BYTES, 0)
     copies = (_MASTER_BYTES if mixed else 0) + np.where(stage >= 1, constants["update_bytes"], 0.0)
+    copies = copies + element * ((stage == 1) | (stage == 2))
     buckets = element * bucket * np.where(stage >= 3, 2, 1)
     return _States(
         weights=weights,
         gradients=gradients,
+        gradients_before=np.where(columns.micro_batches[:, None] > 1, gradients, 0.0),
         optimiser=(masters + _MOMENT_BYTES) * shard,
         update=copies * shard,
         buffers=buckets + gathered,
-        update_buffers=buckets + gathered,
+        update_buffers=np.where(
+            stage >= 3, buckets + gathered, np.maximum(2 * buckets - copies * shard, 0)
+        ),
     )
 
 
@@ -189,6 +216,7 @@ def _recorded_states(
     return _States(
         weights=2 * parameters,
         gradients=2 * parameters,
+        gradients_before=2 * parameters,
         optimiser=(_MASTER_BYTES + _MOMENT_BYTES) * shard,
         update=4 * shard,
         buffers=np.zeros_like(parameters),

@@ -159,21 +159,30 @@ def _attention(
     efficiency = columns.of_kernel(constants, "efficiency")
     score_traffic = columns.of_kernel(constants, "score_traffic")
     fused = score_traffic == 0
-    flops = 4 * tokens * model.sequence_length * model.hidden_size / columns.tensor_parallel
+    length = model.sequence_length
+    efficiency = efficiency * length / (length + columns.of_kernel(constants, "half_length"))
+    flops = 4 * tokens * length * model.hidden_size / columns.tensor_parallel
     forward = flops * np.where(fused, 0.5, 1.0) / (efficiency * setting.flops_per_second)
     backward = forward * np.where(fused, 2.5, 2.0)
-    scores = tokens * model.sequence_length * model.num_attention_heads / columns.tensor_parallel
+    scores = tokens * length * model.num_attention_heads / columns.tensor_parallel
     written = scores * score_traffic * setting.element_scale / setting.memory_bytes_per_second
     return forward + written / 3, backward + written * 2 / 3
 
 
 def _element_wise_bytes(columns: Columns, setting: Setting, constants: Constants) -> Array:
     """Traffic of a block's norms, residuals, rotations and gates per token, both directions."""
+    model = setting.model
     residual = constants["residual_traffic"] + constants["plain_norm_traffic"] * columns.plain_norm
     sharded = constants["sharded_traffic"] + columns.of_kernel(constants, "sharded_traffic")
-    bytes_per_unit = residual / columns.sequence_shards + sharded / columns.tensor_parallel
+    rotated = model.hidden_size + model.num_key_value_heads * model.head_size
+    in_region = (
+        sharded * model.hidden_size
+        + constants["rotation_traffic"] * rotated
+        + constants["gate_traffic"] * model.intermediate_size
+    )
     compiled = np.where(columns.compiled > 0, constants["compiled_traffic"], 1.0)
-    return bytes_per_unit * setting.model.hidden_size * compiled * setting.element_scale
+    outside = residual * model.hidden_size / columns.sequence_shards
+    return (outside + in_region / columns.tensor_parallel) * compiled * setting.element_scale
 
 
 def _tensor_parallel(
@@ -269,11 +278,12 @@ def _data_parallel(
 def _optimiser(
     columns: Columns, parameters: Array, setting: Setting, constants: Constants
 ) -> Array:
-    """AdamW over the rank's share of the states, and 8 bytes for each of its parameters besides:
-    the gradient norm, and writing the weights (not sharded here: next to nothing)."""
+    """AdamW over the rank's share of the states, what each of its parameters needs besides, and the
+    gradients of every micro-batch after the first, which are added up."""
     shards = np.where(columns.zero_stage > 0, columns.data_parallel, 1)
-    traffic = parameters * (constants["optimizer_traffic"] / shards + 8)
-    return traffic / setting.memory_bytes_per_second
+    added = constants["accumulation_traffic"] * setting.element_scale * (columns.micro_batches - 1)
+    traffic = constants["optimizer_traffic"] / shards + constants["gradient_traffic"] + added
+    return parameters * traffic / setting.memory_bytes_per_second
 
 
 def _largest_share_of_parameters(stages: Stages, columns: Columns, setting: Setting) -> Array:

@@ -1,8 +1,8 @@
 """The global gradient norm and clipping by it, without waiting for the device.
 
-DeepSpeed's own converts every gradient to fp64 on the way (for the largest weight a temporary tensor
-of 8 bytes per element) and asks the device three times per step whether a number is infinite. This
-one reads the fp32 gradients that the optimiser is about to use, once.
+DeepSpeed's own converts every gradient to fp64 on the way (8 bytes per element of the largest
+weight) and asks the device three times per step whether a number is infinite. This one reads the
+fp32 gradients that the optimiser is about to use, once.
 """
 
 from typing import Any

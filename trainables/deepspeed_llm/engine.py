@@ -103,7 +103,7 @@ class _PlainEngine:
             enabled=build.layout.zero_stage == 3,
         ):
             model = Llama(build)
-        optimizer = _optimizer(model, build.device)
+        optimizer = _optimizer(model)
         self._norm = None
         if clips_itself(build.layout, precision, config):
             self._norm = ClippedNorm(optimizer, mesh.grid.get_model_parallel_group())
@@ -144,7 +144,7 @@ class _PipelineEngine:
             loss_fn=lambda hidden, targets: module.forward_funcs[-1].lm_head(hidden, targets),
             partition_method="type:Block",
         )
-        optimizer = _optimizer(module, build.device)
+        optimizer = _optimizer(module)
         self._norm = None
         if clips_itself(build.layout, precision, config):
             self._norm = ClippedNorm(optimizer, module._grid.get_model_parallel_group())
@@ -164,14 +164,14 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
     yield from zip(tokens.split(size), targets.split(size), strict=True)
 
 
-def _optimizer(model: nn.Module, device: torch.device) -> torch.optim.AdamW:
+def _optimizer(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         model.parameters(),
         lr=_LEARNING_RATE,
         betas=_BETAS,
         eps=_EPSILON,
         weight_decay=_WEIGHT_DECAY,
-        fused=device.type == "cuda",
+        fused=True,
     )
 
 
