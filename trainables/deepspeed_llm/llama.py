@@ -125,7 +125,6 @@ class Attention(nn.Module):
         model = build.model
         self.parallel = build.parallel
         self.head_size = model.head_size
-        self.rope_theta = model.rope_theta
         self.recompute = build.layout.activation_checkpointing == "selective"
         self.attend = attention(build.layout.attention_kernel)
         hidden, grouped = model.hidden_size, model.num_key_value_heads * model.head_size
@@ -137,9 +136,7 @@ class Attention(nn.Module):
             build, f"{name}.o_proj", (hidden, hidden), shard=1, std=_output_std(model)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        length = x.shape[0]
-        cosine, sine = rotary_table(length, self.head_size, self.rope_theta, x.device, x.dtype)
+    def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         query = self._by_head(rotate(self._heads(self.q_proj(x)), cosine, sine))
         key = self._by_head(rotate(self._heads(self.k_proj(x)), cosine, sine))
         value = self._by_head(self._heads(self.v_proj(x)))
@@ -190,6 +187,7 @@ class Block(nn.Module):
         name = f"model.layers.{index}"
         self.parallel = build.parallel
         self.recompute = build.layout.activation_checkpointing == "full"
+        self.model = build.model
         self.input_layernorm = RmsNorm(build)
         self.self_attn = Attention(build, f"{name}.self_attn")
         self.post_attention_layernorm = RmsNorm(build)
@@ -197,13 +195,17 @@ class Block(nn.Module):
         self.run = torch.compile(self._run) if build.layout.torch_compile else self._run
 
     def forward(self, x: Tensor) -> Tensor:
+        # Made outside of what is compiled, which would make it anew in every block.
+        length, head_size = self.model.sequence_length, self.model.head_size
+        table = rotary_table(length, head_size, self.model.rope_theta, x.device, x.dtype)
         if self.recompute and torch.is_grad_enabled():
-            recomputed: Tensor = checkpoint(self.run, x, use_reentrant=False)
+            recomputed: Tensor = checkpoint(self.run, x, *table, use_reentrant=False)
             return recomputed
-        return self.run(x)
+        return self.run(x, *table)
 
-    def _run(self, x: Tensor) -> Tensor:
-        attended = self.self_attn(self.parallel.enter(self.input_layernorm(x)))
+    def _run(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        normed = self.parallel.enter(self.input_layernorm(x))
+        attended = self.self_attn(normed, cosine, sine)
         x = x + self.parallel.leave(attended)
         transformed = self.mlp(self.parallel.enter(self.post_attention_layernorm(x)))
         return x + self.parallel.leave(transformed)
