@@ -18,7 +18,7 @@ Nodes = Sequence[Mapping[str, Any]]
 """Descriptions of nodes, as `autotune.nodes.inspect_nodes` gives them."""
 
 # What a step time depends on; our own code is not among it, nor which machine it is.
-_SAME_CLUSTER = ("accelerator", "driver", "torch", "deepspeed", "python", "flash_attn")
+_SAME_CLUSTER = ("accelerator", "driver", "torch", "deepspeed", "python", "missing_kernels")
 
 
 def fitted_to_nodes(console: Console, request: Request, nodes: Nodes) -> Request:
@@ -40,7 +40,7 @@ def differences(directory: Path, nodes: Nodes) -> list[str]:
     return [
         f"{what} was {before[0].get(what)}, is {nodes[0].get(what)}"
         for what in _SAME_CLUSTER
-        if before[0].get(what) != nodes[0].get(what)
+        if what in before[0] and before[0][what] != nodes[0].get(what)
     ]
 
 
@@ -60,17 +60,26 @@ def _with_actual_device(console: Console, request: Request, nodes: Nodes) -> Req
 
 
 def _with_installed_kernels(console: Console, request: Request, nodes: Nodes) -> Request:
-    """Leave flash-attn out of the space where a node does not have it."""
+    """Leave out of the space the kernels that a node does not have, or cannot load."""
     kernels = request.space.attention_kernel
-    missing = [node["address"] for node in nodes if not node["flash_attn"]]
     usable = request.space.cluster.device.attention_kernels
-    if "flash_attn" not in kernels or "flash_attn" not in usable or not missing:
+    left = list(kernels)
+    for node in nodes:
+        for kernel, reason in node["missing_kernels"].items():
+            if kernel not in left or kernel not in usable:
+                continue
+            if len(left) == 1:
+                raise InputError(f"attention_kernel {kernel} {reason} on node {node['address']}")
+            left.remove(kernel)
+            console.print(
+                f"{kernel} {reason} on node {node['address']}: left out",
+                soft_wrap=True,
+                markup=False,
+                highlight=False,
+            )
+    if len(left) == len(kernels):
         return request
-    if kernels == ("flash_attn",):
-        raise InputError(f"attention_kernel flash_attn is not installed on node {missing[0]}")
-    console.print(f"flash_attn is not installed on node {missing[0]}: left out", highlight=False)
-    left = tuple(kernel for kernel in kernels if kernel != "flash_attn")
-    space = request.space.replaced({"attention_kernel": left}, what="attention_kernel")
+    space = request.space.replaced({"attention_kernel": tuple(left)}, what="attention_kernel")
     return dataclasses.replace(request, space=space)
 
 

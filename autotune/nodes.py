@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.util
 import platform
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -15,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autotune.cluster import Cluster
 from autotune.errors import ClusterTooSmall, NodeCheckFailed, first_line
+from autotune.installed_kernels import MODULES, why_not_installed
 from autotune.local_devices import too_small
 
 VIRTUAL_DEVICE = "virtual_device"
@@ -150,7 +150,7 @@ def _describe_node() -> dict[str, Any]:
 
 
 def describe_this_node() -> dict[str, Any]:
-    """Versions of what must agree between nodes, without importing any of it."""
+    """Versions of what must agree between nodes, and which kernels are missing and why."""
     driver = Path("/proc/driver/nvidia/version")
     return {
         "host": platform.node(),
@@ -158,7 +158,9 @@ def describe_this_node() -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in _PACKAGES_THAT_MUST_AGREE},
         "driver": driver.read_text().splitlines()[0] if driver.exists() else None,
         "code": code_fingerprint(),
-        "flash_attn": importlib.util.find_spec("flash_attn") is not None,
+        "missing_kernels": {
+            kernel: reason for kernel in MODULES if (reason := why_not_installed(kernel))
+        },
     }
 
 

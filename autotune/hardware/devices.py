@@ -15,7 +15,14 @@ from autotune.errors import InputError, validated
 from autotune.model import Name, PositiveFloat, PositiveInt, json_object
 
 AttentionKernel = Literal[
-    "math", "sdpa_flash", "sdpa_cudnn", "flash_attn", "megatron", "flash1", "flash2"
+    "math",
+    "sdpa_flash",
+    "sdpa_cudnn",
+    "flash_attn",
+    "flash_attn_4",
+    "megatron",
+    "flash1",
+    "flash2",
 ]
 """What computes attention. The last three are only found in recorded runs: Megatron's fused
 softmax and the two FlashAttention versions of 2023."""
@@ -56,7 +63,7 @@ class Device:
     multiprocessors: PositiveInt | None = None
     """Units that each compute one tile of a matrix product, null where it is not known."""
     attention_kernels: tuple[AttentionKernel, ...]
-    """What can compute attention there (flash_attn only where it is installed)."""
+    """What can compute attention there (flash_attn, flash_attn_4: only where installed)."""
     ray_accelerator_types: tuple[str, ...] = ()
     """Ray's names for it (resource `accelerator_type:NAME`)."""
     source: str

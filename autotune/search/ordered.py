@@ -10,7 +10,16 @@ from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import NOTHING_LEFT, Observation
 
 # Fastest first, as far as the paper's figures and the kernels' own publications say.
-_KERNELS = ("flash_attn", "flash2", "sdpa_cudnn", "sdpa_flash", "flash1", "megatron", "math")
+_KERNELS = (
+    "flash_attn_4",
+    "flash_attn",
+    "flash2",
+    "sdpa_cudnn",
+    "sdpa_flash",
+    "flash1",
+    "megatron",
+    "math",
+)
 _ZERO_STAGES = (1, 2, 3, 0)
 _CHECKPOINTING = ("none", "selective", "full")
 

@@ -48,6 +48,11 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "gpu", "cpu"]), default="auto")
 @click.option("--gpu", metavar="NAME", help="Name of the GPU, for its peak (MFU).")
+@click.option(
+    "--share-gpus",
+    is_flag=True,
+    help="Let ranks share GPUs, over gloo: to try a layout out, not to time it.",
+)
 @click.option("--deepspeed-config", metavar="FILE", help="Use this instead of the layout's own.")
 @click.option("--trial-timeout", type=SECONDS, metavar="SECONDS")
 def main(**options: Any) -> int:
@@ -117,6 +122,7 @@ def _spec(
     seed: int,
     device: str,
     gpu: str | None,
+    share_gpus: bool,
     trial_timeout: float | None,
     deepspeed_config: str | None,
 ) -> TrialSpec:
@@ -139,7 +145,10 @@ def _spec(
     if _under_torchrun():
         _check_torchrun(world_size)
     elif hardware.kind == "gpu" and world_size > (gpus := len(list(_GPUS.glob("*")))):
-        raise InputError(f"layout: needs {world_size} GPUs, this machine has {gpus}")
+        if not share_gpus or not gpus:
+            raise InputError(f"layout: needs {world_size} GPUs, this machine has {gpus}")
+        if the_layout.pipeline_parallel > 1:
+            raise InputError("--share-gpus must be without pipeline stages: gloo cannot send them")
     check_data(data, synthetic=synthetic_data, model=the_model)
     cluster = {"gpus_per_node": world_size, "device": hardware, "memory_gib": memory_gib}
     return TrialSpec(

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainables.deepspeed_llm.preload import import_what_ranks_need
+from trainables.deepspeed_llm.preload import cuda_is_untouched, import_what_ranks_need
 from trainables.deepspeed_llm.rank_log import RankLog
 
 _PR_SET_PDEATHSIG = 1
@@ -235,6 +235,8 @@ def main() -> None:
     events_fd = int(sys.argv[1])
     os.set_inheritable(events_fd, False)
     import_what_ranks_need()
+    if not cuda_is_untouched():
+        sys.exit("an import has initialised CUDA, which forked ranks could not use then")
     gc.collect()
     gc.freeze()  # keeps the collector from copying the parent's pages in every rank
     HostProcess(events_fd).serve()

@@ -1,5 +1,6 @@
 """The one place where a layout's kernel names become calls."""
 
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autotune.hardware import AttentionKernel
+from autotune.installed_kernels import MODULES, InstalledKernel
 from autotune.layout import RmsnormKernel
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -21,9 +23,9 @@ _BACKENDS = {
 
 
 def attention(kernel: AttentionKernel) -> Attention:
-    """Causal attention by that kernel; an unfit kernel fails loudly at the first call."""
-    if kernel == "flash_attn":
-        return _flash_attn
+    """Causal attention by that kernel; one that is missing or unfit fails loudly."""
+    if kernel == "flash_attn" or kernel == "flash_attn_4":
+        return _flash_attn(kernel)
     backend = _BACKENDS[kernel]
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -36,12 +38,17 @@ def attention(kernel: AttentionKernel) -> Attention:
     return attend
 
 
-def _flash_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    from flash_attn import flash_attn_func
+def _flash_attn(kernel: InstalledKernel) -> Attention:
+    flash_attn_func = importlib.import_module(MODULES[kernel]).flash_attn_func
 
-    batch_first = (x.transpose(1, 2) for x in (query, key, value))
-    attended: Tensor = flash_attn_func(*batch_first, causal=True)
-    return attended.transpose(1, 2)
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batch_first = (x.transpose(1, 2) for x in (query, key, value))
+        found = flash_attn_func(*batch_first, causal=True)
+        # Version 4 also returns the log-sum-exp.
+        attended: Tensor = found[0] if isinstance(found, tuple) else found
+        return attended.transpose(1, 2)
+
+    return attend
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, kernel: RmsnormKernel) -> Tensor:

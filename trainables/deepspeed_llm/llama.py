@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +118,15 @@ def rotary_table(
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Call the function, and again in the backward pass instead of keeping what it needs there.
+
+    Nothing here draws random numbers: saving their state would wait for the device.
+    """
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention; heads are sharded over the tensor-parallel ranks."""
 
@@ -141,7 +151,7 @@ class Attention(nn.Module):
         key = self._by_head(rotate(self._heads(self.k_proj(x)), cosine, sine))
         value = self._by_head(self._heads(self.v_proj(x)))
         if self.recompute and torch.is_grad_enabled():
-            attended = checkpoint(self.attend, query, key, value, use_reentrant=False)
+            attended = recomputed(self.attend, query, key, value)
         else:
             attended = self.attend(query, key, value)
         # Batch-first, as fused kernels write their output: sequence-first would be a copy to keep.
@@ -199,8 +209,7 @@ class Block(nn.Module):
         length, head_size = self.model.sequence_length, self.model.head_size
         table = rotary_table(length, head_size, self.model.rope_theta, x.device, x.dtype)
         if self.recompute and torch.is_grad_enabled():
-            recomputed: Tensor = checkpoint(self.run, x, *table, use_reentrant=False)
-            return recomputed
+            return recomputed(self.run, x, *table)
         return self.run(x, *table)
 
     def _run(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Import everything that a rank needs, before its memory is limited and its clock runs."""
 
 import contextlib
+import ctypes
 import importlib
 
 # What ranks would otherwise import one by one, several seconds each, or charged to their layout.
@@ -21,6 +22,19 @@ _MODULES = (
     "trainables.deepspeed_llm.rank",
     "trainables.deepspeed_llm.rank_process",
 )
+
+
+_NOT_INITIALISED = 3  # CUDA_ERROR_NOT_INITIALIZED
+
+
+def cuda_is_untouched() -> bool:
+    """Whether CUDA has not been initialised in this process: only then can forked ranks use it."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return True  # there is no driver
+    status: int = driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int()))
+    return status == _NOT_INITIALISED
 
 
 def import_what_ranks_need() -> None:

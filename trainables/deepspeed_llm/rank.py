@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -44,9 +45,11 @@ class Place:
 def process_group(place: Place, device_kind: str) -> Iterator[torch.device]:
     """Join the other ranks; yields this rank's device."""
     if device_kind == "gpu":
-        device = torch.device("cuda", place.local_rank)
+        gpus, ranks_here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+        device = torch.device("cuda", place.local_rank % gpus)
         torch.cuda.set_device(device)
-        backend = "nccl"
+        # NCCL refuses two ranks on one GPU; gloo copies through the host.
+        backend = "nccl" if ranks_here <= gpus else "gloo"
     else:
         device = torch.device("cpu")
         torch.set_num_threads(1)

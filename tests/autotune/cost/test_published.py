@@ -165,8 +165,8 @@ def test_sharded_states_are_those_of_zero(stage: int, published_gb: float) -> No
 
 
 def test_the_update_needs_two_copies_of_the_ranks_gradients() -> None:
-    # Short sequences: the peak is in the update, where the shard's gradients in one piece (bf16) and
-    # once more in fp32 come to Adam's 12 bytes.
+    # Short sequences: the peak is in the update, where the shard's gradients in one piece (bf16)
+    # and once more in fp32 come to Adam's 12 bytes.
     short = dataclasses.replace(SEVEN_AND_A_HALF_BILLION, sequence_length=16)
     found = CostModel(short, "bf16", on(64)).estimate([Layout(data_parallel=64)])
     assert found.memory.activations[0] == 0

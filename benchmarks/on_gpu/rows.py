@@ -1,0 +1,224 @@
+"""Which shapes and layouts are measured: a centre, one factor at a time, corners, and the edge.
+
+The edge is where the cost model expects the memory to end: of every edge shape one row has the most
+layers that are predicted to fit, and one has a layer more.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from autotune.cluster import Cluster
+from autotune.cost.model import CostModel
+from autotune.hardware import Device
+from autotune.layout import Layout, layout_from_mapping
+from autotune.model import Model
+from autotune.space import precision_on
+from trainables.deepspeed_llm.pointwise import SWITCH
+
+# Tensors of a width: hidden size, feed-forward size, heads, key-value heads.
+WIDTHS = {
+    "7b": (4096, 11008, 32, 32),
+    "13b": (5120, 13824, 40, 40),
+    "30b": (6656, 17920, 52, 52),
+    "70b": (8192, 28672, 64, 8),
+    "small": (64, 192, 4, 2),
+}
+_MOST_LAYERS = 8
+_SHARE_AWAY_FROM_THE_EDGE = 0.7
+_CENTRE = {"width": "13b", "vocab_size": 32_000, "sequence_length": 4096, "micro_batch_size": 4}
+_SMALL_CENTRE = {"width": "small", "vocab_size": 512, "sequence_length": 64, "micro_batch_size": 4}
+_EAGER: Mapping[str, str] = MappingProxyType({SWITCH: "eager"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One shape in one layout on one device."""
+
+    name: str
+    """Unique; says what is different from the centre."""
+    group: str
+    """centre, factor, corner, edge, again or cross."""
+    model: Model
+    layout: Layout
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """For the rank, on top of its own."""
+
+
+class Planner:
+    """Rows for one device, whose memory decides how many layers a row has."""
+
+    def __init__(self, device: Device, memory_gib: float | None = None) -> None:
+        """`memory_gib`: the rank's budget, where it is not the device's memory."""
+        self._cluster = Cluster(nodes=1, gpus_per_node=1, device=device, memory_gib=memory_gib)
+        self.precision = precision_on(device.kind)
+        self.kernels = device.attention_kernels
+
+    def rows(self, *, full: bool = False) -> list[Row]:
+        """The rows of a GPU, in the order of their worth; `full` has the whole cross."""
+        if full:
+            return list(self._cross())
+        rows = [self._row("centre", "centre", _CENTRE)]
+        rows += [self._row(name, "factor", _CENTRE, change) for name, change in _factors()]
+        rows += [
+            self._row(name, "edge", shape, extra_layers=extra)
+            for name, shape in _edges()
+            for extra in (0, 1)
+        ]
+        rows += [self._row(name, "corner", shape) for name, shape in _corners()]
+        rows.append(self._row("centre again, after everything", "again", _CENTRE))
+        kernels = {row.layout.attention_kernel for row in rows}
+        assert len(rows) <= 60 and len({row.name for row in rows}) == len(rows), kernels
+        return rows
+
+    def small_rows(self) -> list[Row]:
+        """The same on CPUs in seconds: every mechanism once, a real out-of-memory among them."""
+        changes: list[tuple[str, dict[str, Any]]] = [
+            ("attention=math", {"attention_kernel": "math"}),
+            ("rmsnorm=plain", {"rmsnorm_kernel": "plain"}),
+            ("checkpointing=full", {"activation_checkpointing": "full"}),
+            ("accumulation=4", {"accumulation": 4, "micro_batch_size": 1}),
+            ("element-wise=eager", {"environment": _EAGER}),
+        ]
+        edge = {**_SMALL_CENTRE, "micro_batch_size": 64, "sequence_length": 256}
+        return [
+            self._row("centre", "centre", _SMALL_CENTRE),
+            *(self._row(name, "factor", _SMALL_CENTRE, change) for name, change in changes),
+            self._row("beyond the edge", "edge", edge, extra_layers=20),
+            self._row("centre again, after everything", "again", _SMALL_CENTRE),
+        ]
+
+    def _cross(self) -> Iterator[Row]:
+        axes: dict[str, Sequence[Any]] = {
+            "width": ("7b", "13b", "30b", "70b"),
+            "vocab_size": (32_000, 128_256),
+            "sequence_length": (2048, 4096, 8192),
+            "micro_batch_size": (1, 2, 4, 8),
+            "attention_kernel": ("sdpa_flash", "sdpa_cudnn", "flash_attn", "flash_attn_4"),
+            "rmsnorm_kernel": ("fused", "plain"),
+            "activation_checkpointing": ("none", "selective", "full"),
+        }
+        for values in itertools.product(*axes.values()):
+            shape = dict(zip(axes, values, strict=True))
+            yield self._row(" ".join(map(str, values)), "cross", shape)
+
+    def _row(
+        self,
+        name: str,
+        group: str,
+        shape: Mapping[str, Any],
+        change: Mapping[str, Any] = MappingProxyType({}),
+        extra_layers: int | None = None,
+    ) -> Row:
+        """`extra_layers` beyond those that are predicted to fit; None: well within the memory."""
+        values = {**shape, **change}
+        width = values.pop("width")
+        environment = values.pop("environment", {})
+        batch = values["micro_batch_size"] * values.pop("accumulation", 1)
+        sizes = {key: values.pop(key) for key in ("vocab_size", "sequence_length")}
+
+        def model(layers: int) -> Model:
+            return self._model(width, layers, global_batch_size=batch, **sizes)
+
+        layout = layout_from_mapping(values, model(1))
+        if extra_layers is None:
+            fitting = self._layers_within(model, layout, _SHARE_AWAY_FROM_THE_EDGE)
+            layers = max(1, min(_MOST_LAYERS, fitting))
+        else:
+            layers = max(1, self._layers_within(model, layout, 1.0) + extra_layers)
+            name = f"edge: {name}, {layers} layers"
+        return Row(
+            name=name, group=group, model=model(layers), layout=layout, environment=environment
+        )
+
+    def _model(self, width: str, layers: int, **sizes: int) -> Model:
+        hidden, inner, heads, key_value_heads = WIDTHS[width]
+        return Model(
+            num_hidden_layers=layers,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_attention_heads=heads,
+            num_key_value_heads=key_value_heads,
+            **sizes,
+        )
+
+    def _layers_within(self, model: Any, layout: Layout, share: float) -> int:
+        """The most layers whose predicted peak is at most that share of the memory."""
+        layers = 0
+        while self._predicted_share(model(layers + 1), layout) <= share:
+            layers += 1
+        return layers
+
+    def _predicted_share(self, model: Model, layout: Layout) -> float:
+        found = CostModel(model, self.precision, self._cluster).estimate([layout])
+        return float(found.peak_memory_gib[0]) / found.capacity_gib
+
+
+def _factors() -> list[tuple[str, dict[str, Any]]]:
+    """One thing changed at a time; a change of the sequence keeps the tokens."""
+    return [
+        ("attention=sdpa_cudnn", {"attention_kernel": "sdpa_cudnn"}),
+        ("attention=flash_attn_4", {"attention_kernel": "flash_attn_4"}),
+        ("attention=flash_attn", {"attention_kernel": "flash_attn"}),
+        ("attention=math", {"attention_kernel": "math", "micro_batch_size": 1}),
+        ("sequence=2048", {"sequence_length": 2048, "micro_batch_size": 8}),
+        ("sequence=8192", {"sequence_length": 8192, "micro_batch_size": 2}),
+        ("compiled", {"torch_compile": True}),
+        ("element-wise=eager", {"environment": _EAGER}),
+        ("accumulation=4", {"accumulation": 4}),
+        ("rmsnorm=plain", {"rmsnorm_kernel": "plain"}),
+        ("checkpointing=selective", {"activation_checkpointing": "selective"}),
+        ("checkpointing=full", {"activation_checkpointing": "full"}),
+        ("vocabulary=128k", {"vocab_size": 128_256}),
+        ("width=7b", {"width": "7b"}),
+        ("width=30b", {"width": "30b"}),
+        ("width=70b", {"width": "70b"}),
+        ("micro-batch=1", {"micro_batch_size": 1}),
+        ("micro-batch=2", {"micro_batch_size": 2}),
+        ("micro-batch=8", {"micro_batch_size": 8}),
+        ("compiled, width=7b", {"torch_compile": True, "width": "7b"}),
+        ("compiled, width=70b", {"torch_compile": True, "width": "70b"}),
+    ]
+
+
+def _shape(width: str, vocabulary: int, length: int, size: int, **more: Any) -> dict[str, Any]:
+    return {
+        "width": width,
+        "vocab_size": vocabulary,
+        "sequence_length": length,
+        "micro_batch_size": size,
+        **more,
+    }
+
+
+def _edges() -> list[tuple[str, dict[str, Any]]]:
+    full, selective = ({"activation_checkpointing": kind} for kind in ("full", "selective"))
+    return [
+        ("7b 2k x 8", _shape("7b", 32_000, 2048, 8)),
+        ("13b 4k x 4", _shape("13b", 32_000, 4096, 4)),
+        ("30b 4k x 2", _shape("30b", 32_000, 4096, 2)),
+        ("70b 4k x 1, 128k", _shape("70b", 128_256, 4096, 1)),
+        ("7b 4k x 4, 128k", _shape("7b", 128_256, 4096, 4)),
+        ("13b 8k x 2, 128k", _shape("13b", 128_256, 8192, 2)),
+        ("7b 8k x 1, full", _shape("7b", 32_000, 8192, 1, **full)),
+        ("30b 2k x 4, full", _shape("30b", 32_000, 2048, 4, **full)),
+        ("13b 2k x 4, plain", _shape("13b", 32_000, 2048, 4, rmsnorm_kernel="plain")),
+        ("7b 4k x 2, selective", _shape("7b", 32_000, 4096, 2, **selective)),
+    ]
+
+
+def _corners() -> list[tuple[str, dict[str, Any]]]:
+    cudnn, compiled = {"attention_kernel": "sdpa_cudnn"}, {"torch_compile": True}
+    full = {"activation_checkpointing": "full"}
+    return [
+        ("13b 2k x 8, cudnn", _shape("13b", 32_000, 2048, 8, **cudnn)),
+        ("13b 8k x 2, cudnn", _shape("13b", 32_000, 8192, 2, **cudnn)),
+        ("7b 8k x 1, cudnn, 128k", _shape("7b", 128_256, 8192, 1, **cudnn)),
+        ("70b 8k x 2, cudnn", _shape("70b", 32_000, 8192, 2, **cudnn)),
+        ("70b 2k x 1, plain", _shape("70b", 128_256, 2048, 1, rmsnorm_kernel="plain")),
+        ("7b 2k x 1, full", _shape("7b", 32_000, 2048, 1, **full)),
+        ("30b 8k x 1, full, cudnn", _shape("30b", 128_256, 8192, 1, **full, **cudnn)),
+        ("13b 4k x 4, cudnn, compiled", _shape("13b", 32_000, 4096, 4, **compiled, **cudnn)),
+    ]

@@ -1,0 +1,83 @@
+"""Section 1: rows trained by the worker itself, as a trial would."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autotune.cluster import Cluster
+from autotune.hardware import Device
+from autotune.measurement import measure
+from autotune.space import precision_on
+from autotune.trial import Ended, StepReport, TrialSpec, to_json
+from benchmarks.on_gpu.rows import Row
+from trainables.deepspeed_llm.host import LocalHost
+from trainables.deepspeed_llm.launch import DeepSpeedLlm
+
+WARMUP_STEPS = 2
+_MEASURED_STEPS = 3
+_ROW_SECONDS = 60.0
+_COMPILED_ROW_SECONDS = 180.0
+
+
+class Worker:
+    """One host process for each environment that rows ask for, kept while it lasts."""
+
+    def __init__(self, device: Device, memory_gib: float | None, logs: Path) -> None:
+        self._device, self._logs = device, logs
+        self._cluster = Cluster(nodes=1, gpus_per_node=1, device=device, memory_gib=memory_gib)
+        self._hosts: dict[tuple[tuple[str, str], ...], LocalHost] = {}
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for host in self._hosts.values():
+            host.close()
+
+    def train(self, row: Row) -> dict[str, Any]:
+        """Train a row and say what came of it; every outcome is a result."""
+        environment = tuple(sorted(row.environment.items()))
+        trainable = DeepSpeedLlm(device_kind=self._device.kind, env=dict(environment))
+        if environment not in self._hosts:
+            self._hosts[environment] = LocalHost(
+                device_kind=self._device.kind, env=dict(environment)
+            )
+        log_dir = self._logs / row.name.replace("/", "-").replace(" ", "_")
+        log_dir.mkdir(parents=True, exist_ok=True)
+        spec = TrialSpec(
+            trial_id=row.name,
+            layout=row.layout,
+            model=row.model,
+            cluster=self._cluster,
+            precision=precision_on(self._device.kind),
+            warmup_steps=WARMUP_STEPS,
+            measured_steps=_MEASURED_STEPS,
+            log_dir=str(log_dir),
+            synthetic_data=True,
+            trial_timeout_seconds=(
+                _COMPILED_ROW_SECONDS if row.layout.torch_compile else _ROW_SECONDS
+            ),
+        )
+        began = time.monotonic()
+        *steps, ended = trainable.run(spec, [self._hosts[environment]])
+        assert isinstance(ended, Ended)
+        reports = [step for step in steps if isinstance(step, StepReport)]
+        return {
+            "group": row.group,
+            "model": to_json(row.model),
+            "layout": to_json(row.layout),
+            "environment": dict(environment),
+            "outcome": str(ended.outcome),
+            "reason": ended.reason,
+            "startup_seconds": ended.startup_seconds,
+            "wall_seconds": time.monotonic() - began,
+            "all_step_seconds": [step.step_seconds for step in reports],
+            "peak_reserved_gib": _most_reserved(reports),
+            **to_json(measure(spec, reports)),  # type: ignore[dict-item]
+        }
+
+
+def _most_reserved(steps: Sequence[StepReport]) -> float | None:
+    reserved = [rank.peak_reserved_gib for step in steps for rank in step.ranks]
+    return max((some for some in reserved if some is not None), default=None)
