@@ -30,6 +30,7 @@ _MOST_LAYERS = 8
 _SHARE_AWAY_FROM_THE_EDGE = 0.7
 _CENTRE = {"width": "13b", "vocab_size": 32_000, "sequence_length": 4096, "micro_batch_size": 4}
 _SMALL_CENTRE = {"width": "small", "vocab_size": 512, "sequence_length": 64, "micro_batch_size": 4}
+_COMPILED_PAIRS = (0, 3)
 _EAGER: Mapping[str, str] = MappingProxyType({SWITCH: "eager"})
 
 
@@ -45,6 +46,10 @@ class Row:
     layout: Layout
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """For the rank, on top of its own."""
+
+
+Contender = tuple[str, Row | None]
+"""Who trains a shape: a row of ours by any name, or a peer of that name."""
 
 
 class Planner:
@@ -82,13 +87,39 @@ class Planner:
             ("accumulation=4", {"accumulation": 4, "micro_batch_size": 1}),
             ("element-wise=eager", {"environment": _EAGER}),
         ]
-        edge = {**_SMALL_CENTRE, "micro_batch_size": 64, "sequence_length": 256}
+        edge = {**_SMALL_CENTRE, "micro_batch_size": 16, "sequence_length": 256}
         return [
             self._row("centre", "centre", _SMALL_CENTRE),
             *(self._row(name, "factor", _SMALL_CENTRE, change) for name, change in changes),
             self._row("beyond the edge", "edge", edge, extra_layers=20),
             self._row("centre again, after everything", "again", _SMALL_CENTRE),
         ]
+
+    def side_by_side(self, *, small: bool = False) -> list[tuple[str, list[Contender]]]:
+        """Shapes, and who trains them: rows of ours, and Hugging Face's Llama as it is or compiled.
+
+        Compiling takes half a minute each: only some shapes are compiled.
+        """
+        if small:
+            ours = self._row("ours sdpa_flash", "pair", _SMALL_CENTRE)
+            return [("small", [("ours sdpa_flash", ours), ("hugging_face", None)])]
+        found = []
+        for number, (name, shape) in enumerate(_pairs()):
+            changes: dict[str, dict[str, Any]] = {
+                "ours sdpa_flash": {},
+                "ours sdpa_cudnn": {"attention_kernel": "sdpa_cudnn"},
+            }
+            if number in _COMPILED_PAIRS:
+                changes["ours compiled"] = {"torch_compile": True, **changes["ours sdpa_cudnn"]}
+            contenders: list[Contender] = [
+                (who, self._row(f"{name}: {who}", "pair", {**shape, "accumulation": 2}, change))
+                for who, change in changes.items()
+            ]
+            contenders.append(("hugging_face", None))
+            if number in _COMPILED_PAIRS:
+                contenders.append(("hugging_face_compiled", None))
+            found.append((name, contenders))
+        return found
 
     def _cross(self) -> Iterator[Row]:
         axes: dict[str, Sequence[Any]] = {
@@ -194,18 +225,31 @@ def _shape(width: str, vocabulary: int, length: int, size: int, **more: Any) -> 
 
 
 def _edges() -> list[tuple[str, dict[str, Any]]]:
-    full, selective = ({"activation_checkpointing": kind} for kind in ("full", "selective"))
+    full, plain = {"activation_checkpointing": "full"}, {"rmsnorm_kernel": "plain"}
     return [
-        ("7b 2k x 8", _shape("7b", 32_000, 2048, 8)),
+        # Activations decide where the memory ends,
+        ("7b 8k x 8", _shape("7b", 32_000, 8192, 8)),
+        ("13b 8k x 4, 128k", _shape("13b", 128_256, 8192, 4)),
+        ("30b 4k x 8", _shape("30b", 32_000, 4096, 8)),
+        ("70b 8k x 2", _shape("70b", 32_000, 8192, 2)),
+        ("13b 4k x 8, plain", _shape("13b", 32_000, 4096, 8, **plain)),
+        ("7b 2k x 8, accumulation", _shape("7b", 32_000, 2048, 8, accumulation=2)),
+        # or what the optimiser needs while it updates.
         ("13b 4k x 4", _shape("13b", 32_000, 4096, 4)),
-        ("30b 4k x 2", _shape("30b", 32_000, 4096, 2)),
         ("70b 4k x 1, 128k", _shape("70b", 128_256, 4096, 1)),
-        ("7b 4k x 4, 128k", _shape("7b", 128_256, 4096, 4)),
-        ("13b 8k x 2, 128k", _shape("13b", 128_256, 8192, 2)),
         ("7b 8k x 1, full", _shape("7b", 32_000, 8192, 1, **full)),
         ("30b 2k x 4, full", _shape("30b", 32_000, 2048, 4, **full)),
-        ("13b 2k x 4, plain", _shape("13b", 32_000, 2048, 4, rmsnorm_kernel="plain")),
-        ("7b 4k x 2, selective", _shape("7b", 32_000, 4096, 2, **selective)),
+    ]
+
+
+def _pairs() -> list[tuple[str, dict[str, Any]]]:
+    return [
+        ("13b 4k x 4", _shape("13b", 32_000, 4096, 4)),
+        ("13b 2k x 8", _shape("13b", 32_000, 2048, 8)),
+        ("13b 8k x 2", _shape("13b", 32_000, 8192, 2)),
+        ("7b 4k x 2, 128k", _shape("7b", 128_256, 4096, 2)),
+        ("70b 4k x 2", _shape("70b", 32_000, 4096, 2)),
+        ("7b 2k x 4", _shape("7b", 32_000, 2048, 4)),
     ]
 
 

@@ -1,15 +1,19 @@
 """Section 1: rows trained by the worker itself, as a trial would."""
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autotune.cluster import Cluster
 from autotune.hardware import Device
-from autotune.measurement import measure
+from autotune.layout import Layout
+from autotune.measurement import Measurement, measure
+from autotune.model import Model
 from autotune.space import precision_on
 from autotune.trial import Ended, StepReport, TrialSpec, to_json
+from benchmarks.on_gpu.children import ChildFailed
 from benchmarks.on_gpu.rows import Row
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
@@ -18,6 +22,22 @@ WARMUP_STEPS = 2
 _MEASURED_STEPS = 3
 _ROW_SECONDS = 60.0
 _COMPILED_ROW_SECONDS = 180.0
+
+_NEXT_TO_NOTHING = Row(
+    name="next to nothing",
+    group="overheads",
+    model=Model(
+        num_hidden_layers=1,
+        hidden_size=64,
+        intermediate_size=64,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        vocab_size=256,
+        sequence_length=64,
+        global_batch_size=1,
+    ),
+    layout=Layout(),
+)
 
 
 class Worker:
@@ -75,6 +95,31 @@ class Worker:
             "all_step_seconds": [step.step_seconds for step in reports],
             "peak_reserved_gib": _most_reserved(reports),
             **to_json(measure(spec, reports)),  # type: ignore[dict-item]
+        }
+
+    def leave_out(self, row: Row, reason: str) -> dict[str, Any]:
+        """A row that cannot be run here: null figures."""
+        figures = dict.fromkeys(field.name for field in dataclasses.fields(Measurement))
+        return {
+            "group": row.group,
+            "model": to_json(row.model),
+            "layout": to_json(row.layout),
+            "environment": dict(row.environment),
+            "outcome": "not measured",
+            "reason": reason,
+            **figures,
+        }
+
+    def overheads(self, facts: Mapping[str, Any]) -> dict[str, float | None]:
+        """A step whose arithmetic is next to nothing; memory that no tensor explains."""
+        row = self.train(_NEXT_TO_NOTHING)
+        if row["outcome"] != "ok":
+            raise ChildFailed(f"the smallest row: {row['outcome']}: {row['reason']}")
+        total, nominal = facts["total_memory_gib"], self._device.memory_gib
+        return {
+            "step_seconds": row["step_seconds"],
+            "context_gib": row["peak_memory_gib"] if self._device.kind == "gpu" else None,
+            "usable_memory": total / nominal if total and nominal else None,
         }
 
 

@@ -1,0 +1,254 @@
+"""What one GPU does with our worker: throughput, peers, curves, and how well all is predicted.
+
+    python benchmarks/gpu.py --out runs/gpu
+
+Takes less than nine minutes (`--minutes`). What was measured is in OUT/results.json as it comes,
+and a second call measures what is missing. OUT/report.md is the same for people, OUT/NAME.json the
+device's hardware file with its measured constants. Without a GPU the same runs small on a CPU.
+"""
+
+import datetime
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file, where nothing is installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import click
+from rich.console import Console
+
+from autotune.cli import AMOUNT, PATH, command_line, plain_console
+from autotune.cluster import Cluster
+from autotune.deepspeed_config import worker_environment
+from autotune.errors import InputError
+from autotune.hardware import Device, device_named, device_of_accelerator, device_to_json
+from autotune.installed_kernels import MODULES, why_not_installed
+from autotune.space import precision_on
+from autotune.space_options import device_of_option
+from autotune.trial import TrialSpec
+from benchmarks.on_gpu import curves, peers
+from benchmarks.on_gpu.children import ChildFailed, Children
+from benchmarks.on_gpu.hardware_file import measured_device
+from benchmarks.on_gpu.prediction import predict
+from benchmarks.on_gpu.report import markdown
+from benchmarks.on_gpu.results import Results
+from benchmarks.on_gpu.rows import Contender, Planner, Row
+from benchmarks.on_gpu.throughput import WARMUP_STEPS, Worker
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+_CPU_MEMORY_GIB = 0.3
+_PEER_SECONDS = 180.0
+_CURVE_SECONDS = 60.0
+# No item is begun with less time left: most take less than that.
+_RESERVE_SECONDS = 15.0
+# Of the time, when a section makes room for the next; what it left out comes after the last.
+_SHARES = {"throughput": 0.62, "side_by_side": 0.85, "curves": 1.0}
+
+Item = tuple[str, str, Callable[[], Any]]
+"""Section, name, and how to measure it."""
+
+
+@click.command()
+@click.option("--out", type=PATH, default=Path("runs/gpu"), show_default=True, metavar="DIR")
+@click.option("--minutes", type=AMOUNT, default=8.5, show_default=True, help="Time for all.")
+@click.option("--full", is_flag=True, help="All combinations instead of a choice: hours.")
+@click.option("--device", type=click.Choice(["auto", "gpu", "cpu"]), default="auto")
+@click.option("--gpu", metavar="NAME|FILE.json", help="The device, where its name says too little.")
+@click.option("--report-only", is_flag=True, help="Write the report of what is there; run nothing.")
+def main(
+    out: Path, minutes: float, full: bool, device: str, gpu: str | None, report_only: bool
+) -> int:
+    """Measure this machine's device, and write results, report and hardware file to DIR."""
+    kind = ("gpu" if _DRIVER.exists() else "cpu") if device == "auto" else device
+    if gpu is not None:
+        kind = device_of_option(gpu).kind
+    if not report_only:
+        for name, value in worker_environment("gpu" if kind == "gpu" else "cpu").items():
+            os.environ.setdefault(name, value)
+    children = Children(["torch", "benchmarks.on_gpu.curves"])
+    if gpu is None and kind == "gpu":
+        if report_only:
+            raise InputError("--report-only needs --gpu: which device was it?")
+        found = children.call(curves.device_facts, kind, timeout_seconds=_CURVE_SECONDS)
+        stated = _known(found["name"])
+    else:
+        stated = device_named("cpu") if gpu is None else device_of_option(gpu)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        results = Results(out / "results.json", stated.name)
+    except OSError as error:
+        raise InputError(f"--out: cannot be written: {error}") from None
+    benchmark = Benchmark(out, stated, results, children, plain_console(), full=full)
+    if not report_only:
+        benchmark.run(time.monotonic() + 60 * minutes)
+    benchmark.write()
+    return 0
+
+
+def _known(accelerator: str) -> Device:
+    """The device that CUDA calls so, such as NVIDIA H200. Raises InputError for unknown ones."""
+    short = accelerator.removeprefix("NVIDIA ").replace("-", " ").split()[0]
+    device = device_of_accelerator(short)
+    if device.peak_bf16_tflops is None:
+        raise InputError(f"{accelerator} is not known: describe it with --gpu FILE.json")
+    return device
+
+
+class Benchmark:
+    """All sections on one device."""
+
+    def __init__(
+        self,
+        out: Path,
+        device: Device,
+        results: Results,
+        children: Children,
+        console: Console,
+        *,
+        full: bool,
+    ) -> None:
+        self._out, self._device, self._results = out, device, results
+        self._children, self._console = children, console
+        self._small = device.kind == "cpu"
+        self._memory_gib = _CPU_MEMORY_GIB if self._small else None
+        planner = Planner(device, self._memory_gib)
+        self._rows = planner.small_rows() if self._small else planner.rows(full=full)
+        self._pairs = planner.side_by_side(small=self._small)
+
+    def run(self, deadline: float) -> None:
+        """Measure what is missing until the deadline (monotonic seconds)."""
+        began = time.monotonic()
+        call = self._children.call
+        facts = call(curves.device_facts, self._device.kind, timeout_seconds=_CURVE_SECONDS)
+        self._results.put("facts", facts)
+        self._results.note_clocks()
+        missing = {kernel: why_not_installed(kernel) for kernel in MODULES}
+        with Worker(self._device, self._memory_gib, self._out / "logs") as worker:
+            items = [item for item in self._items(worker, missing)]
+            for section, share in _SHARES.items():
+                mine = [item for item in items if item[0] == section]
+                self._measure(mine, began + share * (deadline - began))
+            self._measure(items, deadline)
+        self._results.note_clocks()
+        left = sum(not self._results.has(section, name) for section, name, _ in items)
+        if left:
+            self._console.print(f"{left} of {len(items)} are left: call again to go on")
+
+    def write(self) -> None:
+        """Predictions from what is there, the hardware file, and the report."""
+        content = self._results.content
+        found = _gathered(content["curves"])
+        if found is not None:
+            source = f"measured by benchmarks/gpu.py, {datetime.date.today()}"
+            device = measured_device(self._device, found, source)
+            path = self._out / f"{self._device.name}.json"
+            path.write_text(device_to_json(device), "utf-8")
+            predictions = predict(device, self._memory_gib, content["throughput"])
+            self._results.put("prediction", predictions)
+        pairs = [(shape, [who for who, _ in some]) for shape, some in self._pairs]
+        page = markdown(content | {"curves": found or {}}, self._rows, pairs, self._device)
+        (self._out / "report.md").write_text(page, "utf-8")
+        self._console.print(f"wrote {self._out}/report.md", soft_wrap=True)
+
+    def _measure(self, items: list[Item], deadline: float) -> None:
+        for section, name, measure in items:
+            if self._results.has(section, name):
+                continue
+            if time.monotonic() + _RESERVE_SECONDS > deadline and not self._small:
+                return
+            value = measure()
+            self._results.add(section, name, value)
+            self._console.print(f"{section}: {name}: {_short(value)}", soft_wrap=True, markup=False)
+
+    def _items(self, worker: Worker, missing: dict[Any, str | None]) -> Iterator[Item]:
+        for row in self._rows:
+            if reason := missing.get(row.layout.attention_kernel):
+                absent = f"{row.layout.attention_kernel} {reason}"
+                yield "throughput", row.name, lambda row=row, why=absent: worker.leave_out(row, why)
+            else:
+                yield "throughput", row.name, lambda row=row: worker.train(row)
+        for shape, contenders in self._pairs:
+            shared = contenders[0][1]
+            assert shared is not None, "ours comes first"
+            for who, row in contenders:
+                measure = self._contender(worker, (who, row), shared)
+                yield "side_by_side", f"{shape}: {who}", measure
+        kind = self._device.kind
+        for name, function in (
+            ("matrix_products", curves.matrix_products),
+            ("bandwidth", curves.bandwidth),
+        ):
+            yield "curves", name, lambda function=function: self._curve(function, kind)
+        for kernel in self._device.attention_kernels:
+            if missing.get(kernel) is None and kernel != "math":
+                name = f"attention {kernel}"
+                yield (
+                    "curves",
+                    name,
+                    lambda kernel=kernel: self._curve(curves.attention, kind, kernel),
+                )
+        yield "curves", "overheads", lambda: worker.overheads(self._results.content["facts"])
+
+    def _contender(
+        self, worker: Worker, contender: Contender, shared: Row
+    ) -> Callable[[], dict[str, Any]]:
+        who, row = contender
+        if row is not None:
+            return lambda: worker.train(row)
+        spec = TrialSpec(
+            trial_id=who,
+            layout=shared.layout,
+            model=shared.model,
+            cluster=Cluster(nodes=1, gpus_per_node=1, device=self._device),
+            precision=precision_on(self._device.kind),
+            warmup_steps=WARMUP_STEPS,
+            measured_steps=3,
+            log_dir=None,
+            synthetic_data=True,
+        )
+        return lambda: self._peer(who, spec)
+
+    def _peer(self, who: str, spec: TrialSpec) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = self._children.call(
+                peers.train, who, spec, timeout_seconds=_PEER_SECONDS
+            )
+            return found
+        except ChildFailed as error:
+            outcome = "oom" if str(error).startswith("OutOfMemoryError") else "crashed"
+            return {"outcome": outcome, "reason": str(error), "step_seconds": None, "mfu": None}
+
+    def _curve(self, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return self._children.call(function, *args, timeout_seconds=_CURVE_SECONDS)
+        except ChildFailed as error:
+            return f"not measured: {error}"
+
+
+def _gathered(found: dict[str, Any]) -> dict[str, Any] | None:
+    """The curves with attention's in one place; None where one is missing that all devices have."""
+    needed = ("matrix_products", "bandwidth", "overheads")
+    if any(not isinstance(found.get(name), list | dict) for name in needed):
+        return None
+    prefix = "attention "
+    attention = {
+        name.removeprefix(prefix): curve for name, curve in found.items() if prefix in name
+    }
+    return {**{name: found[name] for name in needed}, "attention": attention}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "outcome" in value:
+        seconds, mfu = value["step_seconds"], value.get("mfu")
+        figures = "" if seconds is None else f" {seconds:.4f} s"
+        figures += "" if mfu is None else f", MFU {mfu:.1%}"
+        return f"{value['outcome']}{figures} {value.get('reason') or ''}".strip()
+    return value if isinstance(value, str) else "measured"
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(main))

@@ -1,0 +1,196 @@
+"""Section 3: how fast the device is at what layers are made of, by size.
+
+Nothing of a whole step is timed here but the smallest one, whose time is all overhead.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.on_gpu.rows import WIDTHS
+
+_SECONDS_PER_TIMING = 0.1
+_HEAD_SIZE = 128
+_FULL = {
+    "tokens": (4096, 16_384),
+    "widths": ("7b", "13b", "30b", "70b"),
+    "vocabulary": 32_000,
+    "lengths": (1024, 2048, 4096, 8192, 16_384),
+    "attention_tokens": 16_384,
+    "heads": 40,
+    "copied_bytes": 2**32,
+    "optimised_parameters": 2**29,
+}
+_SMALL = {
+    "tokens": (256,),
+    "widths": ("small",),
+    "vocabulary": 512,
+    "lengths": (64, 128, 256),
+    "attention_tokens": 256,
+    "heads": 4,
+    "copied_bytes": 2**24,
+    "optimised_parameters": 2**18,
+}
+
+
+def device_facts(device_kind: str) -> dict[str, Any]:
+    """What torch says of the device and its libraries; nulls on CPUs."""
+    import torch
+
+    names = ("name", "total_memory_gib", "multiprocessors", "cuda", "cudnn", "nccl")
+    if device_kind != "gpu":
+        return dict.fromkeys(names)
+    properties = torch.cuda.get_device_properties(0)
+    values = (
+        properties.name,
+        properties.total_memory / 2**30,
+        properties.multi_processor_count,
+        torch.version.cuda,
+        torch.backends.cudnn.version(),
+        ".".join(map(str, torch.cuda.nccl.version())),
+    )
+    return dict(zip(names, values, strict=True))
+
+
+def matrix_products(device_kind: str) -> list[dict[str, Any]]:
+    """Every product of a layer's forward and backward pass: rows x inner times inner x columns."""
+    import torch
+
+    sizes, device, dtype = _setting(device_kind)
+    shapes = set()
+    for tokens, width in itertools.product(sizes["tokens"], sizes["widths"]):
+        hidden, inner, *_ = WIDTHS[width]
+        for inputs, outputs in (
+            (hidden, hidden),
+            (hidden, inner),
+            (inner, hidden),
+            (hidden, sizes["vocabulary"]),
+        ):
+            shapes |= {(tokens, inputs, outputs), (inputs, tokens, outputs)}
+    found = []
+    for rows, shared, columns in sorted(shapes):
+        left = torch.randn(rows, shared, device=device, dtype=dtype)
+        right = torch.randn(columns, shared, device=device, dtype=dtype)
+        seconds = _seconds(lambda left=left, right=right: left @ right.t())
+        flops = 2 * rows * shared * columns
+        found.append(
+            {"rows": rows, "shared": shared, "columns": columns, "tflops": flops / seconds / 1e12}
+        )
+    return found
+
+
+def attention(device_kind: str, kernel: str) -> list[dict[str, Any]]:
+    """Causal attention forward and backward by sequence length; FLOPs of the causal half."""
+    import torch
+
+    from trainables.deepspeed_llm.kernels import attention as attention_by
+
+    sizes, device, dtype = _setting(device_kind)
+    attend = attention_by(kernel)  # type: ignore[arg-type]
+    found = []
+    for length in sizes["lengths"]:
+        batch, heads = max(1, sizes["attention_tokens"] // length), sizes["heads"]
+        shape = (length, batch, heads, _HEAD_SIZE)
+        query, key, value = (
+            torch.randn(shape, device=device, dtype=dtype).permute(1, 2, 0, 3).requires_grad_()
+            for _ in range(3)
+        )
+        gradient = torch.randn_like(attend(query, key, value))
+
+        def both(
+            query: Any = query, key: Any = key, value: Any = value, gradient: Any = gradient
+        ) -> None:
+            torch.autograd.grad(attend(query, key, value), (query, key, value), gradient)
+
+        # Two products forward and five backward, of which causality leaves half.
+        flops = (2 + 5) * 2 * batch * heads * length**2 * _HEAD_SIZE / 2
+        found.append({"sequence_length": length, "tflops": flops / _seconds(both) / 1e12})
+    return found
+
+
+def bandwidth(device_kind: str) -> dict[str, float]:
+    """GB/s of memory, read and written, by a copy and by what surrounds the products."""
+    import torch
+
+    from trainables.deepspeed_llm.kernels import rms_norm
+    from trainables.deepspeed_llm.llama import rotary_table
+    from trainables.deepspeed_llm.pointwise import gated_linear, rotate
+
+    sizes, device, dtype = _setting(device_kind)
+    tokens = sizes["tokens"][-1]
+    hidden, inner, heads, _ = WIDTHS[sizes["widths"][len(sizes["widths"]) // 3]]
+    element = 2 if dtype == torch.bfloat16 else 4
+    made = functools.partial(torch.randn, device=device, dtype=dtype)
+
+    found = {"copy": _copied_gb_per_second(sizes["copied_bytes"], device)}
+
+    x, weight = made(tokens, 1, hidden).requires_grad_(), made(hidden).requires_grad_()
+    normed = functools.partial(rms_norm, x, weight, 1e-5, "fused")
+    moved = {"rms_norm": (_there_and_back(normed, (x, weight)), 7 * tokens * hidden)}
+    with torch.no_grad():
+        added = _seconds(lambda: x + x)
+    moved["add"] = (added, 2 * tokens * hidden)  # of the same tensor: read once, written once
+
+    rotated = made(tokens, 1, heads, hidden // heads).requires_grad_()
+    table = rotary_table(tokens, hidden // heads, 10_000.0, device, dtype)
+    turn = functools.partial(rotate, rotated, *table)
+    moved["rotation"] = (_there_and_back(turn, (rotated,)), 4 * tokens * hidden)
+
+    # With a matrix of one row the products only read and write: three more passes to the nine.
+    gate, up = (made(tokens, 1, inner).requires_grad_() for _ in range(2))
+    row = made(1, inner).requires_grad_()
+    gated = functools.partial(gated_linear, gate, up, row)
+    moved["gate"] = (_there_and_back(gated, (gate, up)), 12 * tokens * inner)
+
+    logits = made(min(tokens, 8192), sizes["vocabulary"])
+
+    def softmax() -> None:
+        torch.exp(torch.log_softmax(logits, -1, dtype=torch.float32), out=logits)
+
+    moved["loss"] = (_seconds(softmax), logits.numel() * (2 + 2 * 4 / element))
+    found |= {name: count * element / seconds / 1e9 for name, (seconds, count) in moved.items()}
+    found["optimizer"] = _optimizer_gb_per_second(sizes["optimised_parameters"], device)
+    return found
+
+
+def _copied_gb_per_second(count: int, device: Any) -> float:
+    import torch
+
+    source = torch.empty(count, device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return 2 * count / _seconds(lambda: target.copy_(source)) / 1e9
+
+
+def _optimizer_gb_per_second(count: int, device: Any) -> float:
+    import torch
+
+    parameter = torch.nn.Parameter(torch.randn(count, device=device))
+    parameter.grad = torch.randn_like(parameter)
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    return 28 * count / _seconds(optimizer.step) / 1e9
+
+
+def _there_and_back(function: Callable[[], Any], inputs: Sequence[Any]) -> float:
+    import torch
+
+    gradient = torch.randn_like(function())
+    return _seconds(lambda: torch.autograd.grad(function(), inputs, gradient, allow_unused=True))
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    """Median; torch's timer warms up and waits for the device."""
+    from torch.utils.benchmark import Timer
+
+    timer = Timer("function()", globals={"function": function})
+    timing: float = timer.blocked_autorange(min_run_time=_SECONDS_PER_TIMING).median
+    return timing
+
+
+def _setting(device_kind: str) -> tuple[dict[str, Any], Any, Any]:
+    import torch
+
+    if device_kind == "gpu":
+        return _FULL, torch.device("cuda"), torch.bfloat16
+    torch.set_num_threads(1)
+    return _SMALL, torch.device("cpu"), torch.float32

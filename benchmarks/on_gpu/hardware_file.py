@@ -1,0 +1,98 @@
+"""From the curves of section 3 to the device's hardware file: measured constants, nothing fitted to
+whole steps."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from autotune.cost.constants import assumed_constants, known_constants
+from autotune.cost.matrix_products import tile_efficiency
+from autotune.hardware import Device, Measured, Stated
+
+# Which part of the traffic each bandwidth stands for.
+_TRAFFIC = {
+    "residual_traffic": ("rms_norm", "add"),
+    "rotation_traffic": ("rotation",),
+    "gate_traffic": ("gate",),
+    "loss_traffic": ("loss",),
+    "optimizer_traffic": ("optimizer",),
+}
+_LONGEST_HALF_LENGTH = 65_536.0
+
+
+def measured_device(stated: Device, curves: Mapping[str, Any], source: str) -> Device:
+    """The device with what `curves` say in the place of what was stated or assumed.
+
+    Raises KeyError where a curve is missing that every device has.
+    """
+    bandwidth = curves["bandwidth"]
+    device = dataclasses.replace(stated, memory_gb_per_second=_rounded(bandwidth["copy"]))
+    overheads = curves["overheads"]
+    peak_tflops = stated.peak_bf16_tflops or stated.peak_fp32_tflops
+    assert peak_tflops is not None
+    found = {
+        "gemm_efficiency": _gemm_efficiency(curves["matrix_products"], device, peak_tflops),
+        "step_seconds": overheads["step_seconds"],
+        # The device works while the host prepares what comes next.
+        "launch_seconds": 0.0,
+    }
+    if overheads.get("context_gib"):
+        found["context_gib"] = overheads["context_gib"]
+    if overheads.get("usable_memory"):
+        found["usable_memory"] = overheads["usable_memory"]
+    counted = assumed_constants("deepspeed_llm")
+    for name, parts in _TRAFFIC.items():
+        achieved = statistics.harmonic_mean(bandwidth[part] for part in parts)
+        found[name] = counted[name] * bandwidth["copy"] / achieved
+    for kernel, curve in curves["attention"].items():
+        if isinstance(curve, list):
+            efficiency, half_length = saturation(curve, peak_tflops)
+            found[f"attention.{kernel}.efficiency"] = efficiency
+            found[f"attention.{kernel}.half_length"] = half_length
+    return _with_constants(device, found, source)
+
+
+def _gemm_efficiency(
+    products: Sequence[Mapping[str, float]], device: Device, peak_tflops: float
+) -> float:
+    """The median share of the peak, over what the tiles leave of it."""
+    assert device.multiprocessors is not None
+    rows, columns = (np.array([p[name] for p in products]) for name in ("rows", "columns"))
+    tiles = tile_efficiency(rows, columns, device.multiprocessors)
+    shares = np.array([p["tflops"] for p in products]) / peak_tflops / tiles
+    return float(np.median(shares))
+
+
+def saturation(curve: Sequence[Mapping[str, float]], peak_tflops: float) -> tuple[float, float]:
+    """(efficiency, half_length): share of the peak = efficiency * length / (length + half_length).
+
+    A straight line through 1/share over 1/length, each point weighed by its own share.
+    """
+    lengths = np.array([point["sequence_length"] for point in curve], dtype=float)
+    shares = np.array([point["tflops"] for point in curve]) / peak_tflops
+    if len(lengths) < 2:
+        return float(shares[0]), 0.0
+    slope, intercept = np.polyfit(1 / lengths, 1 / shares, 1, w=shares)
+    if slope <= 0 or intercept <= 0:  # it does not saturate within these lengths
+        return float(np.median(shares)), 0.0
+    return float(1 / intercept), float(min(slope / intercept, _LONGEST_HALF_LENGTH))
+
+
+def _with_constants(device: Device, found: Mapping[str, float], source: str) -> Device:
+    known = known_constants()
+    of_hardware = dict(device.constants)
+    of_trainer = dict(device.trainers.get("deepspeed_llm", {}))
+    for name, value in found.items():
+        group = of_hardware if known[name].of == "hardware" else of_trainer
+        there = group.get(name)
+        unfitted = there and Stated(value=there.value, source=there.source)
+        group[name] = Measured(value=_rounded(value), source=source, unfitted=unfitted)
+    trainers = {**device.trainers, "deepspeed_llm": of_trainer}
+    return dataclasses.replace(device, constants=of_hardware, trainers=trainers)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
