@@ -17,6 +17,10 @@ SMALLEST_BUCKET = 65_536
 """Elements of a communication bucket at least."""
 
 
+POINTWISE_SWITCH = "AUTOTUNE_POINTWISE"
+"""Environment variable of the workers: `eager` leaves element-wise chains uncompiled on GPUs."""
+
+
 def engine_of(layout: Layout) -> Literal["plain", "pipeline"]:
     """Which DeepSpeed engine trains the layout.
 

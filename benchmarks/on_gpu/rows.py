@@ -12,11 +12,11 @@ from typing import Any
 
 from autotune.cluster import Cluster
 from autotune.cost.model import CostModel
+from autotune.deepspeed_config import POINTWISE_SWITCH
 from autotune.hardware import Device
 from autotune.layout import Layout, layout_from_mapping
 from autotune.model import Model
 from autotune.space import precision_on
-from trainables.deepspeed_llm.pointwise import SWITCH
 
 # Tensors of a width: hidden size, feed-forward size, heads, key-value heads.
 WIDTHS = {
@@ -31,7 +31,7 @@ _SHARE_AWAY_FROM_THE_EDGE = 0.7
 _CENTRE = {"width": "13b", "vocab_size": 32_000, "sequence_length": 4096, "micro_batch_size": 4}
 _SMALL_CENTRE = {"width": "small", "vocab_size": 512, "sequence_length": 64, "micro_batch_size": 4}
 _COMPILED_PAIRS = (0, 3)
-_EAGER: Mapping[str, str] = MappingProxyType({SWITCH: "eager"})
+_EAGER: Mapping[str, str] = MappingProxyType({POINTWISE_SWITCH: "eager"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,16 +43,21 @@ class CpuPeakMemory:
 
 
 class CudaPeakMemory:
-    """The peaks of torch's caching allocator on the current device."""
+    """The peaks of torch's caching allocator on the current device, and what else is in use there:
+    the CUDA context, libraries and communicators. The device must be this process's alone."""
 
     def __init__(self) -> None:
         torch.cuda.reset_peak_memory_stats()
 
     def in_use(self) -> float:
-        return torch.cuda.max_memory_allocated() / GIB
+        return (torch.cuda.max_memory_allocated() + self._besides()) / GIB
 
     def reserved(self) -> float:
-        return torch.cuda.max_memory_reserved() / GIB
+        return (torch.cuda.max_memory_reserved() + self._besides()) / GIB
+
+    def _besides(self) -> int:
+        free, total = torch.cuda.mem_get_info()
+        return max(0, total - free - torch.cuda.memory_reserved())
 
 
 @contextlib.contextmanager

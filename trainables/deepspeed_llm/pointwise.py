@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SWITCH = "AUTOTUNE_POINTWISE"
-"""Environment variable: `eager` leaves the compilation out."""
+from autotune.deepspeed_config import POINTWISE_SWITCH
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -35,7 +34,7 @@ def _one_kernel(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
         first = args[0]
         assert isinstance(first, Tensor)
         compiling = torch.compiler.is_compiling()
-        if first.is_cuda and not compiling and os.environ.get(SWITCH) != "eager":
+        if first.is_cuda and not compiling and os.environ.get(POINTWISE_SWITCH) != "eager":
             return compiled()(*args, **kwargs)
         return function(*args, **kwargs)
 

@@ -1,0 +1,96 @@
+"""What a step asks of its device, read off the operations themselves: a GPU runs the same ones."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.cluster import Cluster
+from autotune.cost import memory
+from autotune.cost.constants import assumed_constants
+from autotune.cost.model import CostModel
+from autotune.hardware import device_named
+from autotune.layout import layout_from_mapping
+from autotune.model import Model
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SHAPE: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 2048,
+    "sequence_length": 256,
+    "global_batch_size": 4,
+}
+LONG = {"num_hidden_layers": 8, "vocab_size": 512, "sequence_length": 512}
+SHORT = {"num_hidden_layers": 8, "vocab_size": 512, "sequence_length": 16}
+# CPUs convert the logits to fp32 before log_softmax, which on GPUs is one kernel: 4 bytes more.
+ON_CPUS = {"context_gib": 0.0, "fragmentation": 0.0, "logit_bytes": 10}
+
+
+@functools.cache
+def audited(layout: str, model: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.trainables.audited_step", layout, model],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def audit(layout: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    return audited(json.dumps(layout), json.dumps(model))
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_the_host_never_waits_within_a_step(checkpointing: str) -> None:
+    layout = {"micro_batch_size": 2, "activation_checkpointing": checkpointing}
+    assert audit(layout, SHAPE)["waits"] == []
+
+
+@pytest.mark.parametrize(
+    ("layout", "change"),
+    [
+        ({"micro_batch_size": 4}, {}),
+        ({"micro_batch_size": 2}, {}),
+        ({"micro_batch_size": 4, "activation_checkpointing": "full"}, {}),
+        ({"micro_batch_size": 4, "activation_checkpointing": "selective"}, {}),
+        ({"micro_batch_size": 4, "rmsnorm_kernel": "plain"}, {}),
+        ({"micro_batch_size": 4}, LONG),
+        ({"micro_batch_size": 1}, LONG),
+        ({"micro_batch_size": 1}, SHORT),
+        ({"micro_batch_size": 2}, {"num_key_value_heads": 2, "vocab_size": 8192}),
+    ],
+    ids=str,
+)
+def test_the_peak_is_predicted_from_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, layout: dict[str, Any], change: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(memory, "LARGEST_BUCKET", memory.SMALLEST_BUCKET)  # as the audit does
+    shape = {**SHAPE, **change}
+    measured = audit(layout, shape)["peak_bytes"]
+    model = Model(**shape)
+    one = Cluster(nodes=1, gpus_per_node=1, device=device_named("h200"))
+    cost = CostModel(model, "bf16", one)
+    predicted = cost.memory(
+        cost.prepare([layout_from_mapping(layout, model)]), {**cost.constants, **ON_CPUS}
+    )
+    assert float(predicted.total[0]) * 2**30 == pytest.approx(measured, rel=0.06)
+
+
+def test_the_update_moves_what_the_cost_model_counts() -> None:
+    moved = audit({"micro_batch_size": 4}, SHAPE)["update_bytes_per_parameter"]
+    constants = assumed_constants("deepspeed_llm")
+    # Of the rank's share, laying gradients out is done before the update: a copy of 4 bytes.
+    assert moved == pytest.approx(constants["optimizer_traffic"] - 4, rel=0.05)
