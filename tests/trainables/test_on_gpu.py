@@ -1,0 +1,161 @@
+"""What only a GPU can show. `pytest -m gpu` on a machine with one; elsewhere all of it is skipped.
+
+Everything runs in ranks or in processes of its own: this one never touches CUDA.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.installed_kernels import MODULES, why_not_installed
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MODEL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 4096,
+    "sequence_length": 512,
+    "global_batch_size": 4,
+}
+# Hundreds of GiB of activations: more than any GPU has.
+TOO_LARGE = {
+    **MODEL,
+    "num_hidden_layers": 64,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "sequence_length": 8192,
+    "global_batch_size": 64,
+}
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not Path("/proc/driver/nvidia/version").exists(), reason="this machine has no GPU"
+    ),
+]
+
+
+def train(layout: dict[str, Any], model: dict[str, Any] = MODEL, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "trainables.deepspeed_llm", "--steps", "4"]
+    command += ["--layout", json.dumps(layout), "--model", json.dumps(model), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return summary
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attention_kernel": "sdpa_cudnn"},
+        {"attention_kernel": "math"},
+        {"rmsnorm_kernel": "plain"},
+        {"activation_checkpointing": "full"},
+        {"activation_checkpointing": "selective"},
+        {"micro_batch_size": 1},
+        {"torch_compile": True},
+        *({"attention_kernel": kernel} for kernel in MODULES),
+    ],
+    ids=str,
+)
+def test_every_kernel_trains_the_same_model(change: dict[str, Any]) -> None:
+    kernel = change.get("attention_kernel")
+    if kernel in MODULES and (reason := why_not_installed(kernel)):
+        pytest.skip(f"{kernel} {reason}")
+    expected = train({"micro_batch_size": 4})
+    found = train({"micro_batch_size": 4, **change})
+    assert (expected["outcome"], found["outcome"]) == ("ok", "ok"), found["reason"]
+    assert found["losses"] == pytest.approx(expected["losses"], abs=0.03)
+
+
+def test_compiled_chains_are_the_written_ones() -> None:
+    said = python(
+        """if True:
+        import torch
+        from trainables.deepspeed_llm import pointwise
+        torch.manual_seed(0)
+        def near(one, other):
+            torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
+        for length in (128, 256):
+            x = torch.randn(length, 2, 4, 64, device="cuda", dtype=torch.bfloat16)
+            table = torch.randn(length, 1, 1, 64, device="cuda", dtype=torch.bfloat16)
+            near(pointwise._rotated(x, table, table), pointwise._rotated.__wrapped__(x, table, table))
+            gate, up, gradient = torch.randn(3, length, 2, 96, device="cuda", dtype=torch.bfloat16)
+            near(pointwise._gated(gate, up), pointwise._gated.__wrapped__(gate, up))
+            for pair in zip(pointwise._gated_backward(gradient, gate, up),
+                            pointwise._gated_backward.__wrapped__(gradient, gate, up)):
+                near(*pair)
+        print("same")
+        """
+    )
+    assert said.strip() == "same"
+
+
+def test_the_host_never_waits_for_the_device_within_a_step() -> None:
+    """torch raises where it would wait; reading loss and norm at the end is let through."""
+    said = python(
+        """if True:
+        import torch
+        from trainables.deepspeed_llm.kernels import rms_norm
+        from trainables.deepspeed_llm.llama import Build, Llama
+        from trainables.deepspeed_llm.tensor_parallel import TensorParallel
+        from autotune.layout import Layout
+        from autotune.model import Model
+        model = Model(num_hidden_layers=2, hidden_size=256, intermediate_size=512,
+                      num_attention_heads=4, num_key_value_heads=2, vocab_size=1024,
+                      sequence_length=256, global_batch_size=2)
+        for checkpointing in ("none", "selective", "full"):
+            layout = Layout(micro_batch_size=2, activation_checkpointing=checkpointing)
+            llama = Llama(Build(model=model, layout=layout, parallel=TensorParallel(),
+                                device=torch.device("cuda"), dtype=torch.bfloat16))
+            tokens = torch.randint(1024, (2, 256), device="cuda")
+            for turn in range(3):
+                if turn == 2:  # compiled and warm
+                    torch.cuda.set_sync_debug_mode("error")
+                llama(tokens, tokens).backward()
+            torch.cuda.set_sync_debug_mode("default")
+        print("never")
+        """
+    )
+    assert said.strip() == "never"
+
+
+def test_out_of_memory_is_a_result_and_the_device_is_free_again() -> None:
+    layout = {"micro_batch_size": 64}
+    found = train(layout, TOO_LARGE)
+    assert found["outcome"] == "oom", found["reason"]
+    assert "OutOfMemoryError" in found["reason"]
+    assert train({"micro_batch_size": 4})["outcome"] == "ok"
+
+
+def test_a_memory_limit_is_kept() -> None:
+    found = train({"micro_batch_size": 4}, MODEL, "--memory-gib", "0.05")
+    assert found["outcome"] == "oom", found["reason"]
+
+
+def test_ranks_may_share_a_gpu_over_gloo() -> None:
+    expected = train({"micro_batch_size": 2})
+    for layout in (
+        {"data_parallel": 2, "micro_batch_size": 2},
+        {"tensor_parallel": 2, "micro_batch_size": 2},
+    ):
+        found = train(layout, MODEL, "--share-gpus")
+        assert found["outcome"] == "ok", found["reason"]
+        assert found["losses"] == pytest.approx(expected["losses"], abs=0.03)
