@@ -44,7 +44,8 @@ class Reporting(DeepSpeedLlm):
 
 
 @pytest.fixture
-def two_nodes() -> Iterator[RayNodes]:
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes]:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)  # that of this process, for other tests
     gpus = {"num_cpus": 3, "num_gpus": GPUS_PER_NODE}
     nodes = RayNodes(initialize_head=True, head_node_args={**gpus, "include_dashboard": False})
     nodes.add_node(**gpus)

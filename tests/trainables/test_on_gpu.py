@@ -91,17 +91,16 @@ def test_compiled_chains_are_the_written_ones() -> None:
         import torch
         from trainables.deepspeed_llm import pointwise
         torch.manual_seed(0)
-        def near(one, other):
-            torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
+        def near(function, *inputs):
+            for one, other in zip(function(*inputs), function.__wrapped__(*inputs)):
+                torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
         for length in (128, 256):
             x = torch.randn(length, 2, 4, 64, device="cuda", dtype=torch.bfloat16)
             table = torch.randn(length, 1, 1, 64, device="cuda", dtype=torch.bfloat16)
-            near(pointwise._rotated(x, table, table), pointwise._rotated.__wrapped__(x, table, table))
-            gate, up, gradient = torch.randn(3, length, 2, 96, device="cuda", dtype=torch.bfloat16)
-            near(pointwise._gated(gate, up), pointwise._gated.__wrapped__(gate, up))
-            for pair in zip(pointwise._gated_backward(gradient, gate, up),
-                            pointwise._gated_backward.__wrapped__(gradient, gate, up)):
-                near(*pair)
+            near(pointwise._rotated, x, table, table)
+            gate, up, slope = torch.randn(3, length, 2, 96, device="cuda", dtype=torch.bfloat16)
+            near(pointwise._gated, gate, up)
+            near(pointwise._gated_backward, slope, gate, up)
         print("same")
         """
     )
