@@ -27,6 +27,7 @@ from autotune.deepspeed_config import worker_environment
 from autotune.errors import InputError
 from autotune.hardware import Device, device_named, device_of_accelerator, device_to_json
 from autotune.installed_kernels import MODULES, why_not_installed
+from autotune.local_devices import local_gpus
 from autotune.space import precision_on
 from autotune.space_options import device_of_option
 from autotune.trial import TrialSpec
@@ -39,7 +40,6 @@ from benchmarks.on_gpu.results import Results
 from benchmarks.on_gpu.rows import Contender, Planner, Row
 from benchmarks.on_gpu.throughput import WARMUP_STEPS, Worker
 
-_DRIVER = Path("/proc/driver/nvidia/version")
 _CPU_MEMORY_GIB = 0.3
 _PEER_SECONDS = 180.0
 _CURVE_SECONDS = 60.0
@@ -63,7 +63,7 @@ def main(
     out: Path, minutes: float, full: bool, device: str, gpu: str | None, report_only: bool
 ) -> int:
     """Measure this machine's device, and write results, report and hardware file to DIR."""
-    kind = ("gpu" if _DRIVER.exists() else "cpu") if device == "auto" else device
+    kind = ("gpu" if local_gpus() else "cpu") if device == "auto" else device
     if gpu is not None:
         kind = device_of_option(gpu).kind
     if not report_only:

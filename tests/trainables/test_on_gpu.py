@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from autotune.installed_kernels import MODULES, why_not_installed
+from autotune.local_devices import local_gpus
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = {
@@ -38,9 +39,7 @@ TOO_LARGE = {
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(
-        not Path("/proc/driver/nvidia/version").exists(), reason="this machine has no GPU"
-    ),
+    pytest.mark.skipif(not local_gpus(), reason="this machine has no GPU"),
 ]
 
 

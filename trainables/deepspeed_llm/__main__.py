@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,6 +19,7 @@ from autotune.deepspeed_config import worker_environment
 from autotune.errors import InputError, validated
 from autotune.hardware import Device, device_named, unknown_gpu
 from autotune.layout import layout_from_mapping
+from autotune.local_devices import local_gpus
 from autotune.model import model_from_mapping, read_json
 from autotune.rules import why_illegal
 from autotune.space import precision_on
@@ -28,9 +28,7 @@ from autotune.trial import Ended, StepReport, TrialSpec
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 from trainables.deepspeed_llm.output import step_line, summary_line
 
-_DRIVER = Path("/proc/driver/nvidia/version")
 _RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 @click.command()
@@ -144,7 +142,7 @@ def _spec(
     world_size = the_layout.world_size
     if _under_torchrun():
         _check_torchrun(world_size)
-    elif hardware.kind == "gpu" and world_size > (gpus := len(list(_GPUS.glob("*")))):
+    elif hardware.kind == "gpu" and world_size > (gpus := local_gpus()):
         if not share_gpus or not gpus:
             raise InputError(f"layout: needs {world_size} GPUs, this machine has {gpus}")
         if the_layout.pipeline_parallel > 1:
@@ -174,7 +172,7 @@ def _device(kind: str, gpu: str | None) -> Device:
             raise InputError(f"--gpu {gpu} and --device {kind} exclude each other")
         return named
     if kind == "auto":
-        kind = "gpu" if _DRIVER.exists() else "cpu"
+        kind = "gpu" if local_gpus() else "cpu"
     if kind == "cpu":
         return device_named("cpu")
     return unknown_gpu("unknown GPU")
