@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 RUNS ?= ../shared/paper_runs
 
-.PHONY: run test test-all faults soak check bench bench-recorded clean
+.PHONY: run test test-all faults soak check bench bench-gpu bench-recorded gpu-wheels clean
 
 # As for a long training run: a short one would end the search after a handful of trials.
 run: .venv/installed
@@ -37,13 +37,26 @@ bench: .venv/installed-dev .venv/peers
 	$(BIN)/python benchmarks/planner_speed.py
 	$(BIN)/python benchmarks/scale.py
 
+# One GPU in under nine minutes, or a CPU in half a minute; called again it goes on (docs/gpu.md).
+bench-gpu: .venv/installed-dev
+	$(BIN)/python benchmarks/gpu.py --out runs/gpu
+
+# What the worker needs on a machine that has torch, but neither DeepSpeed nor a network.
+GPU_PYTHON ?= 3.12
+gpu-wheels: .venv/installed
+	rm -rf wheels
+	$(BIN)/pip wheel --quiet -c constraints.txt --no-deps --no-build-isolation -w wheels deepspeed
+	$(BIN)/pip download --quiet -c constraints.txt --no-deps --only-binary=:all: -d wheels \
+	    --python-version $(GPU_PYTHON) --platform manylinux_2_17_x86_64 \
+	    annotated-types hjson pydantic pydantic-core typing-inspection
+
 # The recorded runs of Hagemann et al. 2023 (not ours to ship): RUNS is a file or a folder of them.
 bench-recorded: .venv/installed
 	$(BIN)/python benchmarks/cost_accuracy.py --runs $(RUNS)
 	$(BIN)/python benchmarks/search_replay.py --runs $(RUNS)
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build wheels *.egg-info
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

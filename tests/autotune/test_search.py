@@ -123,8 +123,8 @@ def test_hyperopt_learns_from_what_it_is_told() -> None:
     assert learnt < 0.8 * unlearnt, (learnt, unlearnt)
 
 
-def world(*, slower: float, seed: int) -> dict[Layout, Observation]:
-    """Outcomes that the cost model predicts with two constants wrong, and noise."""
+def world(*, slower: float, seed: int, memory: float = 0.95) -> dict[Layout, Observation]:
+    """Outcomes that the cost model predicts with two constants and the memory wrong, and noise."""
     random = np.random.default_rng(seed)
     wrong = {
         **MODEL.constants,
@@ -133,7 +133,7 @@ def world(*, slower: float, seed: int) -> dict[Layout, Observation]:
     }
     estimates = MODEL.estimate(LAYOUTS, wrong)
     seconds = estimates.step_seconds * np.exp(0.01 * random.standard_normal(len(LAYOUTS)))
-    fits = estimates.peak_memory_gib < 0.95 * estimates.capacity_gib
+    fits = estimates.peak_memory_gib < memory * estimates.capacity_gib
     return {
         layout: Observation(
             layout=layout,
@@ -156,11 +156,18 @@ def trials_in(name: str, outcomes: dict[Layout, Observation], seed: int) -> int:
     raise AssertionError("the best is among the layouts")
 
 
-def test_guided_search_needs_a_handful_where_the_model_is_nearly_right() -> None:
-    outcomes = world(slower=1.3, seed=0)
+@pytest.mark.parametrize(
+    ("memory", "handful"),
+    # With a twentieth less memory than it thinks, all that it expects to be fastest runs out first.
+    [(1.1, 5), (0.95, 25)],
+)
+def test_guided_search_needs_a_handful_where_the_model_is_nearly_right(
+    memory: float, handful: int
+) -> None:
+    outcomes = world(slower=1.3, seed=0, memory=memory)
     guided = statistics.median(trials_in("guided", outcomes, seed) for seed in range(5))
     random = statistics.median(trials_in("random", outcomes, seed) for seed in range(5))
-    assert guided <= 15 < random, (guided, random)
+    assert guided <= handful < random / 2, (guided, random)
 
 
 def test_a_trial_corrects_what_is_expected_of_its_relatives() -> None:
