@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.cluster import Cluster
+from autotune.errors import NodeLost
 from autotune.hardware import Device
 from autotune.layout import Layout
 from autotune.measurement import Measurement, measure
@@ -80,7 +81,11 @@ class Worker:
             ),
         )
         began = time.monotonic()
-        *steps, ended = trainable.run(spec, [self._hosts[environment]])
+        try:
+            *steps, ended = trainable.run(spec, [self._hosts[environment]])
+        except NodeLost as error:
+            self._hosts.pop(environment).close()
+            return {**self.leave_out(row, str(error)), "outcome": "crashed"}
         assert isinstance(ended, Ended)
         reports = [step for step in steps if isinstance(step, StepReport)]
         return {

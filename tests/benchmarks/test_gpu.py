@@ -15,6 +15,7 @@ from benchmarks.on_gpu.children import ChildFailed, Children
 from benchmarks.on_gpu.hardware_file import measured_device, saturation
 from benchmarks.on_gpu.results import Results
 from benchmarks.on_gpu.rows import Planner
+from benchmarks.on_gpu.throughput import Worker
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 H200 = device_named("h200")
@@ -214,3 +215,15 @@ def test_the_benchmark_needs_neither_ray_nor_hyperopt() -> None:
 def test_widths_are_those_of_the_published_models() -> None:
     assert rows_module.WIDTHS["70b"] == (8192, 28_672, 64, 8)
     assert rows_module.WIDTHS["13b"] == (5120, 13_824, 40, 40)
+
+
+def test_a_host_process_that_dies_costs_its_row_only(tmp_path: Path) -> None:
+    row = Planner(device_named("cpu"), 0.3).small_rows()[0]
+    with Worker(device_named("cpu"), 0.3, tmp_path) as worker:
+        assert worker.train(row)["outcome"] == "ok"
+        (host,) = worker._hosts.values()
+        host._process.kill()
+        found = worker.train(row)
+        assert (found["outcome"], found["step_seconds"]) == ("crashed", None)
+        assert "ended with status -9" in found["reason"]
+        assert worker.train(row)["outcome"] == "ok"
