@@ -48,7 +48,7 @@ gpu-wheels: .venv/installed
 	$(BIN)/pip wheel --quiet -c constraints.txt --no-deps --no-build-isolation -w wheels deepspeed
 	$(BIN)/pip download --quiet -c constraints.txt --no-deps --only-binary=:all: -d wheels \
 	    --python-version $(GPU_PYTHON) --platform manylinux_2_17_x86_64 \
-	    annotated-types hjson pydantic pydantic-core typing-inspection
+	    annotated-types click hjson pydantic pydantic-core typing-inspection
 
 # The recorded runs of Hagemann et al. 2023 (not ours to ship): RUNS is a file or a folder of them.
 bench-recorded: .venv/installed

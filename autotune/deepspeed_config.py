@@ -68,6 +68,8 @@ def deepspeed_config(
         "gradient_accumulation_steps": layout.gradient_accumulation_steps,
         "gradient_clipping": clipping,
         "steps_per_print": 1_000_000_000,
+        # It would wait for the device twice in every micro-batch.
+        "timers": {"throughput": {"enabled": False}},
         "bf16": bf16,
         "zero_optimization": zero,
         # Both default to True, which is silently wrong with sequence parallelism.
@@ -87,6 +89,8 @@ def worker_environment(device_kind: Literal["gpu", "cpu"]) -> dict[str, str]:
             # Memory that grows page by page: otherwise blocks of odd sizes leave gaps that nothing
             # fits, and a layout near the edge runs out of memory that it does not need.
             "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+            # Otherwise every rank starts a pool of compilers, for a handful of small kernels.
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
         }
     return {
         **common,

@@ -8,6 +8,7 @@ device's hardware file with its measured constants. Without a GPU the same runs 
 """
 
 import datetime
+import math
 import os
 import sys
 import time
@@ -32,7 +33,7 @@ from autotune.space import precision_on
 from autotune.space_options import device_of_option
 from autotune.trial import TrialSpec
 from benchmarks.on_gpu import curves, peers
-from benchmarks.on_gpu.children import ChildFailed, Children
+from benchmarks.on_gpu.children import ChildFailed, Children, ChildTookTooLong
 from benchmarks.on_gpu.hardware_file import measured_device
 from benchmarks.on_gpu.prediction import predict
 from benchmarks.on_gpu.report import markdown
@@ -42,9 +43,11 @@ from benchmarks.on_gpu.throughput import WARMUP_STEPS, Worker
 
 _CPU_MEMORY_GIB = 0.3
 _PEER_SECONDS = 180.0
-_CURVE_SECONDS = 60.0
+_CURVE_SECONDS = 120.0
 # No item is begun with less time left: it would hardly end in time.
 _RESERVE_SECONDS = {"compiled": 75.0, "others": 15.0}
+# And none goes on for longer than this after the end.
+_GRACE_SECONDS = 20.0
 # Of the time, when a section makes room for the next; what it left out comes after the last.
 _SHARES = {"throughput": 0.62, "side_by_side": 0.85, "curves": 1.0}
 
@@ -83,9 +86,11 @@ def main(
     except OSError as error:
         raise InputError(f"--out: cannot be written: {error}") from None
     benchmark = Benchmark(out, stated, results, children, plain_console(), full=full)
-    if not report_only:
-        benchmark.run(time.monotonic() + 60 * minutes)
-    benchmark.write()
+    try:
+        if not report_only:
+            benchmark.run(time.monotonic() + 60 * minutes)
+    finally:
+        benchmark.write()
     return 0
 
 
@@ -114,6 +119,7 @@ class Benchmark:
         self._out, self._device, self._results = out, device, results
         self._children, self._console = children, console
         self._small = device.kind == "cpu"
+        self._ends_at = math.inf
         self._memory_gib = _CPU_MEMORY_GIB if self._small else None
         planner = Planner(device, self._memory_gib)
         self._rows = planner.small_rows() if self._small else planner.rows(full=full)
@@ -122,6 +128,7 @@ class Benchmark:
     def run(self, deadline: float) -> None:
         """Measure what is missing until the deadline (monotonic seconds)."""
         began = time.monotonic()
+        self._ends_at = deadline + _GRACE_SECONDS
         call = self._children.call
         facts = call(curves.device_facts, self._device.kind, timeout_seconds=_CURVE_SECONDS)
         self._results.put("facts", facts)
@@ -162,7 +169,8 @@ class Benchmark:
             if time.monotonic() + reserve > deadline and not self._small:
                 continue
             value = measure()
-            self._results.add(section, name, value)
+            if not _is_to_be_tried_again(value):
+                self._results.add(section, name, value)
             self._console.print(f"{section}: {name}: {_short(value)}", soft_wrap=True, markup=False)
 
     def _items(self, worker: Worker, missing: dict[Any, str | None]) -> Iterator[Item]:
@@ -171,7 +179,7 @@ class Benchmark:
                 absent = f"{row.layout.attention_kernel} {reason}"
                 yield "throughput", row.name, lambda row=row, why=absent: worker.leave_out(row, why)
             else:
-                yield "throughput", row.name, lambda row=row: worker.train(row)
+                yield "throughput", row.name, lambda row=row: worker.train(row, self._seconds())
         for shape, contenders in self._pairs:
             shared = contenders[0][1]
             assert shared is not None, "ours comes first"
@@ -200,7 +208,7 @@ class Benchmark:
     ) -> Callable[[], dict[str, Any]]:
         who, row = contender
         if row is not None:
-            return lambda: worker.train(row)
+            return lambda: worker.train(row, self._seconds())
         spec = TrialSpec(
             trial_id=who,
             layout=shared.layout,
@@ -217,16 +225,23 @@ class Benchmark:
     def _peer(self, who: str, spec: TrialSpec) -> dict[str, Any]:
         try:
             found: dict[str, Any] = self._children.call(
-                peers.train, who, spec, timeout_seconds=_PEER_SECONDS
+                peers.train, who, spec, timeout_seconds=min(_PEER_SECONDS, self._seconds())
             )
             return found
+        except ChildTookTooLong as error:
+            return {"outcome": "timeout", "reason": str(error), "step_seconds": None, "mfu": None}
         except ChildFailed as error:
             outcome = "oom" if str(error).startswith("OutOfMemoryError") else "crashed"
             return {"outcome": outcome, "reason": str(error), "step_seconds": None, "mfu": None}
 
     def _curve(self, function: Callable[..., Any], *args: Any) -> Any:
         call = self._children.call
-        return _or_why_not(lambda: call(function, *args, timeout_seconds=_CURVE_SECONDS))
+        limit = min(_CURVE_SECONDS, self._seconds())
+        return _or_why_not(lambda: call(function, *args, timeout_seconds=limit))
+
+    def _seconds(self) -> float:
+        """How long an item may take that begins now."""
+        return max(1.0, self._ends_at - time.monotonic())
 
 
 def _or_why_not(measure: Callable[[], Any]) -> Any:
@@ -246,6 +261,11 @@ def _gathered(found: dict[str, Any]) -> dict[str, Any] | None:
         name.removeprefix(prefix): curve for name, curve in found.items() if prefix in name
     }
     return {**{name: found[name] for name in needed}, "attention": attention}
+
+
+def _is_to_be_tried_again(value: Any) -> bool:
+    """Whether it was not measured for a reason that another call may not meet."""
+    return isinstance(value, str) or (isinstance(value, dict) and value.get("outcome") == "timeout")
 
 
 def _short(value: Any) -> str:

@@ -106,7 +106,7 @@ def unknown_gpu(name: str) -> Device:
         "kind": "gpu",
         "memory_gib": None,
         "peak_bf16_tflops": None,
-        "attention_kernels": ("math", "sdpa_flash", "sdpa_cudnn", "flash_attn"),
+        "attention_kernels": ("math", "sdpa_flash", "sdpa_cudnn", "flash_attn", "flash_attn_4"),
         "source": "not among the known devices",
     }
     return validated(Device, fields, what="device")

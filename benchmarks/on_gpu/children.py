@@ -15,6 +15,10 @@ class ChildFailed(Exception):
     """The function raised, its process died, or it took too long; the message says which."""
 
 
+class ChildTookTooLong(ChildFailed):
+    """The function was not done in time."""
+
+
 class Children:
     """Runs functions of importable modules, one at a time."""
 
@@ -32,7 +36,7 @@ class Children:
         deadline = time.monotonic() + timeout_seconds
         try:
             if not receiving.poll(max(0.0, deadline - time.monotonic())):
-                raise ChildFailed(f"took longer than {timeout_seconds:g} s")
+                raise ChildTookTooLong(f"took longer than {timeout_seconds:.0f} s")
             succeeded, value = receiving.recv()
         except EOFError:
             process.join()

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.on_gpu.rows import WIDTHS
 
-_SECONDS_PER_TIMING = 0.1
+_SECONDS_PER_TIMING = 0.03
 _HEAD_SIZE = 128
 _FULL = {
     "tokens": (4096, 16_384),
@@ -54,29 +54,26 @@ def device_facts(device_kind: str) -> dict[str, Any]:
 
 
 def matrix_products(device_kind: str) -> list[dict[str, Any]]:
-    """Every product of a layer's forward and backward pass: rows x inner times inner x columns."""
+    """The three products of every matrix of a layer, as its forward and backward pass compute them:
+    outputs, gradients of the inputs, and gradients of the weights."""
     import torch
 
     sizes, device, dtype = _setting(device_kind)
-    shapes = set()
+    found = []
     for tokens, width in itertools.product(sizes["tokens"], sizes["widths"]):
         hidden, inner, *_ = WIDTHS[width]
-        for inputs, outputs in (
-            (hidden, hidden),
-            (hidden, inner),
-            (inner, hidden),
-            (hidden, sizes["vocabulary"]),
-        ):
-            shapes |= {(tokens, inputs, outputs), (inputs, tokens, outputs)}
-    found = []
-    for rows, shared, columns in sorted(shapes):
-        left = torch.randn(rows, shared, device=device, dtype=dtype)
-        right = torch.randn(columns, shared, device=device, dtype=dtype)
-        seconds = _seconds(lambda left=left, right=right: left @ right.t())
-        flops = 2 * rows * shared * columns
-        found.append(
-            {"rows": rows, "shared": shared, "columns": columns, "tflops": flops / seconds / 1e12}
-        )
+        matrices = (hidden, hidden), (hidden, inner), (inner, hidden), (hidden, sizes["vocabulary"])
+        for inputs, outputs in matrices:
+            made = functools.partial(torch.randn, device=device, dtype=dtype)
+            x, weight, slope = made(tokens, inputs), made(outputs, inputs), made(tokens, outputs)
+            flops = 2 * tokens * inputs * outputs
+            for rows, columns, left, right in (
+                (tokens, outputs, x, weight.t()),
+                (tokens, inputs, slope, weight),
+                (outputs, inputs, slope.t(), x),
+            ):
+                seconds = _seconds(functools.partial(torch.mm, left, right))
+                found.append({"rows": rows, "columns": columns, "tflops": flops / seconds / 1e12})
     return found
 
 
@@ -113,9 +110,9 @@ def bandwidth(device_kind: str) -> dict[str, float]:
     """GB/s of memory, read and written, by a copy and by what surrounds the products."""
     import torch
 
+    from trainables.deepspeed_llm import loss, pointwise
     from trainables.deepspeed_llm.kernels import rms_norm
     from trainables.deepspeed_llm.llama import rotary_table
-    from trainables.deepspeed_llm.pointwise import gated_linear, rotate
 
     sizes, device, dtype = _setting(device_kind)
     tokens = sizes["tokens"][-1]
@@ -134,21 +131,22 @@ def bandwidth(device_kind: str) -> dict[str, float]:
 
     rotated = made(tokens, 1, heads, hidden // heads).requires_grad_()
     table = rotary_table(tokens, hidden // heads, 10_000.0, device, dtype)
-    turn = functools.partial(rotate, rotated, *table)
+    turn = functools.partial(pointwise.rotate, rotated, *table)
     moved["rotation"] = (_there_and_back(turn, (rotated,)), 4 * tokens * hidden)
 
-    # With a matrix of one row the products only read and write: three more passes to the nine.
-    gate, up = (made(tokens, 1, inner).requires_grad_() for _ in range(2))
-    row = made(1, inner).requires_grad_()
-    gated = functools.partial(gated_linear, gate, up, row)
-    moved["gate"] = (_there_and_back(gated, (gate, up)), 12 * tokens * inner)
+    with torch.no_grad():
+        gate, up, slope = (made(tokens, 1, inner) for _ in range(3))
+        forward = _seconds(lambda: pointwise._gated(gate, up))
+        backward = _seconds(lambda: pointwise._gated_backward(slope, gate, up))
+    moved["gate"] = (forward + backward, 9 * tokens * inner)
 
     logits = made(min(tokens, 8192), sizes["vocabulary"])
 
     def softmax() -> None:
-        torch.exp(torch.log_softmax(logits, -1, dtype=torch.float32), out=logits)
+        loss._turn_into_softmax(logits, loss._log_sum_exp(logits))
 
-    moved["loss"] = (_seconds(softmax), logits.numel() * (2 + 2 * 4 / element))
+    # Once for the sum, if the device keeps rows at hand twice, and once there and back.
+    moved["loss"] = (_seconds(softmax), 4 * logits.numel())
     found |= {name: count * element / seconds / 1e9 for name, (seconds, count) in moved.items()}
     found["optimizer"] = _optimizer_gb_per_second(sizes["optimised_parameters"], device)
     return found
@@ -179,12 +177,13 @@ def _there_and_back(function: Callable[[], Any], inputs: Sequence[Any]) -> float
 
 
 def _seconds(function: Callable[[], Any]) -> float:
-    """Median; torch's timer warms up and waits for the device."""
+    """Mean of calls in a row; torch's timer waits for the device before and after them."""
     from torch.utils.benchmark import Timer
 
     timer = Timer("function()", globals={"function": function})
-    timing: float = timer.blocked_autorange(min_run_time=_SECONDS_PER_TIMING).median
-    return timing
+    timer.timeit(1)  # chooses and loads the kernels
+    roughly = timer.timeit(2).mean
+    return float(timer.timeit(max(3, int(_SECONDS_PER_TIMING / roughly))).mean)
 
 
 def _setting(device_kind: str) -> tuple[dict[str, Any], Any, Any]:

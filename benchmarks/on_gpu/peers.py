@@ -54,8 +54,8 @@ def _timed(trainer: "_Trainer", number: int) -> RankStep:
         step_seconds=time.perf_counter() - started,
         loss=loss,
         grad_norm=norm,
-        peak_memory_gib=torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
-        peak_reserved_gib=torch.cuda.max_memory_reserved() / 2**30 if on_gpu else None,
+        peak_memory_gib=trainer.meter.in_use() if on_gpu else None,
+        peak_reserved_gib=trainer.meter.reserved() if on_gpu else None,
     )
 
 
@@ -66,7 +66,10 @@ class _Trainer:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
+        from trainables.deepspeed_llm.memory import CpuPeakMemory, CudaPeakMemory
+
         self.device, self._spec, model = device, spec, spec.model
+        self.meter = CudaPeakMemory() if device.type == "cuda" else CpuPeakMemory()
         config = LlamaConfig(
             num_hidden_layers=model.num_hidden_layers,
             hidden_size=model.hidden_size,

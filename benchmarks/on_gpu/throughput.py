@@ -1,6 +1,7 @@
 """Section 1: rows trained by the worker itself, as a trial would."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ WARMUP_STEPS = 2
 _MEASURED_STEPS = 3
 _ROW_SECONDS = 60.0
 _COMPILED_ROW_SECONDS = 180.0
+_FIRST_ROW_SECONDS = 300.0
 
 _NEXT_TO_NOTHING = Row(
     name="next to nothing",
@@ -56,14 +58,21 @@ class Worker:
         for host in self._hosts.values():
             host.close()
 
-    def train(self, row: Row) -> dict[str, Any]:
-        """Train a row and say what came of it; every outcome is a result."""
+    def train(self, row: Row, seconds: float = math.inf) -> dict[str, Any]:
+        """Train a row, within that time, and say what came of it; every outcome is a result.
+
+        A host's first row comes after a very small one, which pays for what is only once: imports,
+        libraries, the first kernels.
+        """
         environment = tuple(sorted(row.environment.items()))
         trainable = DeepSpeedLlm(device_kind=self._device.kind, env=dict(environment))
         if environment not in self._hosts:
             self._hosts[environment] = LocalHost(
                 device_kind=self._device.kind, env=dict(environment)
             )
+            first = self.train(dataclasses.replace(_NEXT_TO_NOTHING, environment=row.environment))
+            if first["outcome"] != "ok":
+                return {**self.leave_out(row, first["reason"]), "outcome": "crashed"}
         log_dir = self._logs / row.name.replace("/", "-").replace(" ", "_")
         log_dir.mkdir(parents=True, exist_ok=True)
         spec = TrialSpec(
@@ -76,9 +85,7 @@ class Worker:
             measured_steps=_MEASURED_STEPS,
             log_dir=str(log_dir),
             synthetic_data=True,
-            trial_timeout_seconds=(
-                _COMPILED_ROW_SECONDS if row.layout.torch_compile else _ROW_SECONDS
-            ),
+            trial_timeout_seconds=min(seconds, _longest_seconds(row)),
         )
         began = time.monotonic()
         try:
@@ -126,6 +133,12 @@ class Worker:
             "context_gib": row["peak_memory_gib"] if self._device.kind == "gpu" else None,
             "usable_memory": total / nominal if total and nominal else None,
         }
+
+
+def _longest_seconds(row: Row) -> float:
+    if row.group == "overheads":
+        return _FIRST_ROW_SECONDS
+    return _COMPILED_ROW_SECONDS if row.layout.torch_compile else _ROW_SECONDS
 
 
 def _most_reserved(steps: Sequence[StepReport]) -> float | None:

@@ -157,7 +157,7 @@ def test_curves_become_constants() -> None:
     bandwidths |= {"gate": 1000.0, "loss": 4000.0, "optimizer": 4000.0}
     curves = {
         # Full tiles of 132 multiprocessors at 70 % of the peak.
-        "matrix_products": [{"rows": 128 * 132, "columns": 256, "shared": 1, "tflops": 692.3}],
+        "matrix_products": [{"rows": 128 * 132, "columns": 256, "tflops": 692.3}],
         "bandwidth": bandwidths,
         "overheads": {"step_seconds": 0.01, "context_gib": 0.8, "usable_memory": 0.99},
         "attention": {

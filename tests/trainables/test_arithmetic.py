@@ -98,7 +98,7 @@ def test_the_gated_matrix_is_silu_times_up() -> None:
 def test_what_gpus_compile_traces_whole_and_says_the_same(name: str) -> None:
     """Traced as on a GPU, but run by the same operations: a CPU has no such kernels to compare."""
     function = getattr(pointwise, name).__wrapped__
-    traced = torch.compile(function, dynamic=True, fullgraph=True, backend="aot_eager")
+    traced = torch.compile(function, dynamic=False, fullgraph=True, backend="aot_eager")
     tables = rotary_table(SEQUENCE, 8, 10_000.0, torch.device("cpu"), torch.float32)
     for batch in (1, BATCH):
         if name == "_rotated":
@@ -107,3 +107,19 @@ def test_what_gpus_compile_traces_whole_and_says_the_same(name: str) -> None:
         else:
             inputs = [torch.randn(SEQUENCE, batch, 5) for _ in range(function.__code__.co_argcount)]
         torch.testing.assert_close(traced(*inputs), function(*inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_gpus_compile_of_the_loss_says_the_same(dtype: torch.dtype) -> None:
+    def softmax(log_sum_exp: Callable[..., Tensor], turn: Callable[..., None]) -> Tensor:
+        logits = torch.linspace(-3, 3, 5 * VOCABULARY).reshape(5, VOCABULARY).to(dtype)
+        turn(logits, log_sum_exp(logits))
+        return logits
+
+    functions = [loss_module._log_sum_exp.__wrapped__, loss_module._turn_into_softmax.__wrapped__]
+    traced = [
+        torch.compile(f, dynamic=False, fullgraph=True, backend="aot_eager") for f in functions
+    ]
+    found = softmax(*functions)
+    torch.testing.assert_close(softmax(*traced), found)
+    torch.testing.assert_close(found.float().sum(-1), torch.ones(5), atol=0.02, rtol=0.02)

@@ -154,8 +154,11 @@ class Attention(nn.Module):
             attended = recomputed(self.attend, query, key, value)
         else:
             attended = self.attend(query, key, value)
-        # Batch-first, as fused kernels write their output: sequence-first would be a copy to keep.
-        return self.o_proj(attended.transpose(1, 2).flatten(2)).transpose(0, 1)
+        # In the order that the kernel wrote: another would be a copy, and one more tensor to keep.
+        batch_first = attended.transpose(1, 2)
+        if batch_first.is_contiguous():
+            return self.o_proj(batch_first.flatten(2)).transpose(0, 1)
+        return self.o_proj(attended.permute(2, 0, 1, 3).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         """[sequence, batch, heads * head_size] -> [sequence, batch, heads, head_size]."""

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainables.deepspeed_llm.pointwise import one_kernel
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
 
 LOGITS_AT_A_TIME = 2**28
-"""Most logits of a rank that exist at once: 2,048 tokens of 128k. In bf16 each takes 6 bytes."""
+"""Most logits of a rank that exist at once: 2,048 tokens of 128k. On GPUs no other copy is made."""
 
 
 def linear_cross_entropy(
@@ -74,20 +75,31 @@ def _turn_into_gradient(logits: Tensor, labels: Tensor, parallel: TensorParallel
     local = labels - parallel.rank * columns
     elsewhere = (local < 0) | (local >= columns)
     local = local.masked_fill(elsewhere, 0)[:, None]
-    target = logits.gather(-1, local)[:, 0].float().masked_fill(elsewhere, 0)
-    first = logits[:, 0].float()
-    log_softmax = torch.log_softmax(logits, -1, dtype=torch.float32)
-    log_sum = first - log_softmax[:, 0]
+    target = logits.gather(-1, local)[:, 0].float()
+    log_sum = _log_sum_exp(logits)
+    own_target = target.masked_fill(elsewhere, 0)
     if parallel.size > 1:
-        parallel.all_reduce(target)
+        parallel.all_reduce(own_target)
         largest = parallel.all_reduce(log_sum.clone(), op=torch.distributed.ReduceOp.MAX)
         total = parallel.all_reduce((log_sum - largest).exp_())
-        whole = largest + total.log()
-        log_softmax += (log_sum - whole)[:, None]
-        log_sum = whole
-    torch.exp(log_softmax, out=logits)
+        log_sum = largest + total.log()
+    _turn_into_softmax(logits, log_sum)
     # The target's own element anew: in bf16 it would be lost where the softmax is close to one.
-    probability = log_softmax.gather(-1, local).exp_()
-    own = torch.where(elsewhere[:, None], probability, probability - 1)
-    logits.scatter_(-1, local, own.to(logits.dtype))
-    return (log_sum - target).sum()
+    probability = (target - log_sum).exp_()
+    own = torch.where(elsewhere, probability, probability - 1)
+    logits.scatter_(-1, local, own[:, None].to(logits.dtype))
+    return (log_sum - own_target).sum()
+
+
+@one_kernel
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """[tokens] in fp32."""
+    return torch.logsumexp(logits.float(), -1)
+
+
+@one_kernel
+def _turn_into_softmax(logits: Tensor, log_sum: Tensor) -> None:
+    wide = logits.float()
+    wide.sub_(log_sum[:, None]).exp_()
+    if wide.dtype != logits.dtype:
+        logits.copy_(wide)

@@ -50,14 +50,16 @@ class CudaPeakMemory:
         torch.cuda.reset_peak_memory_stats()
 
     def in_use(self) -> float:
-        return (torch.cuda.max_memory_allocated() + self._besides()) / GIB
+        return (torch.cuda.max_memory_allocated() + _besides_torch()) / GIB
 
     def reserved(self) -> float:
-        return (torch.cuda.max_memory_reserved() + self._besides()) / GIB
+        return (torch.cuda.max_memory_reserved() + _besides_torch()) / GIB
 
-    def _besides(self) -> int:
-        free, total = torch.cuda.mem_get_info()
-        return max(0, total - free - torch.cuda.memory_reserved())
+
+def _besides_torch() -> int:
+    """Bytes in use on the current device that torch's allocator knows nothing of."""
+    free, total = torch.cuda.mem_get_info()
+    return max(0, total - free - torch.cuda.memory_reserved())
 
 
 @contextlib.contextmanager
@@ -72,7 +74,8 @@ def memory_limit(budget_gib: float | None, device: torch.device) -> Iterator[Non
         yield
     elif device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, budget_gib * GIB / total), device)
+        tensors = max(0.0, budget_gib * GIB - _besides_torch())  # the context counts, too
+        torch.cuda.set_per_process_memory_fraction(min(1.0, tensors / total), device)
         yield
     else:
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)

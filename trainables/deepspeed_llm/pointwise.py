@@ -2,8 +2,8 @@
 
 Each is an autograd function over plain tensor expressions: the backward pass recomputes what is
 cheap instead of keeping it. On GPUs the expressions are compiled (torch.compile) into one kernel
-each, for any shape, so that a trial finds its kernels on disk; `AUTOTUNE_POINTWISE=eager` in the
-environment leaves that out. On CPUs they run as written.
+each; for shapes that are known, as kernels for any shape divide and mask at every element.
+`AUTOTUNE_POINTWISE=eager` in the environment leaves that out. On CPUs they run as written.
 """
 
 import functools
@@ -21,13 +21,13 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-def _one_kernel(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+def one_kernel(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """Compile `function` at its first call with CUDA tensors; inside a compiled block it is
     already part of one."""
 
     @functools.cache
     def compiled() -> Callable[_Arguments, _Result]:
-        return torch.compile(function, dynamic=True)
+        return torch.compile(function, dynamic=False)
 
     @functools.wraps(function)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -50,15 +50,13 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return rotated
 
 
-@_one_kernel
+@one_kernel
 def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    sine_first, sine_second = sine.chunk(2, dim=-1)
-    rotated = x * cosine
-    above, below = rotated.chunk(2, dim=-1)
-    above.addcmul_(second, sine_first, value=-1)
-    below.addcmul_(first, sine_second)
-    return rotated
+    (first, second), (cosines, more), (sines, others) = (
+        tensor.chunk(2, dim=-1) for tensor in (x, cosine, sine)
+    )
+    above = torch.addcmul(first * cosines, second, sines, value=-1)
+    return torch.cat((above, torch.addcmul(second * more, first, others)), dim=-1)
 
 
 class _Rotation(torch.autograd.Function):
@@ -82,12 +80,12 @@ def gated_linear(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
     return down
 
 
-@_one_kernel
+@one_kernel
 def _gated(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-@_one_kernel
+@one_kernel
 def _gated_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of gate and up, and silu(gate) * up once more."""
     activated = F.silu(gate)

@@ -45,8 +45,9 @@ class Place:
 def process_group(place: Place, device_kind: str) -> Iterator[torch.device]:
     """Join the other ranks; yields this rank's device."""
     if device_kind == "gpu":
-        gpus, ranks_here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
+        gpus, ranks_here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         device = torch.device("cuda", place.local_rank % gpus)
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes its device from it
         torch.cuda.set_device(device)
         # NCCL refuses two ranks on one GPU; gloo copies through the host.
         backend = "nccl" if ranks_here <= gpus else "gloo"
