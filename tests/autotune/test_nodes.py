@@ -1,12 +1,14 @@
 """Three nodes of two devices: which of them count, what is missing, and how to go around one."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster as RayNodes
 from ray.util.placement_group import PlacementGroup, placement_group_table
 
+from autotune import local_devices
 from autotune.cluster import Cluster
 from autotune.errors import NodeCheckFailed, NodeLost
 from autotune.hardware import device_named
@@ -109,3 +111,23 @@ def test_a_node_with_other_versions_is_named() -> None:
     compare_nodes([node, dict(node)])
     with pytest.raises(NodeCheckFailed, match=r"node 10\.0\.0\.2: torch must be the same"):
         compare_nodes([node, other])
+
+
+@pytest.mark.parametrize(
+    ("files", "gpus"),
+    [
+        ([], 0),
+        (["proc/0000:01:00.0", "proc/0000:02:00.0"], 2),
+        (["dev/nvidia0", "dev/nvidia1", "dev/nvidiactl", "dev/nvidia-uvm"], 2),
+        (["proc/0000:01:00.0", "dev/nvidia0"], 1),
+    ],
+)
+def test_gpus_are_counted_where_the_driver_or_the_devices_show_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], gpus: int
+) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    seen = ((str(tmp_path / "proc"), "*"), (str(tmp_path / "dev"), "nvidia[0-9]*"))
+    monkeypatch.setattr(local_devices, "_WHERE_GPUS_ARE_SEEN", seen)
+    assert local_devices.local_gpus() == gpus

@@ -109,6 +109,27 @@ def test_what_gpus_compile_traces_whole_and_says_the_same(name: str) -> None:
         torch.testing.assert_close(traced(*inputs), function(*inputs))
 
 
+def test_what_cannot_be_compiled_runs_as_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tries = []
+
+    def no_compiler(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+        def fail(*args: Tensor) -> Tensor:
+            tries.append(args)
+            raise torch._dynamo.exc.TorchDynamoException("Failed to find C compiler")
+
+        return fail
+
+    monkeypatch.setattr(pointwise, "_is_compiled", lambda tensor: True)
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    double = pointwise.one_kernel(lambda x: 2 * x)
+    for _ in range(2):
+        assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0))
+    assert len(tries) == 1
+    assert capsys.readouterr().err.count("is not compiled: Failed to find C compiler") == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_gpus_compile_of_the_loss_says_the_same(dtype: torch.dtype) -> None:
     def softmax(log_sum_exp: Callable[..., Tensor], turn: Callable[..., None]) -> Tensor:

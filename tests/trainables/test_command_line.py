@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from autotune.cli import command_line
 from autotune.layout import Layout
 from autotune.model import Model, model_from_mapping
 from tests.trainables.reference import plain_training
+from trainables.deepspeed_llm import __main__ as command
 
 MODEL = {
     "num_hidden_layers": 4,
@@ -93,3 +95,26 @@ def test_bad_input_is_one_line_and_status_2(
     status, lines, errors = run(*arguments)
     assert status == 2 and lines == []
     assert errors.count("\n") == 1 and errors.startswith("error: ") and sentence in errors
+
+
+@pytest.mark.parametrize(
+    ("gpus", "layout", "options", "sentence"),
+    [
+        (1, {"data_parallel": 2}, (), "needs 2 GPUs, this machine has 1"),
+        (0, {"data_parallel": 2}, ("--share-gpus",), "needs 2 GPUs, this machine has 0"),
+        (1, {"pipeline_parallel": 2}, ("--share-gpus",), "must be without pipeline stages"),
+    ],
+)
+def test_ranks_share_gpus_only_when_asked_to_and_able_to(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    gpus: int,
+    layout: dict[str, int],
+    options: tuple[str, ...],
+    sentence: str,
+) -> None:
+    monkeypatch.setattr(command, "local_gpus", lambda: gpus)
+    arguments = ["--device", "gpu", "--gpu", "h200", "--steps", "1", *options]
+    arguments += ["--layout", json.dumps(layout), "--model", json.dumps(MODEL)]
+    assert command_line(command.main, arguments) == 2
+    assert sentence in capsys.readouterr().err

@@ -8,6 +8,7 @@ each; for shapes that are known, as kernels for any shape divide and mask at eve
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -23,22 +24,34 @@ _Result = TypeVar("_Result")
 
 def one_kernel(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """Compile `function` at its first call with CUDA tensors; inside a compiled block it is
-    already part of one."""
+    already part of one. Where that fails (no C compiler, say) one line says so, and the function
+    runs as written."""
 
     @functools.cache
     def compiled() -> Callable[_Arguments, _Result]:
         return torch.compile(function, dynamic=False)
 
+    cannot: list[Exception] = []
+
     @functools.wraps(function)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        first = args[0]
-        assert isinstance(first, Tensor)
-        compiling = torch.compiler.is_compiling()
-        if first.is_cuda and not compiling and os.environ.get(POINTWISE_SWITCH) != "eager":
+        if cannot or not _is_compiled(args[0]):
+            return function(*args, **kwargs)
+        try:
             return compiled()(*args, **kwargs)
-        return function(*args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            cannot.append(error)
+            reason = " ".join(str(error).split())[:300]
+            print(f"{function.__name__} is not compiled: {reason}", file=sys.stderr, flush=True)
+            return function(*args, **kwargs)
 
     return call
+
+
+def _is_compiled(tensor: object) -> bool:
+    assert isinstance(tensor, Tensor)
+    on = tensor.is_cuda and os.environ.get(POINTWISE_SWITCH) != "eager"
+    return on and not torch.compiler.is_compiling()
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
