@@ -136,8 +136,8 @@ def _activations(
 
     A recomputed block keeps its input for every micro-batch in flight, and the whole block only
     while its backward pass runs. What that pass needs for a moment takes the place of the logits,
-    which are gone by then; a recomputed block's scores, where a kernel writes them, come on top (so
-    the recorded runs say).
+    which are gone by then, but not of the gradients that the loss made. A recomputed block's
+    scores, where a kernel writes them, come on top (so the recorded runs say).
     """
     model = setting.model
     tokens = columns.micro_batch_size * model.sequence_length
@@ -152,20 +152,26 @@ def _activations(
     if constants["logits_at_a_time"]:
         most = constants["logits_at_a_time"] * columns.tensor_parallel
         logits_at_once = np.minimum(logits_at_once, most)
-    loss = logits_at_once * per_logit * setting.element_scale
-    loss = loss + constants["loss_gradients"] * setting.element_bytes * (
-        2 * tokens * model.hidden_size
-        + model.vocab_size * model.hidden_size / columns.tensor_parallel
+    gone = (logits_at_once * per_logit * setting.element_scale)[:, None] * stages.head
+    stays = (
+        constants["loss_gradients"]
+        * setting.element_bytes
+        * (
+            2 * tokens * model.hidden_size
+            + model.vocab_size * model.hidden_size / columns.tensor_parallel
+        )
     )
-    logits = loss[:, None] * stages.head
+    logits = gone + stays[:, None] * stages.head
     held = stages.blocks * stages.in_flight
     recomputed = columns.recompute_block[:, None] > 0
     attention_recomputed = columns.recompute_attention[:, None] > 0
     once = np.where(attention_recomputed, scores[:, None], 0)
     whole = held * (kept + np.where(columns.recompute_attention > 0, 0, scores))[:, None]
     inputs_only = held * inputs[:, None]
-    blocks_at_work = constants["working_set"] + recomputed
-    at_work = np.maximum(blocks_at_work * kept[:, None] * (stages.blocks > 0) - logits, 0)
+    # Its input is held anyway: a stage's only block takes no more than if it were kept.
+    anew = np.minimum(kept[:, None], held * (kept - inputs)[:, None]) * recomputed
+    passing = constants["working_set"] * kept[:, None] * (stages.blocks > 0)
+    at_work = np.maximum(passing + anew - gone, 0)
     lost = 1 + constants["fragmentation"]
     activations = np.where(recomputed, inputs_only, whole) + once
     return activations * lost, at_work * lost, logits * lost

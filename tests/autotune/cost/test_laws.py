@@ -244,7 +244,8 @@ def test_activations_of_one_stage_grow_in_proportion_to_the_micro_batch() -> Non
     layout = Layout(data_parallel=64, gradient_accumulation_steps=2)
     once, thrice, sixfold = (gib(cost, layout, micro_batch_size=size) for size in (1, 3, 6))
     assert once["activations"] > 5
-    assert thrice["activations"] == pytest.approx(3 * once["activations"])
+    # In part they take the place of the logits, of which there are not three times as many.
+    assert thrice["activations"] == pytest.approx(3 * once["activations"], rel=0.01)
     # 8,192 tokens of logits exist at once at most, and the matrix's own gradient does not grow.
     assert 1.5 * once["logits"] < thrice["logits"] < 3 * once["logits"]
     assert sixfold["logits"] < 1.5 * thrice["logits"]
