@@ -76,8 +76,7 @@ def main(
     if gpu is None and kind == "gpu":
         if report_only:
             raise InputError("--report-only needs --gpu: which device was it?")
-        found = children.call(curves.device_facts, kind, timeout_seconds=_CURVE_SECONDS)
-        stated = _known(found["name"])
+        stated = _known(_facts(children, kind)["name"])
     else:
         stated = device_named("cpu") if gpu is None else device_of_option(gpu)
     try:
@@ -92,6 +91,17 @@ def main(
     finally:
         benchmark.write()
     return 0
+
+
+def _facts(children: Children, kind: str) -> dict[str, Any]:
+    """What torch says of the device. Raises InputError where it cannot use it."""
+    try:
+        found: dict[str, Any] = children.call(
+            curves.device_facts, kind, timeout_seconds=_CURVE_SECONDS
+        )
+        return found
+    except ChildFailed as error:
+        raise InputError(f"--device {kind}: torch cannot use it: {error}") from None
 
 
 def _known(accelerator: str) -> Device:
@@ -129,9 +139,7 @@ class Benchmark:
         """Measure what is missing until the deadline (monotonic seconds)."""
         began = time.monotonic()
         self._ends_at = deadline + _GRACE_SECONDS
-        call = self._children.call
-        facts = call(curves.device_facts, self._device.kind, timeout_seconds=_CURVE_SECONDS)
-        self._results.put("facts", facts)
+        self._results.put("facts", _facts(self._children, self._device.kind))
         self._results.note_clocks()
         missing = {kernel: why_not_installed(kernel) for kernel in MODULES}
         with Worker(self._device, self._memory_gib, self._out / "logs") as worker:

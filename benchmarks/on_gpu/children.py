@@ -5,7 +5,6 @@ They are forked from a server that has imported torch but never touched CUDA.
 
 import multiprocessing
 import time
-import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -54,5 +53,4 @@ def _run(sending: Connection, function: Callable[..., Any], args: tuple[Any, ...
     try:
         sending.send((True, function(*args)))
     except Exception as error:  # handed to the caller
-        traceback.print_exc()
         sending.send((False, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))

@@ -10,6 +10,7 @@ import pytest
 
 from autotune.errors import InputError
 from autotune.hardware import device_from_json, device_named
+from autotune.local_devices import local_gpus
 from benchmarks.on_gpu import rows as rows_module
 from benchmarks.on_gpu.children import ChildFailed, Children
 from benchmarks.on_gpu.hardware_file import measured_device, saturation
@@ -227,3 +228,13 @@ def test_a_host_process_that_dies_costs_its_row_only(tmp_path: Path) -> None:
         assert (found["outcome"], found["step_seconds"]) == ("crashed", None)
         assert "ended with status -9" in found["reason"]
         assert worker.train(row)["outcome"] == "ok"
+
+
+@pytest.mark.skipif(bool(local_gpus()), reason="this machine has a GPU")
+@pytest.mark.parametrize("which", [("--device", "gpu"), ("--gpu", "h200")])
+def test_a_gpu_that_is_not_there_is_one_sentence(tmp_path: Path, which: tuple[str, str]) -> None:
+    done = benchmark(tmp_path, *which)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --device gpu: torch cannot use it")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "report.md").exists() or which[0] == "--gpu"
