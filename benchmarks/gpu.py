@@ -73,12 +73,15 @@ def main(
         for name, value in worker_environment("gpu" if kind == "gpu" else "cpu").items():
             os.environ.setdefault(name, value)
     children = Children(["torch", "benchmarks.on_gpu.curves"])
-    if gpu is None and kind == "gpu":
-        if report_only:
-            raise InputError("--report-only needs --gpu: which device was it?")
-        stated = _known(_facts(children, kind)["name"])
+    facts = {} if report_only else _facts(children, kind)
+    if gpu is not None:
+        stated = device_of_option(gpu)
+    elif kind == "cpu":
+        stated = device_named("cpu")
+    elif report_only:
+        raise InputError("--report-only needs --gpu: which device was it?")
     else:
-        stated = device_named("cpu") if gpu is None else device_of_option(gpu)
+        stated = _known(facts["name"])
     try:
         out.mkdir(parents=True, exist_ok=True)
         results = Results(out / "results.json", stated.name)
@@ -87,7 +90,7 @@ def main(
     benchmark = Benchmark(out, stated, results, children, plain_console(), full=full)
     try:
         if not report_only:
-            benchmark.run(time.monotonic() + 60 * minutes)
+            benchmark.run(facts, time.monotonic() + 60 * minutes)
     finally:
         benchmark.write()
     return 0
@@ -135,11 +138,11 @@ class Benchmark:
         self._rows = planner.small_rows() if self._small else planner.rows(full=full)
         self._pairs = planner.side_by_side(small=self._small)
 
-    def run(self, deadline: float) -> None:
+    def run(self, facts: dict[str, Any], deadline: float) -> None:
         """Measure what is missing until the deadline (monotonic seconds)."""
         began = time.monotonic()
         self._ends_at = deadline + _GRACE_SECONDS
-        self._results.put("facts", _facts(self._children, self._device.kind))
+        self._results.put("facts", facts)
         self._results.note_clocks()
         missing = {kernel: why_not_installed(kernel) for kernel in MODULES}
         with Worker(self._device, self._memory_gib, self._out / "logs") as worker:
