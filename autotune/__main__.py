@@ -6,7 +6,7 @@ import click
 
 from autotune import __version__
 from autotune.calibrate import main as calibrate
-from autotune.cli import command_line
+from autotune.options.command_line import command_line
 from autotune.plan import main as plan
 from autotune.run import main as run
 

@@ -11,8 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from autotune.cli import PATH, command_line, plain_console
-from autotune.cost.calibration import (
+from autotune.calibration.fit import (
     FITTED,
     Accuracy,
     accuracy,
@@ -20,6 +19,7 @@ from autotune.cost.calibration import (
     fit,
     leave_one_out,
 )
+from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
 from autotune.cost.constants import (
     Constants,
     Trainer,
@@ -29,11 +29,11 @@ from autotune.cost.constants import (
 )
 from autotune.errors import InputError
 from autotune.hardware import Device, Measured, Stated, device_to_json, known_devices
-from autotune.record import TrialRecord
-from autotune.recorded import RecordedRun, Sweep, read_sweeps
-from autotune.space_options import device_of_option
-from autotune.store import open_run, write_atomically
-from autotune.trial import Outcome
+from autotune.options.command_line import PATH, command_line, plain_console
+from autotune.options.space_options import device_of_option
+from autotune.store.record import TrialRecord
+from autotune.store.run_directory import open_run, write_atomically
+from autotune.trial.trial import Outcome
 
 _ACCURACY_COLUMNS = ("rows", "time error", "OOM F1", "Spearman")
 

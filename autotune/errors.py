@@ -10,8 +10,7 @@
         └── NodeOutOfMemory  ... because the node's main memory ran out (a result: out of memory)
 
 Foreign exceptions are translated into these once, where they enter: pydantic's here, Ray's in
-`autotune.connection`, `autotune.nodes`, `autotune.placement` and `autotune.tuner`, torch's in
-`trainables.deepspeed_llm.failures`.
+`autotune.on_ray`, torch's in `trainables.deepspeed_llm.failures`.
 """
 
 from collections.abc import Mapping

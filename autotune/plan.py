@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from autotune.cli import AMOUNT, COUNT, command_line, plain_console
 from autotune.cost.model import CostModel, Estimates
 from autotune.errors import InputError, validated
 from autotune.hardware import Device, known_devices, unknown_gpu
 from autotune.layout import Layout, layout_from_mapping
 from autotune.model import read_json
-from autotune.report.plan import predicted_mfu, print_explained, print_ranked
-from autotune.rules import why_illegal
-from autotune.space import Excluded, SearchSpace
-from autotune.space_options import (
+from autotune.options.command_line import AMOUNT, COUNT, command_line, plain_console
+from autotune.options.space_options import (
     SpaceOptions,
     device_of_option,
     space_from_options,
     space_options,
 )
+from autotune.report.plan import predicted_mfu, print_explained, print_ranked
+from autotune.rules import why_illegal
+from autotune.space import Excluded, SearchSpace
 
 # Less likely to fit than this, a layout is not worth a line.
 _HOPELESS = 0.01

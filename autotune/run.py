@@ -13,8 +13,18 @@ import click
 from rich.console import Console
 
 from autotune import __version__
-from autotune.actual_cluster import differences, fitted_to_nodes
-from autotune.cli import (
+from autotune.calibration.recorded_runs import read_sweeps
+from autotune.errors import (
+    ClusterTooSmall,
+    InputError,
+    NodeCheckFailed,
+    NodesGone,
+    RunDirectoryFailed,
+)
+from autotune.export import export_layout
+from autotune.ledger.ledger import Ledger
+from autotune.on_ray.detected_cluster import differences, fitted_to_nodes
+from autotune.options.command_line import (
     AMOUNT,
     COUNT,
     END_SIGNALS,
@@ -27,22 +37,18 @@ from autotune.cli import (
     command_line,
     plain_console,
 )
-from autotune.errors import (
-    ClusterTooSmall,
-    InputError,
-    NodeCheckFailed,
-    NodesGone,
-    RunDirectoryFailed,
-)
-from autotune.export import export_layout
-from autotune.ledger import Ledger
-from autotune.options import TRAINABLES, SearchOptions, request_from_options
-from autotune.recorded import read_sweeps
+from autotune.options.search_options import TRAINABLES, SearchOptions, request_from_options
+from autotune.options.space_options import space_options
 from autotune.report import Screen, print_dry_run, print_end, print_start, say_what_it_is
 from autotune.request import Request
-from autotune.space_options import space_options
-from autotune.store import RunStore, create_run, open_run, refuse_existing_run, sole_user
-from autotune.trainable import Trainable
+from autotune.store.run_directory import (
+    RunStore,
+    create_run,
+    open_run,
+    refuse_existing_run,
+    sole_user,
+)
+from autotune.trial.trainable import Trainable
 
 
 @click.command()
@@ -180,9 +186,9 @@ class _Where:
 
 def _search(console: Console, request: Request, where: _Where, store: RunStore | None) -> Ledger:
     # Imported here: Ray takes seconds to import, and bad input should not wait for it.
-    from autotune.connection import ray_cluster
-    from autotune.nodes import inspect_nodes
-    from autotune.tuner import run_trials
+    from autotune.on_ray.connection import ray_cluster
+    from autotune.on_ray.nodes import inspect_nodes
+    from autotune.on_ray.tuner import run_trials
 
     cluster = request.space.cluster
     with ray_cluster(
@@ -264,7 +270,7 @@ def _refuse_new_search_options(context: click.Context) -> None:
 
 
 def _refuse_without_devices(request: Request) -> None:
-    from autotune.local_devices import refuse_without_devices
+    from autotune.hardware.local_devices import refuse_without_devices
 
     try:
         refuse_without_devices(request.space.cluster)

@@ -3,7 +3,7 @@
     python benchmarks/cost_accuracy.py --runs PATH --json OUT
 
 PATH is a CSV or .xlsx of recorded runs or a folder of them. Each sweep is judged with constants
-that know nothing of it: see `autotune.cost.unseen`.
+that know nothing of it: see `autotune.calibration.held_out`.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from autotune.cli import command_line
-from autotune.cost.calibration import accuracy
-from autotune.cost.unseen import unseen_constants
-from autotune.recorded import read_sweeps
+from autotune.calibration.fit import accuracy
+from autotune.calibration.held_out import unseen_constants
+from autotune.calibration.recorded_runs import read_sweeps
+from autotune.options.command_line import command_line
 
 _WIDTH = 110
 _AVERAGED = ("step_time_mape", "oom_f1", "oom_precision", "oom_recall", "spearman")

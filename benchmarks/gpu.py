@@ -22,16 +22,16 @@ if __package__ in (None, ""):  # run as a file, where nothing is installed
 import click
 from rich.console import Console
 
-from autotune.cli import AMOUNT, PATH, command_line, plain_console
 from autotune.cluster import Cluster
-from autotune.deepspeed_config import worker_environment
 from autotune.errors import InputError
 from autotune.hardware import Device, device_named, device_of_accelerator, device_to_json
-from autotune.installed_kernels import MODULES, why_not_installed
-from autotune.local_devices import local_gpus
+from autotune.hardware.kernels import MODULES, why_not_installed
+from autotune.hardware.local_devices import local_gpus
+from autotune.options.command_line import AMOUNT, PATH, command_line, plain_console
+from autotune.options.space_options import device_of_option
 from autotune.space import precision_on
-from autotune.space_options import device_of_option
-from autotune.trial import TrialSpec
+from autotune.trial.deepspeed_config import worker_environment
+from autotune.trial.trial import TrialSpec
 from benchmarks.on_gpu import curves, peers
 from benchmarks.on_gpu.children import ChildFailed, Children, ChildTookTooLong
 from benchmarks.on_gpu.hardware_file import measured_device

@@ -22,12 +22,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from autotune.cli import command_line
 from autotune.cluster import Cluster
 from autotune.cost.model import CostModel
 from autotune.hardware import device_named
 from autotune.layout import Layout
 from autotune.model import Model
+from autotune.options.command_line import command_line
 from autotune.plan import plan
 from autotune.space import SearchSpace
 

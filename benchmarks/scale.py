@@ -21,8 +21,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from autotune.cli import command_line
-from autotune.store import open_run
+from autotune.options.command_line import command_line
+from autotune.store.run_directory import open_run
 
 _WIDTH = 110
 # Ten thousand devices in groups of any of the space's sizes divide this batch.

@@ -5,7 +5,7 @@
 PATH is a CSV or .xlsx of recorded runs or a folder of them. A trial costs 120 s of start-up plus 15
 steps if it runs, times its GPUs; a search is over when a layout within 1 % of the sweep's best was
 run. Seeds vary 0.5 % of noise on the step times, and ties. The cost model has never seen the sweep
-that it guides: see `autotune.cost.unseen`.
+that it guides: see `autotune.calibration.held_out`.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from autotune.cli import command_line
+from autotune.calibration.held_out import unseen_constants
+from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
 from autotune.cost.model import CostModel
-from autotune.cost.unseen import unseen_constants
-from autotune.recorded import RecordedRun, Sweep, read_sweeps
+from autotune.options.command_line import command_line
 from autotune.search import Observation, Prior, TrialCost, make_search, prune
 
 STARTUP_SECONDS = 120.0

@@ -21,17 +21,17 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from autotune.cli import command_line
-from autotune.connection import ray_cluster
-from autotune.ledger import Ledger
-from autotune.ranking import CONFIRMED
-from autotune.record import TrialRecord
+from autotune.ledger.ledger import Ledger
+from autotune.ledger.ranking import CONFIRMED
+from autotune.on_ray.connection import ray_cluster
+from autotune.on_ray.tuner import run_trials
+from autotune.options.command_line import command_line
 from autotune.request import Request
 from autotune.space import load_space
-from autotune.store import create_run
-from autotune.trainable import Trainable
-from autotune.trial import StepReport, TrialSpec
-from autotune.tuner import run_trials
+from autotune.store.record import TrialRecord
+from autotune.store.run_directory import create_run
+from autotune.trial.trainable import Trainable
+from autotune.trial.trial import StepReport, TrialSpec
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 from trainables.simulated import SimulatedTrainable
 

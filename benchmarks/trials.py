@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from autotune.record import TrialRecord
-from autotune.store import RunStore, open_run
-from autotune.trial import Outcome, StepReport, TrialSpec
+from autotune.store.record import TrialRecord
+from autotune.store.run_directory import RunStore, open_run
+from autotune.trial.trial import Outcome, StepReport, TrialSpec
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 

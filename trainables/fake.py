@@ -9,8 +9,8 @@ from typing import Any
 
 from autotune.cluster import Cluster
 from autotune.layout import Layout
-from autotune.trainable import RankHost
-from autotune.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
+from autotune.trial.trainable import RankHost
+from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 
 
 class FakeHost:

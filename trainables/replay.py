@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Generator, Sequence
 
+from autotune.calibration.recorded_runs import RecordedRun
 from autotune.cluster import Cluster
-from autotune.recorded import RecordedRun
-from autotune.trainable import RankHost
-from autotune.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
+from autotune.trial.trainable import RankHost
+from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 
 
 class ReplayTrainable:

@@ -14,8 +14,8 @@ from autotune.cluster import Cluster
 from autotune.cost.constants import constants_for, known_constants
 from autotune.cost.model import CostModel
 from autotune.layout import Layout
-from autotune.trainable import RankHost
-from autotune.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
+from autotune.trial.trainable import RankHost
+from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 
 # Standard deviations of the logarithm: of a constant in units of its spread, of what the formulas
 # leave out of a layout's time and memory, and of one step.

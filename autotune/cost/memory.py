@@ -8,7 +8,7 @@ from autotune.cost.columns import Array, Columns, total_of
 from autotune.cost.constants import Constants, Trainer
 from autotune.cost.setting import GB, GIB, Setting
 from autotune.cost.stages import Stages
-from autotune.deepspeed_config import LARGEST_BUCKET, SMALLEST_BUCKET
+from autotune.trial.deepspeed_config import LARGEST_BUCKET, SMALLEST_BUCKET
 
 # Bytes per parameter of AdamW in mixed precision: fp32 weights and two moments (Rajbhandari et al.
 # 2020, arXiv 1910.02054, section 3.1).

@@ -1,5 +1,5 @@
 """What other programs read: the best layout, ready to be trained."""
 
-from autotune.export.launch import export_layout
+from autotune.export.deepspeed import export_layout
 
 __all__ = ["export_layout"]

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autotune.ledger import Ledger
-from autotune.ranking import CONFIRMED, equal_within_noise
-from autotune.record import TrialRecord
+from autotune.ledger.ledger import Ledger
+from autotune.ledger.ranking import CONFIRMED, equal_within_noise
 from autotune.report.screen import print_best, print_plan
 from autotune.request import Request
+from autotune.store.record import TrialRecord
 
 _SAID_OF = {
     "simulated": "simulated: figures are predictions",

@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from autotune.record import TrialRecord
 from autotune.space import Excluded, SearchSpace
-from autotune.trial import Outcome, StepReport, TrialSpec
+from autotune.store.record import TrialRecord
+from autotune.trial.trial import Outcome, StepReport, TrialSpec
 
 _STYLES = {Outcome.OK: "green", Outcome.STOPPED: "yellow", Outcome.OOM: "red"}
 _TOP = 5

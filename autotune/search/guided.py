@@ -25,7 +25,7 @@ from autotune.search.correction import (
 )
 from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import NOTHING_LEFT, Observation
-from autotune.trial import Outcome
+from autotune.trial.trial import Outcome
 
 # Standard deviations of the logarithm, as shares of how far off the cost model is known to be on
 # the device: of what the formulas leave out of one layout, and of a measurement.

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from autotune.layout import Layout
 from autotune.search.prior import Prediction
-from autotune.trial import Outcome
+from autotune.trial.trial import Outcome
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from autotune.layout import Layout
 from autotune.search.protocol import Observation
-from autotune.trial import Outcome
+from autotune.trial.trial import Outcome
 
 _RECOMPUTES = {"none": 0, "selective": 1, "full": 2}
 _TOOK_PART = frozenset({Outcome.OK, Outcome.STOPPED})

@@ -7,8 +7,8 @@ attention, gradient clipping; as it is, and with torch.compile.
 import time
 from typing import Any, Literal
 
-from autotune.measurement import measure
-from autotune.trial import RankStep, StepReport, TrialSpec
+from autotune.trial.measurement import measure
+from autotune.trial.trial import RankStep, StepReport, TrialSpec
 
 Peer = Literal["hugging_face", "hugging_face_compiled"]
 PEERS: tuple[Peer, ...] = ("hugging_face", "hugging_face_compiled")

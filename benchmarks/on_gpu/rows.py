@@ -12,11 +12,11 @@ from typing import Any
 
 from autotune.cluster import Cluster
 from autotune.cost.model import CostModel
-from autotune.deepspeed_config import POINTWISE_SWITCH
 from autotune.hardware import Device
 from autotune.layout import Layout, layout_from_mapping
 from autotune.model import Model
 from autotune.space import precision_on
+from autotune.trial.deepspeed_config import POINTWISE_SWITCH
 
 # Tensors of a width: hidden size, feed-forward size, heads, key-value heads.
 WIDTHS = {

@@ -11,10 +11,10 @@ from autotune.cluster import Cluster
 from autotune.errors import NodeLost
 from autotune.hardware import Device
 from autotune.layout import Layout
-from autotune.measurement import Measurement, measure
 from autotune.model import Model
 from autotune.space import precision_on
-from autotune.trial import Ended, StepReport, TrialSpec, to_json
+from autotune.trial.measurement import Measurement, measure
+from autotune.trial.trial import Ended, StepReport, TrialSpec, to_json
 from benchmarks.on_gpu.children import ChildFailed
 from benchmarks.on_gpu.rows import Row
 from trainables.deepspeed_llm.host import LocalHost

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from autotune.fidelity import run_in_parts
-from autotune.ledger import Ledger
-from autotune.record import TrialRecord
+from autotune.ledger.ledger import Ledger
 from autotune.request import Request
 from autotune.space import SearchSpace, load_space
-from autotune.store import RunStore, create_run
-from autotune.trainable import Trainable
-from autotune.trial import StepReport, TrialSpec
+from autotune.store.record import TrialRecord
+from autotune.store.run_directory import RunStore, create_run
+from autotune.trial.reduced import run_in_parts
+from autotune.trial.trainable import Trainable
+from autotune.trial.trial import StepReport, TrialSpec
 from trainables.fake import FakeTrainable
 
 

@@ -25,16 +25,16 @@ import autotune.calibrate
 import autotune.plan
 import autotune.run
 import trainables.deepspeed_llm.__main__
-from autotune.cli import command_line
 from autotune.cluster import Cluster
 from autotune.errors import InputError, validated
 from autotune.export import export_layout
 from autotune.hardware import Device, Measured, Stated, device_named, device_to_json
 from autotune.layout import LAYOUT_COLUMNS, Layout
 from autotune.model import Model
+from autotune.options.command_line import command_line
 from autotune.request import Request, request_from_json
 from autotune.space import SearchSpace, load_space
-from autotune.trial import to_json
+from autotune.trial.trial import to_json
 from tests.autotune.simulate import fake_request, new_store, run_to_the_end
 from tests.conftest import REPOSITORY
 
@@ -1014,8 +1014,8 @@ import sys
 from pathlib import Path
 from autotune.hardware import device_named
 from autotune.model import read_json
-from autotune.recorded import read_sweeps
-from autotune.store import open_run
+from autotune.calibration.recorded_runs import read_sweeps
+from autotune.store.run_directory import open_run
 import openpyxl, pickle, pyarrow.parquet
 heard = []
 sys.addaudithook(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from autotune.cli import command_line
 from autotune.layout import layout_from_mapping
+from autotune.options.command_line import command_line
 from autotune.plan import main
 from autotune.space import load_space
 

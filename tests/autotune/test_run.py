@@ -15,10 +15,10 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from autotune.cli import command_line
+from autotune.options.command_line import command_line
 from autotune.run import main
-from autotune.store import open_run
-from autotune.trial import Outcome
+from autotune.store.run_directory import open_run
+from autotune.trial.trial import Outcome
 
 SMALL_SPACE = """
 import dataclasses

@@ -10,7 +10,7 @@ import pytest
 
 from autotune.errors import InputError
 from autotune.hardware import device_from_json, device_named
-from autotune.local_devices import local_gpus
+from autotune.hardware.local_devices import local_gpus
 from benchmarks.on_gpu import rows as rows_module
 from benchmarks.on_gpu.children import ChildFailed, Children
 from benchmarks.on_gpu.hardware_file import measured_device, saturation

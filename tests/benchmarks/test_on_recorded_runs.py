@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from autotune.recorded import read_sweeps
+from autotune.calibration.recorded_runs import read_sweeps
 from tests.conftest import REPOSITORY
 
 PAPER_RUNS = REPOSITORY.parent / "shared" / "paper_runs"

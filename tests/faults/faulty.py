@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import ray
 
-from autotune.trainable import RankHost
-from autotune.trial import Ended, StepReport, TrialSpec
+from autotune.trial.trainable import RankHost
+from autotune.trial.trial import Ended, StepReport, TrialSpec
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 from trainables.fake import fake_step_seconds

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from autotune.trial import TrialSpec
+from autotune.trial.trial import TrialSpec
 from trainables.deepspeed_llm import host_process, probe, rank, rank_process
 
 FAULTY_RANK = 1

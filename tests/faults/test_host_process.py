@@ -7,7 +7,7 @@ from autotune.cluster import Cluster
 from autotune.hardware import device_named
 from autotune.layout import layout_from_mapping
 from autotune.model import Model
-from autotune.trial import Outcome, TrialSpec
+from autotune.trial.trial import Outcome, TrialSpec
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 

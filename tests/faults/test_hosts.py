@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from autotune.layout import Layout
-from autotune.record import TrialRecord
-from autotune.store import open_run
+from autotune.store.record import TrialRecord
+from autotune.store.run_directory import open_run
 from tests.conftest import REPOSITORY
 from tests.faults import hosts as on_one_machine
 from tests.faults.conftest import Row

@@ -9,9 +9,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as RayNodes
 
-from autotune.ledger import Ledger
-from autotune.trial import Outcome
-from autotune.tuner import run_trials
+from autotune.ledger.ledger import Ledger
+from autotune.on_ray.tuner import run_trials
+from autotune.trial.trial import Outcome
 from tests.autotune.simulate import Silent, new_store
 from tests.faults.conftest import Row
 from tests.faults.faulty import FaultyDeepSpeedLlm

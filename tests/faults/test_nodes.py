@@ -15,13 +15,13 @@ from ray.util import placement_group_table
 from autotune.cluster import Cluster
 from autotune.errors import NodesGone
 from autotune.hardware import device_named
-from autotune.ledger import Ledger
-from autotune.nodes import whole_nodes
+from autotune.ledger.ledger import Ledger
+from autotune.on_ray.nodes import whole_nodes
+from autotune.on_ray.tuner import run_trials
 from autotune.space import load_space
-from autotune.store import open_run
-from autotune.trainable import RankHost
-from autotune.trial import Ended, StepReport, TrialSpec
-from autotune.tuner import run_trials
+from autotune.store.run_directory import open_run
+from autotune.trial.trainable import RankHost
+from autotune.trial.trial import Ended, StepReport, TrialSpec
 from tests.autotune.simulate import new_store, run_to_the_end
 from tests.faults.conftest import Row
 from trainables.fake import FakeTrainable

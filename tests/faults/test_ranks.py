@@ -15,11 +15,11 @@ from ray.util import placement_group_table
 
 from autotune.cluster import Cluster
 from autotune.hardware import device_named
-from autotune.ledger import Ledger
-from autotune.record import TrialRecord
+from autotune.ledger.ledger import Ledger
+from autotune.on_ray.tuner import run_trials
 from autotune.space import SearchSpace, load_space
-from autotune.trial import Outcome
-from autotune.tuner import run_trials
+from autotune.store.record import TrialRecord
+from autotune.trial.trial import Outcome
 from tests.autotune.simulate import Silent, new_store
 from tests.faults.conftest import Row
 from tests.faults.faulty import FaultyDeepSpeedLlm, delays

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autotune import deepspeed_config as configuration
-from autotune.deepspeed_config import deepspeed_config, worker_environment
 from autotune.layout import layout_from_mapping
 from autotune.model import Model
+from autotune.trial import deepspeed_config as configuration
+from autotune.trial.deepspeed_config import deepspeed_config, worker_environment
 
 _WAITING = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero")
 _FUSED_ADAMW = 28  # bytes per parameter: reads four tensors of fp32 and writes three

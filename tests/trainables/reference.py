@@ -4,9 +4,9 @@ import functools
 
 import torch
 
-from autotune.corpus import text_files
 from autotune.layout import Layout
 from autotune.model import Model
+from autotune.trial.corpus import text_files
 from trainables.deepspeed_llm.data import TextTokens, batch_slice
 from trainables.deepspeed_llm.llama import Build, Llama
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel

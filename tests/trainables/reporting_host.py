@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from autotune.trial import RankStep, TrialSpec
+from autotune.trial.trial import RankStep, TrialSpec
 from trainables.deepspeed_llm import host_process, rank, rank_process
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR")

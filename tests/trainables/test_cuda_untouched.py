@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from autotune.deepspeed_config import worker_environment
+from autotune.trial.deepspeed_config import worker_environment
 from trainables.deepspeed_llm import preload
 
 # Each of these asks the CUDA runtime, and so initialises it, unless NVML answers instead. A CPU

@@ -11,11 +11,11 @@ from ray.cluster_utils import Cluster as RayNodes
 
 from autotune.cluster import Cluster
 from autotune.hardware import device_named
-from autotune.ledger import Ledger
+from autotune.ledger.ledger import Ledger
+from autotune.on_ray.tuner import run_trials
 from autotune.space import load_space
-from autotune.trainable import RankHost
-from autotune.trial import Outcome
-from autotune.tuner import run_trials
+from autotune.trial.trainable import RankHost
+from autotune.trial.trial import Outcome
 from tests.autotune.simulate import Silent, new_store
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm

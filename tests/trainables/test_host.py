@@ -18,7 +18,7 @@ from autotune.errors import NodeCheckFailed, NodeLost
 from autotune.hardware import device_named
 from autotune.layout import layout_from_mapping
 from autotune.model import Model
-from autotune.trial import Ended, Outcome, StepReport, TrialSpec
+from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 
@@ -213,7 +213,7 @@ OWNER = """
 import sys
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
-from autotune.trial import trial_spec_from_json
+from autotune.trial.trial import trial_spec_from_json
 import json
 spec = trial_spec_from_json(json.loads(sys.argv[1]))
 with LocalHost(device_kind="cpu") as host:
@@ -223,7 +223,7 @@ with LocalHost(device_kind="cpu") as host:
 
 
 def test_killing_the_owner_leaves_no_rank(spec: TrialSpec) -> None:
-    from autotune.trial import to_json
+    from autotune.trial.trial import to_json
 
     text = json.dumps(to_json(dataclasses.replace(spec, measured_steps=100_000)))
     owner = subprocess.Popen([sys.executable, "-c", OWNER, text], stdout=subprocess.PIPE)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from autotune.installed_kernels import MODULES, why_not_installed
-from autotune.local_devices import local_gpus
+from autotune.hardware.kernels import MODULES, why_not_installed
+from autotune.hardware.local_devices import local_gpus
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = {

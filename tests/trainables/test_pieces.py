@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.corpus import check_data, text_files
-from autotune.deepspeed_config import deepspeed_config
 from autotune.errors import InputError
 from autotune.layout import Layout
 from autotune.model import Model
-from autotune.trial import Outcome
+from autotune.trial.corpus import check_data, text_files
+from autotune.trial.deepspeed_config import deepspeed_config
+from autotune.trial.trial import Outcome
 from trainables.deepspeed_llm.data import SyntheticTokens, TextTokens, batch_slice
 from trainables.deepspeed_llm.failures import classify
 from trainables.deepspeed_llm.memory import CpuPeakMemory, memory_limit

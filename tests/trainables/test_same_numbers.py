@@ -12,7 +12,7 @@ from autotune.hardware import device_named
 from autotune.layout import Layout, layout_from_mapping
 from autotune.model import Model
 from autotune.rules import why_illegal
-from autotune.trial import Ended, Outcome, StepReport, TrialSpec
+from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
 from tests.trainables.reference import plain_training
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm

@@ -12,19 +12,19 @@ from typing import Any
 
 import click
 
-from autotune.cli import AMOUNT, COUNT, SECONDS, command_line
 from autotune.cluster import Cluster
-from autotune.corpus import check_data
-from autotune.deepspeed_config import worker_environment
 from autotune.errors import InputError, validated
 from autotune.hardware import Device, device_named, unknown_gpu
+from autotune.hardware.local_devices import local_gpus
 from autotune.layout import layout_from_mapping
-from autotune.local_devices import local_gpus
 from autotune.model import model_from_mapping, read_json
+from autotune.options.command_line import AMOUNT, COUNT, SECONDS, command_line
+from autotune.options.space_options import device_of_option
 from autotune.rules import why_illegal
 from autotune.space import precision_on
-from autotune.space_options import device_of_option
-from autotune.trial import Ended, StepReport, TrialSpec
+from autotune.trial.corpus import check_data
+from autotune.trial.deepspeed_config import worker_environment
+from autotune.trial.trial import Ended, StepReport, TrialSpec
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 from trainables.deepspeed_llm.output import step_line, summary_line
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from autotune.deepspeed_config import GRADIENT_CLIPPING
+from autotune.trial.deepspeed_config import GRADIENT_CLIPPING
 
 # On CPUs the norm is taken in fp64, of this many elements at a time.
 _FP64_ELEMENTS = 2**20

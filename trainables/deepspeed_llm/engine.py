@@ -11,9 +11,9 @@ from deepspeed.pipe import LayerSpec, PipelineModule
 from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 from torch import Tensor, nn
 
-from autotune.deepspeed_config import clips_itself, engine_of
 from autotune.layout import Layout
 from autotune.model import Precision
+from autotune.trial.deepspeed_config import clips_itself, engine_of
 from trainables.deepspeed_llm.clipping import ClippedNorm
 from trainables.deepspeed_llm.llama import Block, Build, Embedding, Head, Llama
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 import torch.distributed as dist
 
-from autotune.trial import Outcome
+from autotune.trial.trial import Outcome
 
 # Messages of plain RuntimeErrors: torch has no type of its own for these.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "_STATUS_ALLOC_FAILED")

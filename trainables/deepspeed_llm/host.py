@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import psutil
 
-from autotune.deepspeed_config import worker_environment
 from autotune.errors import NodeCheckFailed, NodeLost
+from autotune.trial.deepspeed_config import worker_environment
 
 # The imports of torch and DeepSpeed from a cold disk can take this long.
 _PRELOAD_TIMEOUT_SECONDS = 300

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from autotune.trainable import RankHost
-from autotune.trial import TrialSpec, to_json
+from autotune.trial.trainable import RankHost
+from autotune.trial.trial import TrialSpec, to_json
 from trainables.deepspeed_llm.host import new_job_id
 
 _POLL_SECONDS = 1.0

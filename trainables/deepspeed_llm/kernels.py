@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autotune.hardware import AttentionKernel
-from autotune.installed_kernels import MODULES, InstalledKernel
+from autotune.hardware.kernels import MODULES, InstalledKernel
 from autotune.layout import RmsnormKernel
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]

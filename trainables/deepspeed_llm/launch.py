@@ -12,8 +12,8 @@ from autotune.cluster import Cluster
 from autotune.errors import NodeCheckFailed
 from autotune.layout import Layout
 from autotune.model import Model
-from autotune.trainable import RankHost
-from autotune.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
+from autotune.trial.trainable import RankHost
+from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.job import Job
 

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from autotune.measurement import measure
-from autotune.trial import Ended, StepReport, TrialSpec
+from autotune.trial.measurement import measure
+from autotune.trial.trial import Ended, StepReport, TrialSpec
 
 
 def step_line(step: StepReport) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autotune.deepspeed_config import POINTWISE_SWITCH
+from autotune.trial.deepspeed_config import POINTWISE_SWITCH
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

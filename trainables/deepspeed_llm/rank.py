@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from autotune.corpus import text_files
-from autotune.deepspeed_config import deepspeed_config
-from autotune.trial import RankStep, TrialSpec
+from autotune.trial.corpus import text_files
+from autotune.trial.deepspeed_config import deepspeed_config
+from autotune.trial.trial import RankStep, TrialSpec
 from trainables.deepspeed_llm.data import (
     SyntheticTokens,
     TextTokens,

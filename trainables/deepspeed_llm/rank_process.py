@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore
 
-from autotune.trial import RankStep, TrialSpec, to_json, trial_spec_from_json
+from autotune.trial.trial import RankStep, TrialSpec, to_json, trial_spec_from_json
 from trainables.deepspeed_llm.failures import classify
 from trainables.deepspeed_llm.rank import Place, process_group, train
 

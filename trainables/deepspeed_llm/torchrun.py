@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import torch.distributed as dist
 
-from autotune.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
+from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 from trainables.deepspeed_llm.failures import classify
 from trainables.deepspeed_llm.output import step_line, summary_line
 from trainables.deepspeed_llm.preload import import_what_ranks_need

@@ -14,7 +14,7 @@ from autotune.cost.model import CostModel
 from autotune.hardware import device_named
 from autotune.layout import layout_from_mapping
 from autotune.model import Model, Precision
-from autotune.trial import StepReport, TrialSpec
+from autotune.trial.trial import StepReport, TrialSpec
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 

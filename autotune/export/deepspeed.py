@@ -1,0 +1,94 @@
+"""A directory from which the best layout can be trained without the tuner."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autotune.cluster import Cluster
+from autotune.hardware import known_devices
+from autotune.layout import Layout
+from autotune.request import Request
+from autotune.store.run_directory import write_atomically
+from autotune.trial.deepspeed_config import deepspeed_config, worker_environment
+from autotune.trial.trial import to_json
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+# Trains the layout {words}
+# on {cluster}. Started once per node.
+set -euo pipefail
+here="$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)"
+{exports}
+python={python}
+exec "${{PYTHON:-$python}}" -m torch.distributed.run {rendezvous} \\
+  --nproc-per-node {ranks} -m trainables.deepspeed_llm \\
+  --layout "$here/layout.json" --model "$here/model.json" \\
+  --deepspeed-config "$here/deepspeed.json" {arguments} --steps "${{STEPS:-20}}"
+"""
+_ONE_MACHINE = "--standalone"
+_MANY_NODES = (
+    '--nnodes {nodes} --node-rank "${{NODE_RANK:?0 to {last}}}" '
+    '--master-addr "${{MASTER_ADDR:?address of node 0}}" --master-port "${{MASTER_PORT:-29500}}"'
+)
+
+
+def export_layout(directory: Path, layout: Layout, request: Request) -> None:
+    """Write deepspeed.json, layout.json, model.json and launch.sh into `directory`."""
+    space = request.space
+    is_gpu = space.cluster.device.kind == "gpu"
+    config = deepspeed_config(
+        layout, space.model, precision=space.precision, overlap_communication=is_gpu
+    )
+    model = to_json(space.model)
+    assert isinstance(model, dict)
+    directory.mkdir(exist_ok=True)
+    _write_json(directory / "deepspeed.json", config)
+    _write_json(directory / "layout.json", layout.columns())
+    _write_json(directory / "model.json", {**model, "precision": space.precision})
+    script = directory / "launch.sh"
+    write_atomically(script, lambda path: path.write_text(_script(layout, request), "utf-8"))
+    script.chmod(0o755)
+
+
+def _script(layout: Layout, request: Request) -> str:
+    cluster = request.space.cluster
+    environment = {**worker_environment(cluster.device.kind), **request.env}
+    exports = "\n".join(
+        f"export {name}={shlex.quote(value)}" for name, value in environment.items()
+    )
+    rendezvous, ranks = _rendezvous(cluster)
+    return _SCRIPT.format(
+        words=layout.describe(),
+        python=shlex.quote(sys.executable),
+        cluster=cluster.describe(),
+        exports=exports,
+        rendezvous=rendezvous,
+        ranks=ranks,
+        arguments=" ".join(_arguments(request)),
+    )
+
+
+def _rendezvous(cluster: Cluster) -> tuple[str, int]:
+    """torchrun's rendezvous flags and ranks per machine; virtual nodes share one machine."""
+    if cluster.nodes == 1 or cluster.device.kind == "cpu":
+        return _ONE_MACHINE, cluster.devices
+    flags = _MANY_NODES.format(nodes=cluster.nodes, last=cluster.nodes - 1)
+    return flags, cluster.gpus_per_node
+
+
+def _arguments(request: Request) -> list[str]:
+    device = request.space.cluster.device
+    arguments = ["--device", device.kind, "--seed", str(request.seed)]
+    if device.kind == "gpu" and device.name in known_devices():
+        arguments += ["--gpu", device.name]
+    if request.data is not None:
+        arguments += ["--data", shlex.quote(request.data)]
+    return [*arguments, "--synthetic-data"] if request.synthetic_data else arguments
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))

@@ -1,0 +1,301 @@
+"""The life of a search, without Ray: what to run next, what came of it, and when it is over.
+
+The ledger is a pure function of the request, the seed and what it was told, in the order of the
+store: a resumed search is told everything again and goes on as if it had never stopped.
+"""
+
+import dataclasses
+import datetime
+from typing import Any, Protocol
+
+from autotune.layout import Layout
+from autotune.ledger.clock import Clock, SystemClock
+from autotune.ledger.plausibility import why_impossible
+from autotune.ledger.ranking import fastest, next_to_confirm, ranked, summary, wrong_losses
+from autotune.ledger.search_setup import counts_of, search_for, startup_seconds
+from autotune.request import Request
+from autotune.search import Observation, Prediction, Pruned, prune
+from autotune.store.record import Purpose, TrialRecord
+from autotune.store.run_directory import RunStore
+from autotune.trial.measurement import measure
+from autotune.trial.slow_devices import SlowDevice, slow_device
+from autotune.trial.stopping import SlowerThanBest
+from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
+
+# A confirmation measures this many times the steps of an exploring trial.
+_CONFIRMATION_STEPS = 3
+
+
+class Listener(Protocol):
+    """Is told what happens, to show it."""
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        """A trial was handed out."""
+
+    def step_done(self, spec: TrialSpec, step: StepReport) -> None:
+        """A step of a running trial came back."""
+
+    def trial_begins_again(self, spec: TrialSpec, reason: str) -> None:
+        """What was measured of a running trial does not count; it is handed out once more."""
+
+    def trial_finished(self, record: TrialRecord) -> None:
+        """A trial is on record."""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class _Running:
+    spec: TrialSpec
+    purpose: Purpose
+    prediction: Prediction | None
+    started_at: datetime.datetime
+    started: float
+    attempts: int = 1
+    steps: list[StepReport] = dataclasses.field(default_factory=list)
+    stop_reason: str | None = None
+    slow_devices: list[str] = dataclasses.field(default_factory=list)
+
+    def begin_again(self) -> None:
+        """What the last attempt measured does not count."""
+        self.attempts += 1
+        self.steps.clear()
+        self.stop_reason = None
+
+
+class Ledger:
+    """Hands out trials, takes their steps and ends, and keeps the record."""
+
+    def __init__(self, store: RunStore, listener: Listener, clock: Clock | None = None) -> None:
+        """Take up the store's request where its trials left off."""
+        self.request: Request = store.request
+        self._store = store
+        self._listener = listener
+        self._clock = clock or SystemClock()
+        self._layouts = self.request.all_layouts()
+        self._open = set(self._layouts)
+        self._search = search_for(self.request, self._layouts)
+        self._stopping = SlowerThanBest(self.request.stop_factor)
+        self._exploring = True
+        self._running: dict[str, _Running] = {}
+        self._to_repeat: list[TrialSpec] = []
+        self._pruned: list[Pruned] = []
+        self.records: list[TrialRecord] = []
+        """All finished trials, oldest first."""
+        self.stopped_because = "interrupted"
+        """Why no more trials are handed out."""
+        for record in store.trials():
+            self._learn(record)
+        self._next_number = 1 + max((int(r.trial_id) for r in self.records), default=0)
+
+    @property
+    def best(self) -> list[TrialRecord]:
+        """Successful layouts, the best first."""
+        return ranked(self.request.space.precision, self.records)
+
+    def summary(self) -> dict[str, Any] | None:
+        """The content of best.json; None while nothing has worked."""
+        return summary(self.request, self.records, self.stopped_because)
+
+    def next_trial(self) -> TrialSpec | None:
+        """The next trial to run, or None when the search is over (see `stopped_because`).
+
+        When nothing more is explored, the fastest layouts are confirmed by longer trials.
+        """
+        if self._to_repeat:
+            return self._to_repeat.pop()
+        if self._exploring:
+            layout = self._next_to_explore()
+            if layout is not None:
+                reduced = bool(counts_of(self.request, layout))
+                return self._hand_out(layout, "reduced" if reduced else "explore")
+        layout = self._next_to_confirm()
+        if layout is None:
+            return None
+        return self._hand_out(layout, "confirm")
+
+    def _next_to_explore(self) -> Layout | None:
+        """The search's choice; None with `stopped_because` set."""
+        layout = None
+        reason = self._budget_spent()
+        if reason is None:
+            layout = self._search.ask()
+            reason = self._search.stopped_because
+        if layout is None:
+            self._exploring = False
+            self.stopped_because = reason
+        return layout
+
+    def _next_to_confirm(self) -> Layout | None:
+        if self._running or self._gpu_hours_spent():
+            return None
+        return next_to_confirm(self.request.space.precision, self.records)
+
+    def _hand_out(self, layout: Layout, purpose: Purpose) -> TrialSpec:
+        request, space = self.request, self.request.space
+        longer = _CONFIRMATION_STEPS if purpose == "confirm" else 1
+        trial_id = f"{self._next_number:04d}"
+        self._next_number += 1
+        spec = TrialSpec(
+            trial_id=trial_id,
+            layout=layout,
+            model=space.model,
+            cluster=space.cluster,
+            precision=space.precision,
+            warmup_steps=space.warmup_steps,
+            measured_steps=longer * space.measured_steps,
+            log_dir=str(self._store.new_log_directory(trial_id)),
+            data=request.data,
+            synthetic_data=request.synthetic_data,
+            seed=request.seed,
+            step_deadline_seconds=self._stopping.step_deadline_seconds,
+            trial_timeout_seconds=self._timeout_seconds(layout, purpose),
+            micro_batch_counts=counts_of(request, layout) if purpose == "reduced" else (),
+        )
+        self._running[trial_id] = _Running(
+            spec=spec,
+            purpose=purpose,
+            prediction=self._search.prediction(layout),
+            started_at=self._clock.now(),
+            started=self._clock.monotonic(),
+        )
+        self._listener.trial_started(spec)
+        return spec
+
+    def _timeout_seconds(self, layout: Layout, purpose: Purpose) -> float:
+        """A confirmation has the time besides that its steps are known to take."""
+        allowed = self.request.trial_timeout_seconds
+        if purpose == "confirm":
+            space = self.request.space
+            steps = space.warmup_steps + _CONFIRMATION_STEPS * space.measured_steps
+            explored = next(r for r in self.records if r.layout == layout)
+            allowed += 2 * steps * (explored.measurement.step_seconds or 0.0)
+        return allowed
+
+    def step_done(self, trial_id: str, step: StepReport) -> bool:
+        """Take a step of a running trial; whether the trial should stop now."""
+        running = self._running[trial_id]
+        running.steps.append(step)
+        self._listener.step_done(running.spec, step)
+        if running.purpose != "explore":
+            return False  # short steps are not compared, and a confirmation runs to its end
+        seconds = [step.step_seconds for step in running.steps]
+        running.stop_reason = self._stopping.reason_to_stop(running.spec, seconds)
+        return running.stop_reason is not None
+
+    def attempt_lost(self, trial_id: str, reason: str) -> None:
+        """The trial's nodes went away; it starts again, from its first step."""
+        running = self._running[trial_id]
+        running.begin_again()
+        self._listener.trial_begins_again(running.spec, reason)
+
+    def slow_device(self, trial_id: str) -> SlowDevice | None:
+        """The device of a running trial that is slow against its peers, by the steps so far."""
+        running = self._running[trial_id]
+        return slow_device(running.steps)
+
+    def run_again(self, trial_id: str, reason: str, *, slow: str | None = None) -> None:
+        """Hand the same trial out once more, next; `slow` names the device that measured it."""
+        running = self._running[trial_id]
+        if slow is not None:
+            running.slow_devices.append(slow)
+        running.begin_again()
+        self._to_repeat.append(running.spec)
+        self._listener.trial_begins_again(running.spec, reason)
+
+    def attempts(self, trial_id: str) -> int:
+        """Which attempt of a running trial this is, from 1."""
+        return self._running[trial_id].attempts
+
+    def trial_stopped(self, trial_id: str, *, slow: str | None = None) -> None:
+        """A trial was cut between steps, after `step_done` said so."""
+        reason = self._running[trial_id].stop_reason
+        assert reason is not None, "only trials that should stop are stopped"
+        self.trial_ended(trial_id, Ended(outcome=Outcome.STOPPED, reason=reason), slow=slow)
+
+    def trial_ended(self, trial_id: str, ended: Ended, *, slow: str | None = None) -> None:
+        """Put a finished trial on record and learn from it; `slow` names a slow device."""
+        running = self._running.pop(trial_id)
+        if slow is not None:
+            running.slow_devices.append(slow)
+        record = self._judged(self._record_of(running, ended), running)
+        self._store.add_trial(record, running.steps)
+        self._learn(record)
+        self._store.write_pruned(self._pruned)
+        if self.best:
+            self._store.write_json("best.json", self.summary())
+        else:
+            self._store.remove("best.json")
+        self._listener.trial_finished(record)
+
+    def _record_of(self, running: _Running, ended: Ended) -> TrialRecord:
+        held = self._clock.monotonic() - running.started
+        if self.request.simulated:
+            starts = len(running.spec.micro_batch_counts) or 1
+            held = starts * startup_seconds(self.request)
+            held += sum(step.step_seconds for step in running.steps)
+        return TrialRecord(
+            trial_id=running.spec.trial_id,
+            trainable=self.request.trainable,
+            purpose=running.purpose,
+            layout=running.spec.layout,
+            outcome=ended.outcome,
+            reason=ended.reason,
+            measurement=measure(running.spec, running.steps),
+            startup_seconds=ended.startup_seconds,
+            gpu_seconds=held * self.request.space.cluster.devices,
+            attempts=running.attempts,
+            slow_device="; ".join(running.slow_devices) or None,
+            started_at=running.started_at,
+            finished_at=self._clock.now(),
+            prediction=running.prediction,
+        )
+
+    def _judged(self, record: TrialRecord, running: _Running) -> TrialRecord:
+        """The record, as `invalid` where it ran but its numbers cannot be true."""
+        if record.outcome is not Outcome.OK:
+            return record
+        reason = why_impossible(
+            running.spec, record.measurement, running.steps, self.request.trainer
+        )
+        if reason is None:
+            # One other trial may be the wrong one itself: what is on record stays there.
+            precision = self.request.space.precision
+            wrong = wrong_losses(precision, [*self.records, record], votes=2)
+            reason = wrong.get(record.trial_id)
+        if reason is None:
+            return record
+        return dataclasses.replace(record, outcome=Outcome.INVALID, reason=reason)
+
+    def _learn(self, record: TrialRecord) -> None:
+        self.records.append(record)
+        if record.purpose == "confirm":
+            return
+        observation = Observation(
+            layout=record.layout,
+            outcome=record.outcome,
+            step_seconds=record.measurement.step_seconds if _was_timed(record) else None,
+            peak_memory_gib=record.measurement.peak_memory_gib if _was_timed(record) else None,
+        )
+        self._open.discard(record.layout)
+        self._search.tell(observation)
+        pruned = prune(observation, (layout for layout in self._layouts if layout in self._open))
+        self._pruned += pruned
+        self._open.difference_update(found.layout for found in pruned)
+        self._search.discard(found.layout for found in pruned)
+        self._stopping.best_step_seconds = fastest(self.request.space.precision, self.records)
+
+    def _budget_spent(self) -> str | None:
+        explored = sum(record.purpose != "confirm" for record in self.records)
+        if explored + len(self._running) >= self.request.max_trials:
+            return f"max_trials reached ({self.request.max_trials})"
+        return self._gpu_hours_spent()
+
+    def _gpu_hours_spent(self) -> str | None:
+        limit = self.request.gpu_hours
+        hours = sum(record.gpu_seconds for record in self.records) / 3600
+        if limit is not None and hours >= limit:
+            return f"gpu_hours spent ({hours:.3g} of {limit:g})"
+        return None
+
+
+def _was_timed(record: TrialRecord) -> bool:
+    return record.outcome in (Outcome.OK, Outcome.STOPPED)

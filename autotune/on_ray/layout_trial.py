@@ -1,0 +1,102 @@
+"""One layout, as Ray Tune runs it."""
+
+from collections.abc import Generator
+from typing import Any
+
+import ray
+from ray import tune
+
+from autotune.errors import NodeCheckFailed, NodeOutOfMemory
+from autotune.on_ray.placement import NodeGroup, node_group
+from autotune.trial.reduced import run_in_parts
+from autotune.trial.trainable import Trainable
+from autotune.trial.trial import (
+    Ended,
+    Outcome,
+    StepReport,
+    TrialSpec,
+    to_json,
+    trial_spec_from_json,
+)
+
+
+class LayoutTrial(tune.Trainable):
+    """One layout, as Tune sees it: `step()` is one training step. Lives on the head.
+
+    The node actors are kept from one trial to the next of the same node count.
+    """
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Whole nodes, as many as the layout needs."""
+        spec = trial_spec_from_json(config["spec"])
+        return node_group(
+            spec.cluster,
+            spec.layout.world_size,
+            virtual=config["virtual"],
+            avoid=config["avoid"],
+        )
+
+    def setup(self, config: dict[str, Any], worker: Trainable | None = None) -> None:
+        """Take the nodes, check them, and begin the first trial."""
+        assert worker is not None, "given by tune.with_parameters"
+        spec = trial_spec_from_json(config["spec"])
+        self._worker = worker
+        self._unfit_node: str | None = None
+        self._nodes: NodeGroup | None = None
+        self._take_nodes(spec)
+        try:
+            worker.check(spec.cluster, self._hosts)
+        except NodeCheckFailed as error:
+            self._unfit_node = str(error)
+        self._begin(spec)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End what is left of the last trial and begin the next on the same nodes."""
+        self._events.close()
+        self._begin(trial_spec_from_json(new_config["spec"]))
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next training step, or the trial's end. Raises NodeLost."""
+        if self._unfit_node is not None:
+            return {"unfit_node": self._unfit_node, "done": True}
+        try:
+            event = next(self._events)
+        except NodeOutOfMemory as error:
+            self._nodes_are_broken = True
+            event = Ended(outcome=Outcome.OOM, reason=str(error))
+        nodes = [] if self._nodes is None else self._nodes.names
+        if isinstance(event, StepReport):
+            return {"step_report": to_json(event), "nodes": nodes}
+        return {"ended": to_json(event), "nodes": nodes, "done": True}
+
+    def cleanup(self) -> None:
+        """Leave nothing behind."""
+        self._events.close()
+        self._give_nodes_back()
+
+    @property
+    def _hosts(self) -> list[Any]:
+        return [] if self._nodes is None else list(self._nodes.hosts)
+
+    def _take_nodes(self, spec: TrialSpec) -> None:
+        self._nodes_are_broken = False
+        if self._worker.host_factory is not None:
+            group = ray.util.get_current_placement_group()
+            assert group is not None, "Tune places the trainable in the trial's group"
+            self._nodes = NodeGroup(group, spec.cluster, self._worker.host_factory)
+
+    def _give_nodes_back(self) -> None:
+        if self._nodes is not None:
+            self._nodes.close()
+
+    def _begin(self, spec: TrialSpec) -> None:
+        """Nothing yet: Tune would not repeat a trial that fails before its first step."""
+        self._events = self._run(spec)
+
+    def _run(self, spec: TrialSpec) -> Generator[StepReport | Ended, None, None]:
+        if self._nodes_are_broken:
+            self._give_nodes_back()
+            self._take_nodes(spec)
+        yield from run_in_parts(spec, self._worker, self._hosts)

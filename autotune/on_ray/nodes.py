@@ -1,0 +1,175 @@
+"""The nodes of the connected Ray: how many are whole and free, and what is on each of them."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import platform
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from autotune.cluster import Cluster
+from autotune.errors import ClusterTooSmall, NodeCheckFailed, first_line
+from autotune.hardware.kernels import MODULES, why_not_installed
+from autotune.hardware.local_devices import too_small
+
+VIRTUAL_DEVICE = "virtual_device"
+"""Ray's name for a device that is only counted: CPUs, and devices of simulated trials."""
+
+NODE_CPUS = 1
+"""What a trial takes of a node's CPUs, as Ray counts them; its ranks use what they like."""
+
+# A node's worker first starts, from a cold disk perhaps.
+_DESCRIBE_TIMEOUT_SECONDS = 360.0
+# What another search has just given back is free within seconds.
+_FREE_TIMEOUT_SECONDS = 20.0
+_POLL_SECONDS = 0.2
+_PACKAGES_THAT_MUST_AGREE = ("torch", "deepspeed", "ray")
+_CODE = ("autotune", "trainables", "search_spaces")
+
+
+def device_resource(cluster: Cluster, *, virtual: bool = False) -> str:
+    """Ray's name for the cluster's devices: real GPUs, or virtual devices."""
+    real = cluster.device.kind == "gpu" and not virtual
+    return "GPU" if real else VIRTUAL_DEVICE
+
+
+def whole_nodes(cluster: Cluster, *, avoid: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Ray's nodes that are alive and have `gpus_per_node` devices, no fewer and no more.
+
+    Trials take whole nodes, so others do not count. `avoid` holds ids of nodes to leave out.
+    """
+    resource = device_resource(cluster)
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get(resource, 0) == cluster.gpus_per_node
+        and node["NodeID"] not in avoid
+    ]
+
+
+def missing_nodes(
+    cluster: Cluster, world_size: int | None = None, *, avoid: Collection[str] = ()
+) -> str | None:
+    """Where the connected Ray has too few whole nodes for so many ranks, a sentence; else None.
+
+    For all ranks of the cluster by default. Takes a few milliseconds.
+    """
+    needed = cluster
+    if world_size is not None:
+        needed = dataclasses.replace(cluster, nodes=-(-world_size // cluster.gpus_per_node))
+    if len(whole_nodes(cluster, avoid=avoid)) >= needed.nodes:
+        return None
+    resource = device_resource(cluster)
+    sizes = [int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"]]
+    has = ", ".join(
+        f"{sizes.count(size)} {'node' if sizes.count(size) == 1 else 'nodes'} of {size}"
+        for size in sorted(set(sizes), reverse=True)
+    )
+    larger = max(sizes, default=0) > cluster.gpus_per_node
+    rule = " (a trial takes whole nodes)" if larger else ""
+    left_out = f" ({len(avoid)} of them to be avoided)" if avoid else ""
+    return too_small(needed, f"the cluster has {has or 'none'}{rule}{left_out}")
+
+
+def check_capacity(cluster: Cluster) -> None:
+    """Raise ClusterTooSmall where the connected Ray has too few whole nodes, or free ones."""
+    if problem := missing_nodes(cluster):
+        raise ClusterTooSmall(problem)
+    deadline = time.monotonic() + _FREE_TIMEOUT_SECONDS
+    while (free := len(free_nodes(cluster))) < cluster.nodes:
+        if time.monotonic() > deadline:
+            has = f"only {free} of the cluster's are free (all devices and {NODE_CPUS} CPU)"
+            raise ClusterTooSmall(too_small(cluster, has))
+        time.sleep(_POLL_SECONDS)
+
+
+def free_nodes(cluster: Cluster, *, avoid: Collection[str] = ()) -> list[str]:
+    """Ids of whole nodes that nobody holds now, but those to `avoid`."""
+    resource = device_resource(cluster)
+    available = ray._private.state.available_resources_per_node()
+    return [
+        node_id
+        for node_id, node in available.items()
+        if node.get(resource, 0) == cluster.gpus_per_node
+        and node.get("CPU", 0) >= NODE_CPUS
+        and node_id not in avoid
+    ]
+
+
+def inspect_nodes(cluster: Cluster) -> list[dict[str, Any]]:
+    """Versions, driver, accelerator and kernels of each node that has devices.
+
+    Raises NodeCheckFailed that names a node that does not answer, or differs from the first.
+    """
+    asked = []
+    for node in whole_nodes(cluster):
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        reference = _describe_node.options(scheduling_strategy=here, num_cpus=0).remote()
+        asked.append((node, reference))
+    nodes = []
+    for node, reference in asked:
+        address = node["NodeManagerAddress"]
+        try:
+            description = ray.get(reference, timeout=_DESCRIBE_TIMEOUT_SECONDS)
+        except ray.exceptions.RayError as error:
+            problem = first_line(getattr(error, "cause", None) or error)
+            raise NodeCheckFailed(f"node {address}: {problem}") from None
+        nodes.append({"address": address, "accelerator": _accelerator(node), **description})
+    compare_nodes(nodes)
+    return nodes
+
+
+def compare_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raise NodeCheckFailed for the first node whose software differs from the first's."""
+    first = nodes[0]
+    for node in nodes[1:]:
+        for what in (*_PACKAGES_THAT_MUST_AGREE, "python", "driver", "code", "accelerator"):
+            if node[what] != first[what]:
+                raise NodeCheckFailed(
+                    f"node {node['address']}: {what} must be the same on every node, got "
+                    f"{node[what]} and {first[what]} on node {first['address']}"
+                )
+
+
+def _accelerator(node: Mapping[str, Any]) -> str | None:
+    """Ray's name for what a node has, such as H100; None where Ray knows none."""
+    prefix = "accelerator_type:"
+    names = [name for name in node["Resources"] if name.startswith(prefix)]
+    return names[0].removeprefix(prefix) if names else None
+
+
+@ray.remote
+def _describe_node() -> dict[str, Any]:
+    return describe_this_node()
+
+
+def describe_this_node() -> dict[str, Any]:
+    """Versions of what must agree between nodes, and which kernels are missing and why."""
+    driver = Path("/proc/driver/nvidia/version")
+    return {
+        "host": platform.node(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES_THAT_MUST_AGREE},
+        "driver": driver.read_text().splitlines()[0] if driver.exists() else None,
+        "code": code_fingerprint(),
+        "missing_kernels": {
+            kernel: reason for kernel in MODULES if (reason := why_not_installed(kernel))
+        },
+    }
+
+
+def code_fingerprint() -> str:
+    """A digest of our own source files."""
+    root = Path(__file__).resolve().parent.parent.parent
+    digest = hashlib.sha256()
+    for package in _CODE:
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,208 @@
+"""Where a trial runs: a group of whole nodes, and the actor that owns each of them."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import tune
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from autotune.cluster import Cluster
+from autotune.errors import NodeCheckFailed, NodeLost, NodeOutOfMemory, first_line
+from autotune.on_ray.nodes import NODE_CPUS, device_resource
+from autotune.trial.trainable import RankHost
+
+HEAD_RESOURCE = "node:__internal_head__"
+"""Only the head has it: it pins what must run there."""
+
+_NODE_LABEL = "ray.io/node-id"
+# A worker of Ray's first starts, from a cold disk perhaps.
+_START_TIMEOUT_SECONDS = 360.0
+# How often a node is asked whether it is there, and how long it may take to answer: one that is cut
+# off is noticed within the sum, a busy one answers within fractions of it.
+_HEARTBEAT_SECONDS = 3.0
+_PING_TIMEOUT_SECONDS = 7.0
+# A node that hears nothing for so long is cut off, and ends its ranks by itself.
+_SILENCE_SECONDS = 30.0
+_CLOSE_TIMEOUT_SECONDS = 15.0
+
+
+def node_group(
+    cluster: Cluster, world_size: int, *, virtual: bool = False, avoid: Sequence[str] = ()
+) -> tune.PlacementGroupFactory:
+    """A place for the trainable on the head, and whole nodes for `world_size` ranks.
+
+    A bundle takes all devices of a node (`check_capacity` sees to that), so no two fall on one
+    node, whatever the strategy. None falls on the nodes to `avoid`, given by Ray's ids of them.
+    """
+    nodes = -(-world_size // cluster.gpus_per_node)
+    node: dict[str, int | float] = {
+        device_resource(cluster, virtual=virtual): cluster.gpus_per_node,
+        "CPU": NODE_CPUS,
+    }
+    others = {_NODE_LABEL: f"!in({','.join(avoid)})"} if avoid else {}
+    return tune.PlacementGroupFactory(
+        [{HEAD_RESOURCE: 0.001}, *[dict(node) for _ in range(nodes)]],
+        strategy="PACK",
+        bundle_label_selector=[{}, *[dict(others) for _ in range(nodes)]],
+    )
+
+
+class NodeGroup:
+    """The node actors of a trial's placement group, one per whole node."""
+
+    def __init__(self, group: PlacementGroup, cluster: Cluster, factory: Callable[..., RankHost]):
+        """Start the actors; bundle 0 is the trainable's own. Raises NodeLost."""
+        resource = device_resource(cluster)
+        devices: dict[str, Any] = {"resources": {resource: cluster.gpus_per_node}}
+        if resource == "GPU":
+            devices = {"num_gpus": cluster.gpus_per_node}
+        bundles = range(1, group.bundle_count)
+        node_actor: Any = _NodeActor
+        self._actors = [
+            node_actor.options(
+                num_cpus=NODE_CPUS,
+                max_concurrency=4,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=bundle
+                ),
+                **devices,
+            ).remote(factory)
+            for bundle in bundles
+        ]
+        try:
+            places = ray.get(
+                [actor.place.remote() for actor in self._actors], timeout=_START_TIMEOUT_SECONDS
+            )
+        except ray.exceptions.RayError as error:
+            raise NodeLost(f"a node did not start its actor: {_sentence(error)}") from None
+        self.names: list[dict[str, str]] = places
+        """Each node's `node_id` (Ray's) and `address`, in the order of the hosts."""
+        self._hosts = [
+            _RemoteHost(actor, f"node {index} ({place['address']})")
+            for index, (actor, place) in enumerate(zip(self._actors, places, strict=True))
+        ]
+
+    @property
+    def hosts(self) -> list[RankHost]:
+        """The hosts of the ranks, in the order of the bundles."""
+        return list(self._hosts)
+
+    def close(self) -> None:
+        """End the node actors and the processes that they own; a lost node is not waited for."""
+        closing = [
+            actor.close.remote()
+            for actor, host in zip(self._actors, self._hosts, strict=True)
+            if not host.is_lost
+        ]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_TIMEOUT_SECONDS)
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+@ray.remote
+class _NodeActor:
+    """Owns the devices of one node. Dies with its placement group; its processes die with it.
+
+    Where the node is cut off from the head nobody tells it, and Ray takes a quarter of an hour to
+    notice: ranks whose owner has fallen silent are ended from here.
+    """
+
+    def __init__(self, factory: Callable[..., RankHost]) -> None:
+        self._address = ray.util.get_node_ip_address()
+        self._host = factory(address=self._address)
+        self._has_ranks = False
+        self._heard_at = time.monotonic()
+        threading.Thread(target=self._end_ranks_in_silence, daemon=True).start()
+
+    def place(self) -> dict[str, str]:
+        return {"node_id": ray.get_runtime_context().get_node_id(), "address": self._address}
+
+    def ping(self) -> None:
+        self._heard_at = time.monotonic()
+
+    def listen(self) -> tuple[str, int]:
+        return self._host.listen()
+
+    def start(self, job: Mapping[str, Any]) -> None:
+        self.ping()
+        self._has_ranks = True
+        self._host.start(job)
+
+    def events(self, timeout_seconds: float) -> list[dict[str, Any]]:
+        self.ping()
+        return self._host.events(timeout_seconds)
+
+    def stop(self) -> None:
+        self._host.stop()
+        self._has_ranks = False
+
+    def close(self) -> None:
+        self._host.close()
+
+    def _end_ranks_in_silence(self) -> None:
+        while not self._has_ranks or time.monotonic() - self._heard_at < _SILENCE_SECONDS:
+            time.sleep(1.0)
+        self._host.close()
+
+    def __repr__(self) -> str:
+        return "Node"
+
+
+class _RemoteHost:
+    """The host of another node. A `RankHost`; Ray's errors become NodeLost here."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self._actor = actor
+        self._name = name
+        self.is_lost = False
+
+    def listen(self) -> tuple[str, int]:
+        address, port = self._call("listen")
+        return str(address), int(port)
+
+    def start(self, job: Mapping[str, Any]) -> None:
+        self._call("start", job)
+
+    def events(self, timeout_seconds: float) -> list[dict[str, Any]]:
+        events: list[dict[str, Any]] = self._call("events", timeout_seconds)
+        return events
+
+    def stop(self) -> None:
+        self._call("stop")
+
+    def close(self) -> None:
+        self._call("close")
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """The node's answer, which may take as long as the node lives: it knows its deadlines.
+
+        A node that was once lost is not asked again: each call would wait for it anew.
+        """
+        if self.is_lost:
+            raise NodeLost(f"{self._name} was lost before")
+        try:
+            answer = getattr(self._actor, method).remote(*arguments)
+            while not ray.wait([answer], timeout=_HEARTBEAT_SECONDS)[0]:
+                ray.get(self._actor.ping.remote(), timeout=_PING_TIMEOUT_SECONDS)
+            return ray.get(answer)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, NodeCheckFailed):
+                raise NodeCheckFailed(f"{self._name}: {error.cause}") from None
+            raise NodeLost(f"{self._name}: {first_line(error.cause)}") from None
+        except ray.exceptions.OutOfMemoryError as error:
+            self.is_lost = True
+            raise NodeOutOfMemory(f"{self._name}: {first_line(error)}") from None
+        except ray.exceptions.RayError as error:
+            self.is_lost = True
+            raise NodeLost(f"{self._name}: {_sentence(error)}") from None
+
+
+def _sentence(error: ray.exceptions.RayError) -> str:
+    if isinstance(error, ray.exceptions.GetTimeoutError):
+        return "it no longer answers"
+    return first_line(error)

@@ -1,0 +1,163 @@
+"""From the words of the command line to a request: every rule that needs no Ray."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from autotune.calibration.recorded_runs import Sweep, read_sweeps
+from autotune.cost.constants import constants_for
+from autotune.errors import ClusterTooSmall, InputError, validated
+from autotune.hardware.local_devices import refuse_without_devices
+from autotune.options.space_options import (
+    SpaceOptions,
+    name_and_value,
+    refuse_empty,
+    space_from_options,
+)
+from autotune.request import Request
+from autotune.search import SEARCHES
+from autotune.space import SEARCHED, SearchSpace
+from autotune.trial.corpus import check_data
+
+TRAINABLES = ("auto", "deepspeed", "simulated", "replay")
+"""What may run the trials; auto is DeepSpeed where the devices are, else a simulation."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SearchOptions(SpaceOptions):
+    """The options of a new search as they were given; None was not given."""
+
+    trainable: str
+    runs: Path | None
+    search: str
+    address: str | None
+    max_trials: int | None
+    gpu_hours: float | None
+    training_gpu_hours: float | None
+    reduced_trials: bool
+    seed: int
+    stop_factor: float
+    trial_timeout: float
+    data: str | None
+    synthetic_data: bool
+    env: Sequence[str]
+
+
+def request_from_options(options: SearchOptions) -> Request:
+    """Check everything and freeze it. Raises InputError."""
+    if options.search not in SEARCHES:
+        raise InputError(f"--search must be one of {', '.join(SEARCHES)}, got {options.search!r}")
+    if (options.runs is None) == (options.trainable == "replay"):
+        raise InputError(
+            "--runs must be given with --trainable replay and only then, "
+            f"got --trainable {options.trainable} and --runs {options.runs}"
+        )
+    sweep = None
+    if options.runs is not None:
+        sweep = _recorded_sweep(options)
+        space = _recorded_space(sweep)
+    elif options.space is None:
+        raise InputError("--space or --resume must be given, got neither")
+    else:
+        space = space_from_options(options)
+    check_data(options.data, synthetic=options.synthetic_data, model=space.model)
+    refuse_empty(space)
+    request = validated(
+        Request,
+        {
+            "space": space,
+            "trainable": _trainable(options, space),
+            "search": options.search,
+            "seed": options.seed,
+            "max_trials": options.max_trials or space.max_trials,
+            "gpu_hours": options.gpu_hours,
+            "training_gpu_hours": options.training_gpu_hours,
+            "reduced_trials": options.reduced_trials,
+            "stop_factor": options.stop_factor,
+            "trial_timeout_seconds": options.trial_timeout,
+            "data": None if options.data is None else str(Path(options.data).resolve()),
+            "synthetic_data": options.synthetic_data,
+            "env": _environment(options.env),
+            "runs": None if options.runs is None else str(Path(options.runs).resolve()),
+            "layouts": sweep and tuple(run.layout for run in sweep.runs),
+        },
+        what="request",
+    )
+    constants_for(space.cluster.device, request.trainer)  # a hardware file may name unknown ones
+    return request
+
+
+def _trainable(options: SearchOptions, space: SearchSpace) -> str:
+    """What runs the trials: `auto` is DeepSpeed where the devices are, else a simulation."""
+    if options.trainable != "auto":
+        return options.trainable
+    if options.address is not None:
+        return "deepspeed"
+    try:
+        refuse_without_devices(space.cluster)
+    except ClusterTooSmall:
+        return "simulated"
+    return "deepspeed"
+
+
+def _recorded_sweep(options: SearchOptions) -> Sweep:
+    """The one sweep of --runs, or the one that has the model and the devices of --space."""
+    assert options.runs is not None
+    changes = {
+        "--fix": options.fix,
+        "--model": options.model,
+        "--gpu": options.gpu,
+        "--sequence-length": options.sequence_length,
+        "--global-batch-size": options.global_batch_size,
+        "--gpus-per-node": options.gpus_per_node,
+        "--nodes": options.nodes if options.space is None else None,
+    }
+    if given := [name for name, value in changes.items() if value]:
+        raise InputError(
+            f"--trainable replay takes all that was recorded: {given[0]} cannot be given"
+        )
+    sweeps = read_sweeps(Path(options.runs))
+    if options.space is not None:
+        space = space_from_options(options)
+        wanted = (dataclasses.replace(space.model, precision="bf16"), space.cluster.devices)
+        sweeps = [sweep for sweep in sweeps if (sweep.model, sweep.cluster.devices) == wanted]
+        if not sweeps:
+            raise InputError(
+                f"--runs: no sweep has the model, the batch and the {space.cluster.devices} "
+                f"devices of --space {options.space}"
+            )
+    if len(sweeps) > 1:
+        names = ", ".join(sweep.name for sweep in sweeps)
+        raise InputError(f"--runs must hold one sweep to replay, got {names}")
+    return sweeps[0]
+
+
+def _recorded_space(sweep: Sweep) -> SearchSpace:
+    """The space that just holds the recorded layouts."""
+    layouts = [run.layout for run in sweep.runs]
+    values = {
+        dimension: tuple(dict.fromkeys(getattr(layout, dimension) for layout in layouts))
+        for dimension in SEARCHED
+    }
+    device = dataclasses.replace(sweep.cluster.device, attention_kernels=values["attention_kernel"])
+    return validated(
+        SearchSpace,
+        {
+            "name": sweep.name,
+            "model": sweep.model,
+            "cluster": dataclasses.replace(sweep.cluster, device=device),
+            **values,
+        },
+        what=f"sweep {sweep.name}",
+    )
+
+
+def _environment(variables: Sequence[str]) -> dict[str, str]:
+    """The `NAME=VALUE` of --env by name. Raises InputError."""
+    environment: dict[str, str] = {}
+    for text in variables:
+        name, value = name_and_value(text, "--env")
+        if name in environment:
+            raise InputError(f"--env: {name} is given twice")
+        environment[name] = value
+    return environment

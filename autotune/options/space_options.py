@@ -1,0 +1,166 @@
+"""Which space is meant: the options that the search and the planner share."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from autotune.cluster import Cluster
+from autotune.errors import InputError
+from autotune.hardware import Device, device_named
+from autotune.layout import LAYOUT_COLUMNS, NOT_OFFERED
+from autotune.model import model_from_mapping, read_json
+from autotune.options.command_line import COUNT
+from autotune.space import Excluded, SearchSpace, load_space
+
+_BOOLEANS = {"true": True, "false": False}
+# For a model without a space: one node of the commonest kind, 4 million tokens per step.
+_DEFAULT_GPU = "h100"
+_DEFAULT_GPUS_PER_NODE = 8
+_DEFAULT_SEQUENCE_LENGTH = 4096
+_DEFAULT_TOKENS_PER_STEP = 4 * 2**20
+_DEFAULT_PIPELINE_SIZES = (1, 2, 4, 8, 16, 32)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceOptions:
+    """A space and what replaces parts of it, as they were given; None was not given."""
+
+    space: str | None
+    model: str | None
+    nodes: int | None
+    gpus_per_node: int | None
+    gpu: str | None
+    sequence_length: int | None
+    global_batch_size: int | None
+    fix: Sequence[str]
+
+
+def space_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `SpaceOptions` to a command."""
+    options = (
+        click.option("--space", metavar="NAME|FILE.py", help="What to search."),
+        click.option("--model", metavar="FILE", help="A model, as a Hugging Face config.json."),
+        click.option("--nodes", type=COUNT, metavar="N", help="Nodes that every layout uses."),
+        click.option("--gpus-per-node", type=COUNT, metavar="G", help="Devices per node."),
+        click.option("--gpu", metavar="NAME|FILE.json", help="Device, if not the space's."),
+        click.option("--sequence-length", type=COUNT, metavar="S"),
+        click.option("--global-batch-size", type=COUNT, metavar="B", help="Sequences per step."),
+        click.option(
+            "--fix", multiple=True, metavar="DIMENSION=V[,V...]", help="Restrict a dimension."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def space_from_options(
+    options: SpaceOptions, device: Callable[[Device], Device] | None = None
+) -> SearchSpace:
+    """The space that is meant; `device` chooses its device given its own. Raises InputError."""
+    space = _named_space(options) if options.space is not None else _space_of_model(options)
+    shape = _given({"nodes": options.nodes, "gpus_per_node": options.gpus_per_node})
+    if device is not None:
+        shape["device"] = device(space.cluster.device)
+    elif options.gpu is not None:
+        shape["device"] = device_of_option(options.gpu)
+    sizes = {
+        "sequence_length": options.sequence_length,
+        "global_batch_size": options.global_batch_size,
+    }
+    model = dataclasses.replace(space.model, **_given(sizes))
+    cluster = dataclasses.replace(space.cluster, **shape)
+    space = space.replaced({"model": model, "cluster": cluster}, what="--space")
+    fixed: dict[str, tuple[Any, ...]] = {}
+    for text in options.fix:
+        dimension, values = parse_fix(text)
+        if dimension in fixed:
+            raise InputError(f"--fix: {dimension} is given twice")
+        fixed[dimension] = values
+    return space.restricted(fixed)
+
+
+def device_of_option(gpu: str) -> Device:
+    """The device that --gpu names. Raises InputError."""
+    try:
+        return device_named(gpu)
+    except InputError as error:
+        raise InputError(f"--gpu: {error}") from None
+
+
+def refuse_empty(space: SearchSpace) -> None:
+    """Raise InputError, with the commonest reason, where the space has no layout."""
+    excluded: collections.Counter[str] = collections.Counter()
+    for found in space.walk():
+        if not isinstance(found, Excluded):
+            return
+        excluded[found.reason] += 1
+    reason = excluded.most_common(1)[0][0]
+    raise InputError(f"--space {space.name}: no layout is left, most often because {reason}")
+
+
+def parse_fix(text: str) -> tuple[str, tuple[Any, ...]]:
+    """`DIMENSION=V[,V...]` as the dimension and its typed values. Raises InputError."""
+    dimension, values = name_and_value(text, "--fix")
+    if dimension in NOT_OFFERED:
+        raise InputError(f"--fix: {NOT_OFFERED[dimension]} ({dimension}) is not offered yet")
+    if dimension not in LAYOUT_COLUMNS:
+        raise InputError(
+            f"--fix: dimension must be one of {', '.join(LAYOUT_COLUMNS)}, got {dimension!r}"
+        )
+    return dimension, tuple(_typed(value.strip()) for value in values.split(","))
+
+
+def name_and_value(text: str, option: str) -> tuple[str, str]:
+    """`NAME=VALUE` in two. Raises InputError."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise InputError(f"{option} must be NAME=VALUE, got {text!r}")
+    return name.strip(), value
+
+
+def _named_space(options: SpaceOptions) -> SearchSpace:
+    assert options.space is not None
+    space = load_space(options.space)
+    if options.model is None:
+        return space
+    batch = {
+        "sequence_length": space.model.sequence_length,
+        "global_batch_size": space.model.global_batch_size,
+    }
+    fields = read_json(options.model, what="--model")
+    model = model_from_mapping({**batch, **fields}, what="--model")
+    return space.replaced({"model": model}, what="--model")
+
+
+def _space_of_model(options: SpaceOptions) -> SearchSpace:
+    """All layouts of a model on one node, until more is said."""
+    if options.model is None:
+        raise InputError("--space or --model must be given, got neither")
+    fields = read_json(options.model, what="--model")
+    length = options.sequence_length or fields.get("sequence_length") or _DEFAULT_SEQUENCE_LENGTH
+    fields.setdefault("sequence_length", length)
+    if isinstance(length, int) and length > 0:
+        fields.setdefault("global_batch_size", max(1, _DEFAULT_TOKENS_PER_STEP // length))
+    model = model_from_mapping(fields, what="--model")
+    cluster = Cluster(
+        nodes=1, gpus_per_node=_DEFAULT_GPUS_PER_NODE, device=device_named(_DEFAULT_GPU)
+    )
+    sizes = tuple(n for n in _DEFAULT_PIPELINE_SIZES if n <= model.num_hidden_layers)
+    return SearchSpace(name="model", model=model, cluster=cluster, pipeline_parallel=sizes)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _typed(text: str) -> Any:
+    if text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
+    try:
+        return int(text)
+    except ValueError:
+        return text

@@ -1,0 +1,162 @@
+"""The row that is kept of a finished trial, and its columns."""
+
+import dataclasses
+import datetime
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from autotune.layout import LAYOUT_COLUMNS, Layout
+from autotune.search.prior import Prediction
+from autotune.trial.measurement import Measurement
+from autotune.trial.trial import Outcome
+
+Purpose = Literal["explore", "reduced", "confirm"]
+"""What a trial is for: to find, to find cheaply, or to make sure."""
+
+_LAYOUT_TYPES = {
+    "tensor_parallel": pa.int64(),
+    "pipeline_parallel": pa.int64(),
+    "data_parallel": pa.int64(),
+    "zero_stage": pa.int64(),
+    "micro_batch_size": pa.int64(),
+    "gradient_accumulation_steps": pa.int64(),
+    "activation_checkpointing": pa.string(),
+    "sequence_parallel": pa.bool_(),
+    "attention_kernel": pa.string(),
+    "rmsnorm_kernel": pa.string(),
+    "torch_compile": pa.bool_(),
+}
+LAYOUT_FIELDS = [pa.field(name, _LAYOUT_TYPES[name], nullable=False) for name in LAYOUT_COLUMNS]
+"""The layout's columns, in every table that has them."""
+
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+TRIAL_SCHEMA = pa.schema(
+    [
+        pa.field("trial_id", pa.string(), nullable=False),
+        pa.field("trainable", pa.string(), nullable=False),
+        pa.field("purpose", pa.string(), nullable=False),
+        *LAYOUT_FIELDS,
+        pa.field("world_size", pa.int64(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("step_seconds", pa.float64()),
+        pa.field("step_seconds_iqr", pa.float64()),
+        pa.field("tokens_per_second_per_gpu", pa.float64()),
+        pa.field("mfu", pa.float64()),
+        pa.field("hardware_flops_utilisation", pa.float64()),
+        pa.field("peak_memory_gib", pa.float64()),
+        pa.field("final_loss", pa.float64()),
+        pa.field("step_seconds_drift", pa.float64()),
+        pa.field("memory_growth_gib", pa.float64()),
+        pa.field("predicted_step_seconds", pa.float64()),
+        pa.field("predicted_peak_memory_gib", pa.float64()),
+        pa.field("predicted_fit_probability", pa.float64()),
+        pa.field("measured_steps", pa.int64(), nullable=False),
+        pa.field("measured_micro_batches", pa.list_(pa.int64()), nullable=False),
+        pa.field("measured_data_parallel", pa.int64(), nullable=False),
+        pa.field("startup_seconds", pa.float64()),
+        pa.field("gpu_seconds", pa.float64(), nullable=False),
+        pa.field("attempts", pa.int64(), nullable=False),
+        pa.field("slow_device", pa.string()),
+        pa.field("started_at", _TIMESTAMP, nullable=False),
+        pa.field("finished_at", _TIMESTAMP, nullable=False),
+    ]
+)
+"""Columns of trials/*.parquet."""
+
+STEP_SCHEMA = pa.schema(
+    [
+        pa.field("trial_id", pa.string(), nullable=False),
+        pa.field("rank", pa.int64(), nullable=False),
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("micro_batches", pa.int64()),
+        pa.field("step_seconds", pa.float64(), nullable=False),
+        pa.field("loss", pa.float64()),
+        pa.field("grad_norm", pa.float64()),
+        pa.field("peak_memory_gib", pa.float64()),
+        pa.field("peak_reserved_gib", pa.float64()),
+        pa.field("probe_seconds", pa.float64()),
+    ]
+)
+"""Columns of steps/*.parquet."""
+
+PRUNED_SCHEMA = pa.schema([*LAYOUT_FIELDS, pa.field("reason", pa.string(), nullable=False)])
+"""Columns of pruned.parquet."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """A finished trial."""
+
+    trial_id: str
+    trainable: str
+    purpose: Purpose
+    layout: Layout
+    outcome: Outcome
+    reason: str
+    """Why it ended so; empty for ok."""
+    measurement: Measurement
+    startup_seconds: float | None
+    """Until every rank could begin its first step; null where that did not happen."""
+    gpu_seconds: float
+    """Device seconds that the trial held its nodes."""
+    attempts: int
+    """Starts that it took."""
+    started_at: datetime.datetime
+    finished_at: datetime.datetime
+    slow_device: str | None = None
+    """The device that was slow against its peers, and by how much; null: none was."""
+    prediction: Prediction | None = None
+    """What the search expected when it proposed the layout; null without a cost model."""
+
+    def row(self) -> dict[str, Any]:
+        """The record by the names of `TRIAL_SCHEMA`."""
+        own = {name: getattr(self, name) for name in _OWN_COLUMNS}
+        return {
+            **own,
+            **self.layout.columns(),
+            **dataclasses.asdict(self.measurement),
+            **{
+                f"predicted_{name}": getattr(self.prediction, name, None)
+                for name in _PREDICTION_FIELDS
+            },
+            "outcome": self.outcome.value,
+            "world_size": self.layout.world_size,
+            "measured_data_parallel": self.layout.data_parallel,
+        }
+
+
+_OWN_COLUMNS = [
+    field.name
+    for field in dataclasses.fields(TrialRecord)
+    if field.name not in ("layout", "measurement", "outcome", "prediction")
+]
+_PREDICTION_FIELDS = [field.name for field in dataclasses.fields(Prediction)]
+
+
+def record_from_row(row: Mapping[str, Any]) -> TrialRecord:
+    """Read what `TrialRecord.row` gave."""
+    names = (field.name for field in dataclasses.fields(Measurement))
+    measured: dict[str, Any] = {name: row.get(name) for name in names}
+    if not str(row["trial_id"]).isdecimal():
+        raise ValueError(f"trial_id must be a number, got {row['trial_id']!r}")
+    counts = tuple(measured["measured_micro_batches"] or ())  # older runs have no such column
+    return TrialRecord(
+        **{name: row[name] for name in _OWN_COLUMNS if name in row},
+        layout=layout_from_row(row),
+        measurement=Measurement(**{**measured, "measured_micro_batches": counts}),
+        outcome=Outcome(row["outcome"]),
+        prediction=_prediction_from_row(row),
+    )
+
+
+def _prediction_from_row(row: Mapping[str, Any]) -> Prediction | None:
+    values = {name: row[f"predicted_{name}"] for name in _PREDICTION_FIELDS}
+    return None if None in values.values() else Prediction(**values)
+
+
+def layout_from_row(row: Mapping[str, Any]) -> Layout:
+    """The layout of a stored row."""
+    return Layout(**{name: row[name] for name in LAYOUT_COLUMNS})

@@ -1,0 +1,258 @@
+"""The run directory: everything that is known of a search, safe against a crash at any moment.
+
+    run.json           the frozen request, versions, hardware
+    trials/*.parquet   one file per finished trial
+    steps/*.parquet    the steps of each finished trial, per rank
+    pruned.parquet     layouts that were ruled out, with the reason
+    best.json          the best layout so far
+    logs/TRIAL/rank-N.log
+
+A file appears whole or not at all: it is written under another name, synced, then renamed. A trial
+is finished when its file in trials/ is there; that file is never touched again.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+
+from autotune.errors import InputError, RunDirectoryFailed, first_line, first_problem, shown
+from autotune.model import json_object
+from autotune.request import Request, request_from_json
+from autotune.search.pruning import Pruned
+from autotune.store.record import (
+    PRUNED_SCHEMA,
+    STEP_SCHEMA,
+    TRIAL_SCHEMA,
+    TrialRecord,
+    layout_from_row,
+    record_from_row,
+)
+from autotune.trial.trial import StepReport, to_json
+
+T = TypeVar("T")
+
+_SCHEMA_VERSION = 1
+
+
+class RunStore:
+    """One run directory, opened for writing by one search at a time."""
+
+    def __init__(self, directory: Path, request: Request) -> None:
+        """Use `create_run` or `open_run`."""
+        self.directory = directory
+        self.request = request
+
+    @property
+    def log_directory(self) -> Path:
+        """Parent of the trials' log folders."""
+        return self.directory / "logs"
+
+    def new_log_directory(self, trial_id: str) -> Path:
+        """Where the trial's ranks write; what an interrupted trial of that number left is moved."""
+        directory = self.log_directory / trial_id
+        if directory.exists():
+            others = len(list(self.log_directory.glob(f"{trial_id}.interrupted-*")))
+            with self.writing():
+                directory.rename(directory.with_name(f"{trial_id}.interrupted-{others + 1}"))
+        return directory
+
+    def add_trial(self, record: TrialRecord, steps: Sequence[StepReport]) -> None:
+        """Keep a finished trial; its steps are written first, so that none is ever without them."""
+        rows = [
+            {
+                "trial_id": record.trial_id,
+                "micro_batches": step.micro_batches or record.layout.gradient_accumulation_steps,
+                **_plain(to_json(rank)),
+            }
+            for step in steps
+            for rank in step.ranks
+        ]
+        name = f"{record.trial_id}.parquet"
+        self._write_table(self.directory / "steps" / name, rows, STEP_SCHEMA)
+        self._write_table(self.directory / "trials" / name, [record.row()], TRIAL_SCHEMA)
+
+    def trials(self) -> list[TrialRecord]:
+        """All finished trials in the order in which they finished.
+
+        That is the order of their numbers: one runs at a time. Times of day would mislead where the
+        clock was set back.
+        """
+        files = sorted((self.directory / "trials").glob("*.parquet"))
+        records = [record for file in files for record in _read(file, record_from_row)]
+        return sorted(records, key=lambda record: int(record.trial_id))
+
+    def write_pruned(self, pruned: Sequence[Pruned]) -> None:
+        """Replace the list of layouts that were ruled out."""
+        rows = [{**found.layout.columns(), "reason": found.reason} for found in pruned]
+        self._write_table(self.directory / "pruned.parquet", rows, PRUNED_SCHEMA)
+
+    def pruned(self) -> list[Pruned]:
+        """The layouts that were ruled out."""
+        file = self.directory / "pruned.parquet"
+        return _read(file, _pruned_from_row) if file.exists() else []
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file of that name, whole or not at all."""
+        text = json.dumps(content, indent=2) + "\n"
+        with self.writing():
+            write_atomically(
+                self.directory / name, lambda path: path.write_text(text, encoding="utf-8")
+            )
+
+    def remove(self, name: str) -> None:
+        """Take away a file that is no longer true."""
+        with self.writing():
+            (self.directory / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Raises RunDirectoryFailed where what is written inside cannot be."""
+        try:
+            yield
+        except OSError as error:
+            raise RunDirectoryFailed(
+                f"the run directory {str(self.directory)!r} cannot be written: {error}"
+            ) from None
+
+    def _write_table(self, path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+        table = pa.Table.from_pylist(rows, schema=schema)
+        with self.writing():
+            write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def _pruned_from_row(row: Mapping[str, Any]) -> Pruned:
+    return Pruned(layout=layout_from_row(row), reason=row["reason"])
+
+
+def _read(file: Path, from_row: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """What the rows of a file say. Raises InputError where they are not ours."""
+    try:
+        return [from_row(row) for row in pq.read_table(file).to_pylist()]
+    except pydantic.ValidationError as error:
+        problem = first_problem(error)
+    except KeyError as error:
+        problem = f"column {error} is missing"
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        problem = first_line(error)
+    raise InputError(
+        f"{str(file)!r} cannot be read (move it away to have its trial run again): {problem}"
+    )
+
+
+def create_run(directory: Path, request: Request, about: dict[str, Any]) -> RunStore:
+    """Make a new run directory; `about` (versions, hardware) is kept beside the request."""
+    store = RunStore(directory, request)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in ("trials", "steps", "logs"):
+            (directory / name).mkdir(exist_ok=True)
+        content = {"schema_version": _SCHEMA_VERSION, "request": to_json(request), **about}
+        store.write_json("run.json", content)
+    except (OSError, RunDirectoryFailed) as error:
+        raise InputError(f"--out: {error}") from None
+    return store
+
+
+def refuse_existing_run(directory: Path) -> None:
+    """Raise InputError where the directory cannot take a new run."""
+    if (directory / "run.json").exists():
+        raise InputError(
+            f"--out: {str(directory)!r} already holds a run; continue it with --resume or name "
+            "another directory"
+        )
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--out must be a directory, got the file {str(directory)!r}")
+    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--out must be below a writable directory, got {str(directory)!r}")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise InputError(f"--out must be empty or new, got {str(directory)!r} with files in it")
+
+
+def open_run(directory: Path, *, what: str = "--resume") -> RunStore:
+    """Open an existing run directory; `what` asked for it. Raises InputError where there is none
+    that can be read."""
+    file = directory / "run.json"
+    if not file.is_file():
+        raise InputError(f"{what}: no run in {str(directory)!r} (run.json is missing)")
+    try:
+        content = json_object(file.read_text(encoding="utf-8"), what="run.json")
+        version = content["schema_version"]
+        if version == _SCHEMA_VERSION:
+            return RunStore(directory, request_from_json(content["request"]))
+        problem = f"schema_version must be {_SCHEMA_VERSION}, got {shown(version)}"
+    except pydantic.ValidationError as error:
+        problem = first_problem(error)
+    except KeyError as error:
+        problem = f"{error} is missing"
+    except (OSError, ValueError, TypeError) as error:
+        problem = first_line(error)
+    raise InputError(f"{what}: cannot read {str(file)!r}: {problem}")
+
+
+@contextlib.contextmanager
+def sole_user(directory: Path) -> Iterator[None]:
+    """Keep other searches out of the directory. Raises InputError where one is at work."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = _locked(directory / ".lock")
+    except BlockingIOError:
+        raise InputError(f"another search is at work in {str(directory)!r}") from None
+    except OSError as error:
+        raise InputError(f"the run directory must be writable, and lockable: {error}") from None
+    try:
+        if not os.access(directory, os.W_OK):
+            raise InputError(f"the run directory must be writable, got {str(directory)!r}")
+        yield
+    finally:
+        os.close(lock)
+
+
+def _locked(path: Path) -> int:
+    """A descriptor that holds the lock. For reading where that will do: one for writing keeps the
+    file system from being remounted read-only. NFS locks only what is open for writing."""
+    for mode in (os.O_RDONLY, os.O_RDWR):
+        descriptor = os.open(path, mode | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno != errno.EBADF or mode == os.O_RDWR:
+                raise
+    raise AssertionError("the last mode returns or raises")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, then put it in the place of `path` in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # on a file system that became read-only
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(values: object) -> dict[str, Any]:
+    assert isinstance(values, dict)
+    return values

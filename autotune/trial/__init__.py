@@ -1,0 +1,1 @@
+"""A trial: what is run, what comes back, and its figures."""

@@ -1,0 +1,80 @@
+"""What a result rules out, and what it must not."""
+
+import dataclasses
+
+import pytest
+
+from autotune.layout import Layout
+from autotune.search import Observation, prune
+from autotune.trial.trial import Outcome
+
+SEEN = Layout(
+    tensor_parallel=2,
+    data_parallel=2,
+    micro_batch_size=2,
+    gradient_accumulation_steps=4,
+    activation_checkpointing="selective",
+    sequence_parallel=True,
+)
+
+
+def changed(**dimensions: object) -> Layout:
+    return dataclasses.replace(SEEN, **dimensions)
+
+
+def is_pruned(outcome: Outcome, layout: Layout, seen: Layout = SEEN) -> bool:
+    seconds = 1.0 if outcome in (Outcome.OK, Outcome.STOPPED) else None
+    observation = Observation(layout=seen, outcome=outcome, step_seconds=seconds)
+    return bool(prune(observation, [layout]))
+
+
+LARGER_BATCH = {"micro_batch_size": 4, "gradient_accumulation_steps": 2}
+NEEDS_MORE = [
+    LARGER_BATCH,
+    {"activation_checkpointing": "none"},
+    {"sequence_parallel": False},
+    {**LARGER_BATCH, "activation_checkpointing": "none", "sequence_parallel": False},
+]
+SAYS_NOTHING = [
+    {"micro_batch_size": 1, "gradient_accumulation_steps": 8},
+    {"activation_checkpointing": "full"},
+    {"zero_stage": 0},
+    {"zero_stage": 3},
+    {"attention_kernel": "math"},
+    {**LARGER_BATCH, "activation_checkpointing": "full"},
+    {**LARGER_BATCH, "rmsnorm_kernel": "plain"},
+    # The step to a single micro-batch frees the gradients that are kept between them.
+    {"micro_batch_size": 8, "gradient_accumulation_steps": 1},
+    {},
+]
+
+
+@pytest.mark.parametrize("difference", NEEDS_MORE, ids=str)
+def test_out_of_memory_rules_out_what_needs_more(difference: dict[str, object]) -> None:
+    assert is_pruned(Outcome.OOM, changed(**difference))
+
+
+@pytest.mark.parametrize("difference", SAYS_NOTHING, ids=str)
+def test_out_of_memory_says_nothing_of_the_rest(difference: dict[str, object]) -> None:
+    assert not is_pruned(Outcome.OOM, changed(**difference))
+
+
+@pytest.mark.parametrize("outcome", [Outcome.OK, Outcome.STOPPED])
+def test_what_runs_without_checkpointing_need_not_recompute(outcome: Outcome) -> None:
+    seen = changed(activation_checkpointing="none")
+    assert is_pruned(outcome, changed(activation_checkpointing="full"), seen)
+    assert is_pruned(outcome, changed(activation_checkpointing="selective"), seen)
+    assert not is_pruned(outcome, changed(activation_checkpointing="full"), SEEN)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.CRASHED, Outcome.LOST])
+@pytest.mark.parametrize("difference", NEEDS_MORE, ids=str)
+def test_other_outcomes_rule_nothing_out(outcome: Outcome, difference: dict[str, object]) -> None:
+    assert not is_pruned(outcome, changed(**difference))
+    assert not is_pruned(Outcome.OK, changed(**difference))
+
+
+def test_the_reason_names_the_layout_that_ran_out() -> None:
+    observation = Observation(layout=SEEN, outcome=Outcome.OOM, step_seconds=None)
+    (pruned,) = prune(observation, [changed(**LARGER_BATCH)])
+    assert SEEN.describe() in pruned.reason
