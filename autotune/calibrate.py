@@ -27,7 +27,7 @@ from autotune.cost.constants import (
     constants_for,
     known_constants,
 )
-from autotune.errors import InputError
+from autotune.errors import InputError, in_field
 from autotune.hardware import Device, Measured, Stated, device_to_json, known_devices
 from autotune.options.command_line import PATH, command_line, plain_console
 from autotune.options.space_options import device_of_option
@@ -85,7 +85,8 @@ def sweeps_of(path: Path) -> list[Sweep]:
     """The sweeps of a run directory or of recorded files. Raises InputError."""
     if not (path / "run.json").exists():
         return read_sweeps(path)
-    store = open_run(path, what="RUNS")
+    with in_field("runs"):
+        store = open_run(path)
     if store.request.trainable != "deepspeed":
         raise InputError(
             f"run {str(path)!r} must be measured to calibrate from, got {store.request.trainable} "

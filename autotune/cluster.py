@@ -2,8 +2,10 @@
 
 from pydantic.dataclasses import dataclass
 
+from autotune.errors import ClusterTooSmall
 from autotune.hardware import Device
-from autotune.model import PositiveFloat, PositiveInt
+from autotune.hardware.local_devices import local_gpus
+from autotune.inputs import PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
@@ -29,3 +31,15 @@ class Cluster:
         virtual = "virtual " if self.device.kind == "cpu" else ""
         nodes = "node" if self.nodes == 1 else "nodes"
         return f"{self.nodes} {virtual}{nodes} of {self.gpus_per_node} {self.device.name}"
+
+    def too_small(self, available: str) -> str:
+        """The sentence for a cluster that is not there: what is needed, and what there is."""
+        what = "GPUs" if self.device.kind == "gpu" else "virtual devices"
+        nodes = "node" if self.nodes == 1 else "nodes"
+        return f"needs {self.nodes} {nodes} of {self.gpus_per_node} {what}, {available}"
+
+    def check_this_machine(self) -> None:
+        """Raise ClusterTooSmall where this machine alone cannot hold the cluster."""
+        gpus = local_gpus() if self.device.kind == "gpu" else None
+        if gpus is not None and (self.nodes > 1 or gpus < self.gpus_per_node):
+            raise ClusterTooSmall(self.too_small(f"this machine is 1 node of {gpus} GPUs"))

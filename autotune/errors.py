@@ -9,18 +9,12 @@
     └── NodeLost             a node or its actor went away during a trial (the trial is retried)
         └── NodeOutOfMemory  ... because the node's main memory ran out (a result: out of memory)
 
-Foreign exceptions are translated into these once, where they enter: pydantic's here, Ray's in
-`autotune.on_ray`, torch's in `trainables.deepspeed_llm.failures`.
+Foreign exceptions are translated into these once, where they enter: pydantic's in
+`autotune.inputs`, Ray's in `autotune.on_ray`, torch's in `trainables.deepspeed_llm.failures`.
 """
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
-
-import pydantic
-
-T = TypeVar("T")
-
-_LONGEST_VALUE = 200
+import contextlib
+from collections.abc import Iterator
 
 
 class AutotuneError(Exception):
@@ -28,7 +22,21 @@ class AutotuneError(Exception):
 
 
 class InputError(AutotuneError, ValueError):
-    """Bad input, told in one sentence: what, the rule, the value."""
+    """Bad input in one sentence: what, the rule, the value.
+
+    `field` is the field of a request that is at fault, by its name in Python, and the sentence
+    begins with it. A command line puts its own option in the place of that name.
+    """
+
+    def __init__(self, sentence: str, *, field: str | None = None) -> None:
+        """`sentence` does not repeat the field: "must be 1, got 2" or "no such file: 'x'"."""
+        self.field = field
+        joint = " " if sentence.startswith("must ") else ": "
+        super().__init__(sentence if field is None else f"{field}{joint}{sentence}")
+
+    def with_field_as(self, option: str) -> str:
+        """The sentence with `option` in the place of the field's name."""
+        return str(self) if self.field is None else f"{option}{str(self)[len(self.field) :]}"
 
 
 class ClusterTooSmall(InputError):
@@ -55,43 +63,18 @@ class NodeOutOfMemory(NodeLost):
     """Ray's memory monitor ended a node's actor: the main memory of the node was nearly full."""
 
 
-def validated(kind: type[T], values: Mapping[str, Any], *, what: str) -> T:
-    """Build the dataclass `kind` from untrusted `values`.
-
-    Raises InputError with the first problem as one sentence, for example
-    ``model: hidden_size must be greater than or equal to 1, got 0``.
-    """
+@contextlib.contextmanager
+def in_field(field: str) -> Iterator[None]:
+    """Name the field in every InputError raised inside that does not name one."""
     try:
-        return pydantic.TypeAdapter(kind).validate_python(dict(values))
-    except pydantic.ValidationError as error:
-        raise InputError(f"{what}: {first_problem(error)}") from None
-
-
-def first_problem(error: pydantic.ValidationError) -> str:
-    """The first problem in one sentence: the field, the rule and the value."""
-    problem = error.errors(include_url=False)[0]
-    field = ".".join(part for part in problem["loc"] if isinstance(part, str))
-    match problem["type"]:
-        case "missing" | "missing_argument" | "missing_keyword_only_argument":
-            return f"{field} is missing"
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"unknown key {field}"
-        case "value_error":
-            return str(problem["ctx"]["error"])
-    rule = problem["msg"].replace("Input should be", "must be").replace("Input must", "must")
-    return f"{field} {rule}, got {shown(problem['input'])}"
+        yield
+    except InputError as error:
+        if error.field is not None:
+            raise
+        raise type(error)(str(error), field=field) from None
 
 
 def first_line(error: BaseException) -> str:
     """What a foreign exception says, in one line; its type where it says nothing."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def shown(value: object) -> str:
-    """The value as a sentence shows it: short, on one line."""
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of more than 4,300 digits
-        return "a number that is too long to be shown"
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from autotune.errors import InputError, validated
+from autotune.errors import InputError
 from autotune.hardware import AttentionKernel
-from autotune.model import Flag, Model, PositiveInt
+from autotune.inputs import Flag, PositiveInt, validated
+from autotune.model import Model
 
 Checkpointing = Literal["none", "selective", "full"]
 RmsnormKernel = Literal["plain", "fused"]

@@ -1,38 +1,14 @@
 """What is tuned: the shape of a Llama-like model and the batch that it is trained on."""
 
-import collections
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from autotune.errors import InputError, shown, validated
+from autotune.errors import InputError
+from autotune.inputs import PositiveInt, validated
 
-
-def _checked_name(name: str) -> str:
-    if not 1 <= len(name) <= 100 or not name.isprintable() or "/" in name or name.startswith("."):
-        raise ValueError(
-            "name must be 1 to 100 printable characters without '/' and not begin with a dot, "
-            f"got {shown(name)}"
-        )
-    return name
-
-
-LARGEST_COUNT = 2**31 - 1
-"""No count of anything is larger."""
-PositiveInt = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
-"""A count of at least one."""
-SMALLEST_AMOUNT, LARGEST_AMOUNT = 1e-9, 1e9
-"""No quantity is smaller or larger in a unit that suits it: formulas would overflow."""
-PositiveFloat = Annotated[float, Field(strict=True, ge=SMALLEST_AMOUNT, le=LARGEST_AMOUNT)]
-"""A quantity."""
-Flag = Annotated[bool, Field(strict=True)]
-"""True or False, and nothing that could be taken for one."""
-Name = Annotated[str, Field(strict=True), AfterValidator(_checked_name)]
-"""What people call a thing; files are named after it, and it stands in comments of scripts."""
 Precision = Literal["fp32", "bf16"]
 
 # Keys of a Hugging Face Llama config.json that do not change what is measured.
@@ -191,37 +167,3 @@ def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Mod
             f"got {head_size!r}"
         )
     return model
-
-
-def read_json(text_or_path: str, *, what: str) -> dict[str, Any]:
-    """Read a JSON object given inline or as the path of a file. Raises InputError."""
-    text = text_or_path
-    if not text_or_path.lstrip().startswith("{"):
-        try:
-            text = Path(text_or_path).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{what}: cannot read {text_or_path!r}: {error}") from None
-    return json_object(text, what=what)
-
-
-def json_object(text: str, *, what: str) -> dict[str, Any]:
-    """Read a JSON object, each key of which is given once. Raises InputError."""
-    try:
-        values = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{what}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{what}: must be a JSON object, got {type(values).__name__}")
-    return values
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        counts = collections.Counter(key for key, _ in pairs)
-        raise ValueError(f"key {counts.most_common(1)[0][0]} is given twice")
-    return values
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"numbers must be finite, got {name}")

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from autotune.cost.model import CostModel, Estimates
-from autotune.errors import InputError, validated
+from autotune.errors import InputError
 from autotune.hardware import Device, known_devices, unknown_gpu
+from autotune.inputs import read_json, validated
 from autotune.layout import Layout, layout_from_mapping
-from autotune.model import read_json
 from autotune.options.command_line import AMOUNT, COUNT, command_line, plain_console
 from autotune.options.space_options import (
     SpaceOptions,
@@ -106,10 +106,7 @@ def plan(space: SearchSpace, model: CostModel) -> Plan:
         else:
             layouts.append(found)
     if not layouts:
-        raise InputError(
-            f"space {space.name}: no layout is left, most often because "
-            f"{dropped.most_common(1)[0][0]}"
-        )
+        space.check_not_empty()
     estimates = model.estimate(layouts)
     score = np.log(estimates.step_seconds) - np.log(estimates.fit_probability)
     order = np.argsort(score, kind="stable")

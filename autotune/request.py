@@ -9,9 +9,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.cost.constants import Trainer
-from autotune.errors import InputError, validated
+from autotune.errors import InputError
+from autotune.inputs import Flag, PositiveFloat, PositiveInt, validated
 from autotune.layout import Layout
-from autotune.model import Flag, PositiveFloat, PositiveInt
 from autotune.search import SEARCHES
 from autotune.space import SearchSpace
 

@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import signal
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,15 @@ from autotune.errors import (
     NodeCheckFailed,
     NodesGone,
     RunDirectoryFailed,
+    in_field,
 )
 from autotune.export import export_layout
+from autotune.ledger.interruption import signals_interrupt
 from autotune.ledger.ledger import Ledger
 from autotune.on_ray.detected_cluster import differences, fitted_to_nodes
 from autotune.options.command_line import (
     AMOUNT,
     COUNT,
-    END_SIGNALS,
     EXIT_INTERRUPTED,
     EXIT_NOTHING_WORKED,
     FACTOR,
@@ -125,7 +124,8 @@ def main(
     store = None
     if resume is not None:
         _refuse_new_search_options(context)
-        store = open_run(resume)
+        with in_field("resume"):
+            store = open_run(resume)
         for read in (store.trials, store.pruned):
             read()  # a damaged file is told of before anything is started
         request = store.request
@@ -154,7 +154,7 @@ def main(
         allow_different_cluster=allow_different_cluster,
     )
     try:
-        with _signals_interrupt(), sole_user(directory) if store else contextlib.nullcontext():
+        with signals_interrupt(), sole_user(directory) if store else contextlib.nullcontext():
             ledger = _search(console, request, where, store)
     except KeyboardInterrupt:
         return _interrupted(console, "interrupted", directory)
@@ -201,7 +201,10 @@ def _search(console: Console, request: Request, where: _Where, store: RunStore |
         with contextlib.ExitStack() as held:
             if store is None:
                 if not request.simulated:
-                    request = fitted_to_nodes(console, request, nodes)
+                    fitted = fitted_to_nodes(request, nodes)
+                    request = fitted.request
+                    for change in fitted.changes:
+                        console.print(change, soft_wrap=True)
                 held.enter_context(sole_user(where.directory))
                 about = {"versions": {"autotune": __version__}, "nodes": nodes}
                 store = create_run(where.directory, request, about)
@@ -270,38 +273,13 @@ def _refuse_new_search_options(context: click.Context) -> None:
 
 
 def _refuse_without_devices(request: Request) -> None:
-    from autotune.hardware.local_devices import refuse_without_devices
-
     try:
-        refuse_without_devices(request.space.cluster)
+        request.space.cluster.check_this_machine()
     except ClusterTooSmall as error:
         raise ClusterTooSmall(
             f"--space {request.space.name} {error}; name a Ray cluster with --address, or take "
             "--trainable simulated"
         ) from None
-
-
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM ends the search as Ctrl-C does. Then neither cuts the last words short."""
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in END_SIGNALS}
-    for number in END_SIGNALS:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        for number in END_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        raise
-    except BaseException:
-        _restore(before)
-        raise
-    _restore(before)
-
-
-def _restore(handlers: Mapping[int, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 if __name__ == "__main__":

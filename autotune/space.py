@@ -13,8 +13,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.cluster import Cluster
-from autotune.errors import AutotuneError, InputError, first_problem, validated
+from autotune.errors import AutotuneError, InputError, in_field
 from autotune.hardware import AttentionKernel
+from autotune.inputs import LARGEST_COUNT, Flag, Name, PositiveInt, first_problem, validated
 from autotune.layout import (
     LAYOUT_COLUMNS,
     NOT_OFFERED,
@@ -22,7 +23,7 @@ from autotune.layout import (
     Layout,
     RmsnormKernel,
 )
-from autotune.model import LARGEST_COUNT, Flag, Model, Name, PositiveInt, Precision
+from autotune.model import Model, Precision
 from autotune.rules import illegal
 
 # Follow from the other dimensions: they are not searched, though data_parallel can be restricted.
@@ -32,6 +33,8 @@ SEARCHED = tuple(name for name in LAYOUT_COLUMNS if name not in _DERIVED)
 
 # With one replica there is nothing to shard, so all stages are the same layout; this is its name.
 _STAGE_OF_ONE_REPLICA = 1
+# How far from a value that leaves no layout others are tried.
+_FARTHEST_ADVICE = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,20 +117,61 @@ class SearchSpace:
                 return f"{dimension} must be one of {', '.join(map(str, offered))}, got {value}"
         return None
 
+    def check_not_empty(self) -> None:
+        """Raise InputError where the space has no layout: the cause, and what would work."""
+        cause: Excluded | None = None
+        for found in self.walk():
+            if not isinstance(found, Excluded):
+                return
+            # Where the walk got furthest, the rules of all earlier dimensions were kept.
+            if cause is None or len(found.chosen) > len(cause.chosen):
+                cause = found
+        assert cause is not None, "every dimension has at least one value"
+        alternatives = self._nearest_that_work(list(cause.chosen)[-1])
+        advice = f" (what would work: {'; '.join(alternatives)})" if alternatives else ""
+        raise InputError(f"no layout of {self.name} is left: {cause.reason}{advice}")
+
+    def _nearest_that_work(self, dimension: str) -> list[str]:
+        """Values near the present ones, each of which alone leaves a layout; in words."""
+        changes: list[tuple[str, int, Callable[[int], SearchSpace]]] = [
+            ("nodes", self.cluster.nodes, self._with_nodes),
+            ("global_batch_size", self.model.global_batch_size, self._with_batch),
+        ]
+        values = getattr(self, dimension, None)
+        if dimension in SEARCHED and values and all(type(value) is int for value in values):
+            changes.insert(0, (dimension, values[-1], self._with_value(dimension)))
+        return [
+            f"{name} {' or '.join(map(str, nearest))}"
+            for name, present, changed in changes
+            if (nearest := _nearest(present, changed))
+        ]
+
+    def _with_value(self, dimension: str) -> Callable[[int], "SearchSpace"]:
+        return lambda value: self.replaced({dimension: (value,)}, what=None)
+
+    def _with_nodes(self, nodes: int) -> "SearchSpace":
+        return dataclasses.replace(self, cluster=dataclasses.replace(self.cluster, nodes=nodes))
+
+    def _with_batch(self, size: int) -> "SearchSpace":
+        return dataclasses.replace(
+            self, model=dataclasses.replace(self.model, global_batch_size=size)
+        )
+
+    def _has_layouts(self) -> bool:
+        return any(isinstance(found, Layout) for found in self.walk())
+
     def restricted(self, fixed: Mapping[str, Sequence[Any]]) -> "SearchSpace":
         """The space with other values for some dimensions. Raises InputError."""
         for dimension in fixed:
             if dimension in NOT_OFFERED:
-                raise InputError(
-                    f"--fix: {NOT_OFFERED[dimension]} ({dimension}) is not offered yet"
-                )
+                raise InputError(f"{NOT_OFFERED[dimension]} ({dimension}) is not offered yet")
             if dimension not in (*SEARCHED, "data_parallel"):
                 known = ", ".join((*SEARCHED, "data_parallel"))
-                raise InputError(f"--fix: dimension must be one of {known}, got {dimension!r}")
+                raise InputError(f"dimension must be one of {known}, got {dimension!r}")
         values = {dimension: tuple(values) for dimension, values in fixed.items()}
-        return self.replaced(values, what="--fix")
+        return self.replaced(values, what=None)
 
-    def replaced(self, fields: Mapping[str, Any], *, what: str) -> "SearchSpace":
+    def replaced(self, fields: Mapping[str, Any], *, what: str | None) -> "SearchSpace":
         """The space with other fields, validated again. Raises InputError."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return validated(SearchSpace, {**own, **fields}, what=what)
@@ -187,6 +231,22 @@ class SearchSpace:
         return illegal(dimension, chosen, self.model, self.precision)
 
 
+def _nearest(present: int, changed: Callable[[int], SearchSpace]) -> list[int]:
+    """The next smaller and the next larger value with which there are layouts."""
+    found = []
+    for step in (-1, 1):
+        for value in range(present + step, present + step * (_FARTHEST_ADVICE + 1), step):
+            if value < 1:
+                break
+            try:
+                if changed(value)._has_layouts():
+                    found.append(value)
+                    break
+            except ValueError:
+                continue  # not a value that the dimension takes
+    return found
+
+
 def precision_on(kind: str) -> Precision:
     """What a device kind trains in unless the model says otherwise."""
     return "bf16" if kind == "gpu" else "fp32"
@@ -203,24 +263,30 @@ def load_space(name_or_file: str) -> SearchSpace:
 
     The file is executed: treat it as the code it is. Raises InputError.
     """
-    what = f"--space {name_or_file}"
+    with in_field("space"):
+        return _load_space(name_or_file)
+
+
+def _load_space(name_or_file: str) -> SearchSpace:
     if name_or_file.endswith(".py"):
         if not os.path.isfile(name_or_file):
-            raise InputError(f"--space: no such file: {name_or_file!r}")
+            raise InputError(f"no such file: {name_or_file!r}")
         # Unlike an import, this leaves no compiled file beside it.
-        make = _of_user(lambda: runpy.run_path(name_or_file), what).get("space")
+        make = _of_user(lambda: runpy.run_path(name_or_file), name_or_file).get("space")
     else:
         names = available_spaces()
         if name_or_file not in names:
             raise InputError(
-                f"--space must be one of {', '.join(names)} or a file FILE.py, got {name_or_file!r}"
+                f"must be one of {', '.join(names)} or a file FILE.py, got {name_or_file!r}"
             )
         make = importlib.import_module(f"search_spaces.{name_or_file}").space
     if not callable(make):
-        raise InputError(f"{what} must define a function space(), got {make!r}")
-    found = _of_user(make, what)
+        raise InputError(f"{name_or_file} must define a function space(), got {make!r}")
+    found = _of_user(make, name_or_file)
     if not isinstance(found, SearchSpace):
-        raise InputError(f"{what}: space() must return a SearchSpace, got {type(found).__name__}")
+        raise InputError(
+            f"{name_or_file}: space() must return a SearchSpace, got {type(found).__name__}"
+        )
     return found
 
 

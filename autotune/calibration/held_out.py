@@ -36,8 +36,9 @@ def unseen_constants(sweeps: list[Sweep], path: Path) -> dict[str, Constants]:
         others = [beside[name] for name in FITTED_ON if name in beside and name != sweep.name]
         if not others:
             raise InputError(
-                f"--runs: the shipped constants were fitted on sweep {sweep.name}: to judge it, "
-                f"keep the other sweeps beside it, got only it in {str(folder)!r}"
+                f"the shipped constants were fitted on sweep {sweep.name}: to judge it, "
+                f"keep the other sweeps beside it, got only it in {str(folder)!r}",
+                field="runs",
             )
         found[sweep.name] = fit(others)
     return found

@@ -16,10 +16,11 @@ from typing import Any
 
 from autotune.cluster import Cluster
 from autotune.cost.constants import Trainer
-from autotune.errors import InputError, shown
+from autotune.errors import InputError, in_field
 from autotune.hardware import device_named
+from autotune.inputs import LARGEST_COUNT, shown
 from autotune.layout import Layout, layout_from_mapping
-from autotune.model import LARGEST_COUNT, Model, Precision
+from autotune.model import Model, Precision
 from autotune.rules import why_illegal
 from autotune.trial.trial import Outcome
 
@@ -85,7 +86,15 @@ class Sweep:
 
 
 def read_sweeps(path: Path) -> list[Sweep]:
-    """The sweeps of a CSV or .xlsx file, or of all such files of a folder. Raises InputError."""
+    """The sweeps of a CSV or .xlsx file, or of all such files of a folder.
+
+    Raises InputError for the field `runs`.
+    """
+    with in_field("runs"):
+        return _read_sweeps(path)
+
+
+def _read_sweeps(path: Path) -> list[Sweep]:
     try:
         if path.is_dir():
             files = sorted(
@@ -95,17 +104,17 @@ def read_sweeps(path: Path) -> list[Sweep]:
                 if file.suffix.lower() in (".csv", ".xlsx") and not file.name.startswith("~$")
             )
             if not files:
-                raise InputError(f"--runs: no .csv or .xlsx file in {str(path)!r}")
+                raise InputError(f"no .csv or .xlsx file in {str(path)!r}")
         elif path.is_file():
             files = [path]
         else:
-            raise InputError(f"--runs: no such file or folder: {str(path)!r}")
+            raise InputError(f"no such file or folder: {str(path)!r}")
     except OSError as error:
-        raise InputError(f"--runs: cannot read {str(path)!r}: {error.strerror}") from None
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
     sweeps = [sweep for file in files for sweep in _read_file(file)]
     twice = [name for name, n in collections.Counter(s.name for s in sweeps).items() if n > 1]
     if twice:
-        raise InputError(f"--runs: sweep {twice[0]} is in more than one file of {str(path)!r}")
+        raise InputError(f"sweep {twice[0]} is in more than one file of {str(path)!r}")
     return sweeps
 
 
@@ -117,15 +126,15 @@ def _read_file(file: Path) -> list[Sweep]:
             with file.open(encoding="utf-8-sig", newline="") as lines:
                 rows = list(csv.DictReader(lines))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"--runs: cannot read {str(file)!r}: {error}") from None
+            raise InputError(f"cannot read {str(file)!r}: {error}") from None
     else:
-        raise InputError(f"--runs: must be a .csv or .xlsx file, got {str(file)!r}")
+        raise InputError(f"must be a .csv or .xlsx file, got {str(file)!r}")
     by_sweep: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for number, row in enumerate(rows, start=2):
-        where = f"--runs: {file.name}, line {row.get('line', number)}"
+        where = f"{file.name}, line {row.get('line', number)}"
         by_sweep[str(_field(row, "sweep", where))].append({**row, "where": where})
     if not by_sweep:
-        raise InputError(f"--runs: no run in {str(file)!r}")
+        raise InputError(f"no run in {str(file)!r}")
     return [_sweep(name, found) for name, found in by_sweep.items()]
 
 
@@ -231,7 +240,7 @@ def _sheet_rows(file: Path) -> list[dict[str, Any]]:
     named = _SHEET_NAME.search(file.name)
     if named is None or named["model"].upper() not in _SHAPES:
         raise InputError(
-            "--runs: a spreadsheet's name must tell the model and the GPUs, such as "
+            "a spreadsheet's name must tell the model and the GPUs, such as "
             f"llama_13B_bfloat16_64_GPUs_all_runs.xlsx, got {file.name!r}"
         )
     length = 8192 if "8k" in file.name else 2048
@@ -247,13 +256,13 @@ def _sheet_rows(file: Path) -> list[dict[str, Any]]:
         with contextlib.closing(workbook):
             lines = list(workbook.worksheets[0].iter_rows(min_row=2, values_only=True))
     except Exception as error:
-        raise InputError(f"--runs: cannot read {str(file)!r}: {error}") from None
+        raise InputError(f"cannot read {str(file)!r}: {error}") from None
     names = [str(name) for name in lines[0]] if lines else []
     rows = []
     for number, values in enumerate(lines[1:], start=3):
         if any(value is not None for value in values):
             row = dict(zip(names, values, strict=False))
-            tidy = _tidy(row, common, f"--runs: {file.name}, line {number}")
+            tidy = _tidy(row, common, f"{file.name}, line {number}")
             rows.append({**common, **tidy, "line": number})
     return rows
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from autotune.cost.stages import Partition
 from autotune.errors import InputError
 from autotune.hardware import Device
-from autotune.model import LARGEST_AMOUNT, SMALLEST_AMOUNT
+from autotune.inputs import LARGEST_AMOUNT, SMALLEST_AMOUNT
 
 Constants = Mapping[str, float]
 """Values by name."""

@@ -11,8 +11,8 @@ import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from autotune.errors import InputError, validated
-from autotune.model import Name, PositiveFloat, PositiveInt, json_object
+from autotune.errors import InputError
+from autotune.inputs import Name, PositiveFloat, PositiveInt, json_object, validated
 
 AttentionKernel = Literal[
     "math",

@@ -20,8 +20,8 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from autotune.cluster import Cluster
 from autotune.errors import InputError, first_line
+from autotune.ledger.interruption import signals_ignored
 from autotune.on_ray.nodes import NODE_CPUS, VIRTUAL_DEVICE, check_capacity, device_resource
-from autotune.options.command_line import END_SIGNALS
 
 # A raylet takes a second of a core to start, and 100 MB.
 _MOST_RAYLETS = 4
@@ -54,7 +54,7 @@ def ray_cluster(
                 context = ray.init(address=address, **quiet)
             except Exception as error:
                 raise InputError(
-                    f"--address: cannot connect to {address!r}: {first_line(error)}"
+                    f"cannot connect to {address!r}: {first_line(error)}", field="address"
                 ) from None
         else:
             with _on_loopback():
@@ -66,25 +66,11 @@ def ray_cluster(
         url = context.dashboard_url
         yield f"http://{url}" if url and (dashboard_host or address) else None
     finally:
-        with _undisturbed():
+        with signals_ignored():
             with _sigterm_handler_kept():
                 ray.shutdown()
             if nodes is not None:
                 nodes.shutdown()
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """An impatient second Ctrl-C must not leave half of Ray behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in END_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -107,7 +93,7 @@ def _refuse_unreachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise InputError(f"--address: cannot connect to {address!r}: {error}") from None
+        raise InputError(f"cannot connect to {address!r}: {error}", field="address") from None
 
 
 def _refuse_without_token(address: str) -> None:
@@ -134,9 +120,10 @@ def _refuse_without_token(address: str) -> None:
     except (ConnectionError, ValueError):
         return
     raise InputError(
-        f"--address: the Ray cluster at {address!r} wants its token: set RAY_AUTH_MODE=token, and "
+        f"the Ray cluster at {address!r} wants its token: set RAY_AUTH_MODE=token, and "
         "put the token into ~/.ray/auth_token or RAY_AUTH_TOKEN (`ray get-auth-token` on the head "
-        "prints it)"
+        "prints it)",
+        field="address",
     )
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a request on the nodes that are really there. The screen says what changes."""
+"""Fit a request to the nodes that were detected: their device, their kernels, a possible search."""
 
 import dataclasses
 import json
@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from autotune.cost.setting import setting_of
 from autotune.errors import InputError
 from autotune.hardware import device_of_accelerator
-from autotune.options.space_options import refuse_empty
 from autotune.request import Request
 
 Nodes = Sequence[Mapping[str, Any]]
@@ -21,13 +18,25 @@ Nodes = Sequence[Mapping[str, Any]]
 _SAME_CLUSTER = ("accelerator", "driver", "torch", "deepspeed", "python", "missing_kernels")
 
 
-def fitted_to_nodes(console: Console, request: Request, nodes: Nodes) -> Request:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fitted:
+    """A request that can be run on the nodes."""
+
+    request: Request
+    changes: tuple[str, ...] = ()
+    """What was changed, a sentence each."""
+
+    def changed(self, request: Request, *sentences: str) -> "Fitted":
+        """With another request, and why."""
+        return Fitted(request, (*self.changes, *sentences))
+
+
+def fitted_to_nodes(request: Request, nodes: Nodes) -> Fitted:
     """The request with the nodes' device, the kernels that are installed, and a search that is
     possible there. Raises InputError where nothing is left of it."""
-    request = _with_actual_device(console, request, nodes)
-    request = _with_installed_kernels(console, request, nodes)
-    refuse_empty(request.space)
-    return _with_possible_search(console, request)
+    fitted = _with_installed_kernels(_with_actual_device(Fitted(request), nodes), nodes)
+    fitted.request.space.check_not_empty()
+    return _with_possible_search(fitted)
 
 
 def differences(directory: Path, nodes: Nodes) -> list[str]:
@@ -36,7 +45,7 @@ def differences(directory: Path, nodes: Nodes) -> list[str]:
     if not before or not nodes:
         return []
     if not isinstance(before, list) or not isinstance(before[0], dict):
-        raise InputError(f"--resume: nodes in run.json must be a list of objects, got {before!r}")
+        raise InputError(f"nodes in run.json must be a list of objects, got {before!r}")
     return [
         f"{what} was {before[0].get(what)}, is {nodes[0].get(what)}"
         for what in _SAME_CLUSTER
@@ -44,26 +53,30 @@ def differences(directory: Path, nodes: Nodes) -> list[str]:
     ]
 
 
-def _with_actual_device(console: Console, request: Request, nodes: Nodes) -> Request:
+def _with_actual_device(fitted: Fitted, nodes: Nodes) -> Fitted:
     """Put the device that the nodes have in the place of the one that the space names."""
+    request = fitted.request
     cluster = request.space.cluster
     accelerator = nodes[0]["accelerator"]
     if accelerator is None or cluster.device.kind != "gpu":
-        return request
+        return fitted
     device = device_of_accelerator(accelerator)
     if device.name == cluster.device.name or accelerator in cluster.device.ray_accelerator_types:
-        return request  # perhaps with constants of the user's own
-    console.print(f"the nodes have {device.name}, not {cluster.device.name}", highlight=False)
+        return fitted  # perhaps with constants of the user's own
     actual = dataclasses.replace(cluster, device=device)
     space = request.space.replaced({"cluster": actual}, what="cluster")
-    return dataclasses.replace(request, space=space)
+    return fitted.changed(
+        dataclasses.replace(request, space=space),
+        f"the nodes have {device.name}, not {cluster.device.name}",
+    )
 
 
-def _with_installed_kernels(console: Console, request: Request, nodes: Nodes) -> Request:
+def _with_installed_kernels(fitted: Fitted, nodes: Nodes) -> Fitted:
     """Leave out of the space the kernels that a node does not have, or cannot load."""
+    request = fitted.request
     kernels = request.space.attention_kernel
     usable = request.space.cluster.device.attention_kernels
-    left = list(kernels)
+    left, changes = list(kernels), []
     for node in nodes:
         for kernel, reason in node["missing_kernels"].items():
             if kernel not in left or kernel not in usable:
@@ -71,31 +84,24 @@ def _with_installed_kernels(console: Console, request: Request, nodes: Nodes) ->
             if len(left) == 1:
                 raise InputError(f"attention_kernel {kernel} {reason} on node {node['address']}")
             left.remove(kernel)
-            console.print(
-                f"{kernel} {reason} on node {node['address']}: left out",
-                soft_wrap=True,
-                markup=False,
-                highlight=False,
-            )
-    if len(left) == len(kernels):
-        return request
+            changes.append(f"{kernel} {reason} on node {node['address']}: left out")
+    if not changes:
+        return fitted
     space = request.space.replaced({"attention_kernel": tuple(left)}, what="attention_kernel")
-    return dataclasses.replace(request, space=space)
+    return fitted.changed(dataclasses.replace(request, space=space), *changes)
 
 
-def _with_possible_search(console: Console, request: Request) -> Request:
+def _with_possible_search(fitted: Fitted) -> Fitted:
     """Search without a cost model where the nodes' device is not known to it."""
-    space = request.space
+    request, space = fitted.request, fitted.request.space
     if request.search != "guided":
-        return request
+        return fitted
     try:
         setting_of(space.model, space.precision, space.cluster)
     except InputError:
-        console.print(
-            f"{space.cluster.device.name} is not known to the cost model (describe it with --gpu "
-            "FILE.json): searching with hyperopt",
-            soft_wrap=True,
-            highlight=False,
+        return fitted.changed(
+            dataclasses.replace(request, search="hyperopt"),
+            f"{space.cluster.device.name} is not known to the cost model (a hardware file "
+            "describes it): searching with hyperopt",
         )
-        return dataclasses.replace(request, search="hyperopt")
-    return request
+    return fitted

@@ -15,7 +15,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autotune.cluster import Cluster
 from autotune.errors import ClusterTooSmall, NodeCheckFailed, first_line
 from autotune.hardware.kernels import MODULES, why_not_installed
-from autotune.hardware.local_devices import too_small
 
 VIRTUAL_DEVICE = "virtual_device"
 """Ray's name for a device that is only counted: CPUs, and devices of simulated trials."""
@@ -74,7 +73,7 @@ def missing_nodes(
     larger = max(sizes, default=0) > cluster.gpus_per_node
     rule = " (a trial takes whole nodes)" if larger else ""
     left_out = f" ({len(avoid)} of them to be avoided)" if avoid else ""
-    return too_small(needed, f"the cluster has {has or 'none'}{rule}{left_out}")
+    return needed.too_small(f"the cluster has {has or 'none'}{rule}{left_out}")
 
 
 def check_capacity(cluster: Cluster) -> None:
@@ -85,7 +84,7 @@ def check_capacity(cluster: Cluster) -> None:
     while (free := len(free_nodes(cluster))) < cluster.nodes:
         if time.monotonic() > deadline:
             has = f"only {free} of the cluster's are free (all devices and {NODE_CPUS} CPU)"
-            raise ClusterTooSmall(too_small(cluster, has))
+            raise ClusterTooSmall(cluster.too_small(has))
         time.sleep(_POLL_SECONDS)
 
 

@@ -20,7 +20,6 @@ from ray import cloudpickle, tune
 from ray.tune.search import Searcher
 
 from autotune.errors import NodeCheckFailed, NodeOutOfMemory, NodesGone, first_line
-from autotune.hardware.local_devices import too_small
 from autotune.ledger.ledger import Ledger
 from autotune.on_ray.layout_trial import LayoutTrial
 from autotune.on_ray.nodes import free_nodes, missing_nodes
@@ -189,7 +188,7 @@ class _Adapter:
             self.failure = NodesGone(missing)
         allowed = self._wait_for_nodes_seconds + _START_SECONDS
         if self._waiting_since is not None and now - self._waiting_since > allowed:
-            held = too_small(self._cluster, "others hold those that the cluster has")
+            held = self._cluster.too_small("others hold those that the cluster has")
             self.failure = NodesGone(held)
         return self.failure is not None
 

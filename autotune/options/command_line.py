@@ -2,7 +2,6 @@
 
 import ipaddress
 import math
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +11,13 @@ import click
 from rich.console import Console
 
 from autotune.errors import InputError, NodeCheckFailed
-from autotune.model import LARGEST_AMOUNT, LARGEST_COUNT, SMALLEST_AMOUNT
+from autotune.inputs import LARGEST_AMOUNT, LARGEST_COUNT, SMALLEST_AMOUNT
 
 _PLAIN_WIDTH = 130
 
 EXIT_BAD_INPUT = 2
 EXIT_NOTHING_WORKED = 3
 EXIT_INTERRUPTED = 130
-
-END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Those by which a person or a batch system ends a search."""
 
 
 def command_line(command: click.Command, arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +32,9 @@ def command_line(command: click.Command, arguments: Sequence[str] | None = None)
         status = command.main(args=list(arguments), standalone_mode=False)
     except click.ClickException as error:
         return _refuse(error.format_message())
-    except (InputError, NodeCheckFailed) as error:
+    except InputError as error:
+        return _refuse(_with_option(error, command))
+    except NodeCheckFailed as error:
         return _refuse(str(error))
     except click.exceptions.Abort:
         return EXIT_INTERRUPTED
@@ -100,6 +98,18 @@ def plain_console(*, stderr: bool = False) -> Console:
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     return console
+
+
+def _with_option(error: InputError, command: click.Command) -> str:
+    """The sentence of a field's error, with the command's option (or argument) for that field."""
+    for parameter in command.params:
+        if parameter.name == error.field:
+            return error.with_field_as(
+                parameter.opts[0]
+                if isinstance(parameter, click.Option)
+                else parameter.human_readable_name
+            )
+    return str(error)
 
 
 def _refuse(sentence: str) -> int:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from autotune.calibration.recorded_runs import Sweep, read_sweeps
 from autotune.cost.constants import constants_for
-from autotune.errors import ClusterTooSmall, InputError, validated
-from autotune.hardware.local_devices import refuse_without_devices
+from autotune.errors import ClusterTooSmall, InputError
+from autotune.inputs import validated
 from autotune.options.space_options import (
     SpaceOptions,
     name_and_value,
-    refuse_empty,
     space_from_options,
 )
 from autotune.request import Request
@@ -61,7 +60,7 @@ def request_from_options(options: SearchOptions) -> Request:
     else:
         space = space_from_options(options)
     check_data(options.data, synthetic=options.synthetic_data, model=space.model)
-    refuse_empty(space)
+    space.check_not_empty()
     request = validated(
         Request,
         {
@@ -94,7 +93,7 @@ def _trainable(options: SearchOptions, space: SearchSpace) -> str:
     if options.address is not None:
         return "deepspeed"
     try:
-        refuse_without_devices(space.cluster)
+        space.cluster.check_this_machine()
     except ClusterTooSmall:
         return "simulated"
     return "deepspeed"

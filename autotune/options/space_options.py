@@ -1,6 +1,5 @@
 """Which space is meant: the options that the search and the planner share."""
 
-import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 import click
 
 from autotune.cluster import Cluster
-from autotune.errors import InputError
+from autotune.errors import InputError, in_field
 from autotune.hardware import Device, device_named
-from autotune.layout import LAYOUT_COLUMNS, NOT_OFFERED
-from autotune.model import model_from_mapping, read_json
+from autotune.inputs import read_json
+from autotune.model import model_from_mapping
 from autotune.options.command_line import COUNT
-from autotune.space import Excluded, SearchSpace, load_space
+from autotune.space import SearchSpace, load_space
 
 _BOOLEANS = {"true": True, "false": False}
 # For a model without a space: one node of the commonest kind, 4 million tokens per step.
@@ -80,37 +79,19 @@ def space_from_options(
         if dimension in fixed:
             raise InputError(f"--fix: {dimension} is given twice")
         fixed[dimension] = values
-    return space.restricted(fixed)
+    with in_field("fix"):
+        return space.restricted(fixed)
 
 
 def device_of_option(gpu: str) -> Device:
     """The device that --gpu names. Raises InputError."""
-    try:
+    with in_field("gpu"):
         return device_named(gpu)
-    except InputError as error:
-        raise InputError(f"--gpu: {error}") from None
-
-
-def refuse_empty(space: SearchSpace) -> None:
-    """Raise InputError, with the commonest reason, where the space has no layout."""
-    excluded: collections.Counter[str] = collections.Counter()
-    for found in space.walk():
-        if not isinstance(found, Excluded):
-            return
-        excluded[found.reason] += 1
-    reason = excluded.most_common(1)[0][0]
-    raise InputError(f"--space {space.name}: no layout is left, most often because {reason}")
 
 
 def parse_fix(text: str) -> tuple[str, tuple[Any, ...]]:
     """`DIMENSION=V[,V...]` as the dimension and its typed values. Raises InputError."""
     dimension, values = name_and_value(text, "--fix")
-    if dimension in NOT_OFFERED:
-        raise InputError(f"--fix: {NOT_OFFERED[dimension]} ({dimension}) is not offered yet")
-    if dimension not in LAYOUT_COLUMNS:
-        raise InputError(
-            f"--fix: dimension must be one of {', '.join(LAYOUT_COLUMNS)}, got {dimension!r}"
-        )
     return dimension, tuple(_typed(value.strip()) for value in values.split(","))
 
 

@@ -17,7 +17,7 @@ def _guided(
     layouts: Sequence[Layout], seed: int, prior: Prior | None, cost: TrialCost
 ) -> GuidedSearch:
     if prior is None:
-        raise InputError("--search guided needs a device that the cost model knows")
+        raise InputError("guided needs a device that the cost model knows", field="search")
     return GuidedSearch(prior, cost, seed)
 
 
@@ -43,5 +43,5 @@ def make_search(
     Raises InputError for an unknown name, and for a guided search without a prior.
     """
     if name not in SEARCHES:
-        raise InputError(f"--search must be one of {', '.join(SEARCHES)}, got {name!r}")
+        raise InputError(f"must be one of {', '.join(SEARCHES)}, got {name!r}", field="search")
     return SEARCHES[name](layouts, seed, prior, cost)

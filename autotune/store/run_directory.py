@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 
-from autotune.errors import InputError, RunDirectoryFailed, first_line, first_problem, shown
-from autotune.model import json_object
+from autotune.errors import InputError, RunDirectoryFailed, first_line
+from autotune.inputs import first_problem, json_object, shown
 from autotune.request import Request, request_from_json
 from autotune.search.pruning import Pruned
 from autotune.store.record import (
@@ -158,7 +158,7 @@ def create_run(directory: Path, request: Request, about: dict[str, Any]) -> RunS
         content = {"schema_version": _SCHEMA_VERSION, "request": to_json(request), **about}
         store.write_json("run.json", content)
     except (OSError, RunDirectoryFailed) as error:
-        raise InputError(f"--out: {error}") from None
+        raise InputError(str(error), field="out") from None
     return store
 
 
@@ -166,24 +166,25 @@ def refuse_existing_run(directory: Path) -> None:
     """Raise InputError where the directory cannot take a new run."""
     if (directory / "run.json").exists():
         raise InputError(
-            f"--out: {str(directory)!r} already holds a run; continue it with --resume or name "
-            "another directory"
+            f"{str(directory)!r} already holds a run: resume it, or name another directory",
+            field="out",
         )
     if directory.exists() and not directory.is_dir():
-        raise InputError(f"--out must be a directory, got the file {str(directory)!r}")
+        raise InputError(f"must be a directory, got the file {str(directory)!r}", field="out")
     nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"--out must be below a writable directory, got {str(directory)!r}")
+        raise InputError(f"must be below a writable directory, got {str(directory)!r}", field="out")
     if directory.is_dir() and any(directory.iterdir()):
-        raise InputError(f"--out must be empty or new, got {str(directory)!r} with files in it")
+        raise InputError(
+            f"must be empty or new, got {str(directory)!r} with files in it", field="out"
+        )
 
 
-def open_run(directory: Path, *, what: str = "--resume") -> RunStore:
-    """Open an existing run directory; `what` asked for it. Raises InputError where there is none
-    that can be read."""
+def open_run(directory: Path) -> RunStore:
+    """Open an existing run directory. Raises InputError where there is none that can be read."""
     file = directory / "run.json"
     if not file.is_file():
-        raise InputError(f"{what}: no run in {str(directory)!r} (run.json is missing)")
+        raise InputError(f"no run in {str(directory)!r} (run.json is missing)")
     try:
         content = json_object(file.read_text(encoding="utf-8"), what="run.json")
         version = content["schema_version"]
@@ -196,7 +197,7 @@ def open_run(directory: Path, *, what: str = "--resume") -> RunStore:
         problem = f"{error} is missing"
     except (OSError, ValueError, TypeError) as error:
         problem = first_line(error)
-    raise InputError(f"{what}: cannot read {str(file)!r}: {problem}")
+    raise InputError(f"cannot read {str(file)!r}: {problem}")
 
 
 @contextlib.contextmanager

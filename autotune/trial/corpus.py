@@ -20,15 +20,15 @@ def text_files(data: str | None) -> list[Path]:
     path = Path(data)
     try:
         if not data or not path.exists():
-            raise InputError(f"--data: no such file or folder: {data!r}")
+            raise InputError(f"no such file or folder: {data!r}", field="data")
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         sizes = [file.stat().st_size for file in files]
     except OSError as error:
-        raise InputError(f"--data: cannot read {data!r}: {error.strerror}") from None
+        raise InputError(f"cannot read {data!r}: {error.strerror}", field="data") from None
     if unreadable := [file for file in files if not os.access(file, os.R_OK)]:
-        raise InputError(f"--data: cannot read {str(unreadable[0])!r}: Permission denied")
+        raise InputError(f"cannot read {str(unreadable[0])!r}: Permission denied", field="data")
     if not any(sizes):
-        raise InputError(f"--data must hold at least one byte of text, got none in {data!r}")
+        raise InputError(f"must hold at least one byte of text, got none in {data!r}", field="data")
     return files
 
 
@@ -36,11 +36,11 @@ def check_data(data: str | None, *, synthetic: bool, model: Model) -> None:
     """Raise InputError where the model cannot be trained on that data."""
     if synthetic:
         if data is not None:
-            raise InputError("--data and --synthetic-data exclude each other")
+            raise InputError(f"must not be given with synthetic_data, got {data!r}", field="data")
         return
     text_files(data)
     if model.vocab_size < _BYTE_VALUES:
         raise InputError(
             f"vocab_size must be at least {_BYTE_VALUES} for bytes of text, got "
-            f"{model.vocab_size} (or use --synthetic-data)"
+            f"{model.vocab_size} (or train on synthetic_data)"
         )

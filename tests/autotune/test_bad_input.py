@@ -26,9 +26,10 @@ import autotune.plan
 import autotune.run
 import trainables.deepspeed_llm.__main__
 from autotune.cluster import Cluster
-from autotune.errors import InputError, validated
+from autotune.errors import InputError
 from autotune.export import export_layout
 from autotune.hardware import Device, Measured, Stated, device_named, device_to_json
+from autotune.inputs import validated
 from autotune.layout import LAYOUT_COLUMNS, Layout
 from autotune.model import Model
 from autotune.options.command_line import command_line
@@ -1013,7 +1014,6 @@ def test_reading_runs_recordings_and_models_unpickles_nothing(tmp_path: Path) ->
 import sys
 from pathlib import Path
 from autotune.hardware import device_named
-from autotune.model import read_json
 from autotune.calibration.recorded_runs import read_sweeps
 from autotune.store.run_directory import open_run
 import openpyxl, pickle, pyarrow.parquet

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from autotune.errors import InputError
-from autotune.model import Model, model_from_mapping, read_json
+from autotune.inputs import read_json
+from autotune.model import Model, model_from_mapping
 
 LLAMA_13B = Model(
     num_hidden_layers=40,

@@ -13,11 +13,12 @@ from typing import Any
 import click
 
 from autotune.cluster import Cluster
-from autotune.errors import InputError, validated
+from autotune.errors import InputError
 from autotune.hardware import Device, device_named, unknown_gpu
 from autotune.hardware.local_devices import local_gpus
+from autotune.inputs import read_json, validated
 from autotune.layout import layout_from_mapping
-from autotune.model import model_from_mapping, read_json
+from autotune.model import model_from_mapping
 from autotune.options.command_line import AMOUNT, COUNT, SECONDS, command_line
 from autotune.options.space_options import device_of_option
 from autotune.rules import why_illegal

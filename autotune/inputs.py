@@ -1,0 +1,127 @@
+"""Untrusted input: checked types of fields, dataclasses from mappings, JSON."""
+
+import collections
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import AfterValidator, Field
+from pydantic_core import ErrorDetails
+
+from autotune.errors import InputError
+
+T = TypeVar("T")
+
+_LONGEST_VALUE = 200
+_MISSING = frozenset({"missing", "missing_argument", "missing_keyword_only_argument"})
+
+
+def _field_of(problem: ErrorDetails) -> str:
+    return ".".join(part for part in problem["loc"] if isinstance(part, str))
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, or ``a, b and c``."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def shown(value: object) -> str:
+    """The value as a sentence shows it: short, on one line."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4,300 digits
+        return "a number that is too long to be shown"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _checked_name(name: str) -> str:
+    if not 1 <= len(name) <= 100 or not name.isprintable() or "/" in name or name.startswith("."):
+        raise ValueError(
+            "name must be 1 to 100 printable characters without '/' and not begin with a dot, "
+            f"got {shown(name)}"
+        )
+    return name
+
+
+LARGEST_COUNT = 2**31 - 1
+"""No count of anything is larger."""
+PositiveInt = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
+"""A count of at least one."""
+SMALLEST_AMOUNT, LARGEST_AMOUNT = 1e-9, 1e9
+"""No quantity is smaller or larger in a unit that suits it: formulas would overflow."""
+PositiveFloat = Annotated[float, Field(strict=True, ge=SMALLEST_AMOUNT, le=LARGEST_AMOUNT)]
+"""A quantity."""
+Flag = Annotated[bool, Field(strict=True)]
+"""True or False, and nothing that could be taken for one."""
+Name = Annotated[str, Field(strict=True), AfterValidator(_checked_name)]
+"""What people call a thing; files are named after it, and it stands in comments of scripts."""
+
+
+def validated(kind: type[T], values: Mapping[str, Any], *, what: str | None) -> T:
+    """Build the dataclass `kind` from untrusted `values`; `what` begins the sentence of an error.
+
+    Raises InputError with the first problem as one sentence, for example
+    ``model: hidden_size must be greater than or equal to 1, got 0``.
+    """
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(dict(values))
+    except pydantic.ValidationError as error:
+        problem = first_problem(error)
+        raise InputError(problem if what is None else f"{what}: {problem}") from None
+
+
+def first_problem(error: pydantic.ValidationError) -> str:
+    """The first problem in one sentence: the field, the rule and the value.
+
+    Fields that are missing are one problem, however many they are.
+    """
+    problems = error.errors(include_url=False)
+    problem = problems[0]
+    field = _field_of(problem)
+    match problem["type"]:
+        case kind if kind in _MISSING:
+            missing = [_field_of(other) for other in problems if other["type"] in _MISSING]
+            return f"{listed(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            return f"unknown key {field}"
+        case "value_error":
+            return str(problem["ctx"]["error"])
+    rule = problem["msg"].replace("Input should be", "must be").replace("Input must", "must")
+    return f"{field} {rule}, got {shown(problem['input'])}"
+
+
+def read_json(text_or_path: str, *, what: str) -> dict[str, Any]:
+    """Read a JSON object given inline or as the path of a file. Raises InputError."""
+    text = text_or_path
+    if not text_or_path.lstrip().startswith("{"):
+        try:
+            text = Path(text_or_path).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{what}: cannot read {text_or_path!r}: {error}") from None
+    return json_object(text, what=what)
+
+
+def json_object(text: str, *, what: str) -> dict[str, Any]:
+    """Read a JSON object, each key of which is given once. Raises InputError."""
+    try:
+        values = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{what}: must be a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        counts = collections.Counter(key for key, _ in pairs)
+        raise ValueError(f"key {counts.most_common(1)[0][0]} is given twice")
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"numbers must be finite, got {name}")
