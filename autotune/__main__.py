@@ -1,30 +1,41 @@
 """The console script `autotune`; `python -m autotune.run` is its command `run`."""
 
+import importlib
+import pkgutil
 import sys
 
 import click
 
-from autotune import __version__
-from autotune.calibrate import main as calibrate
+from autotune import __version__, commands
 from autotune.options.command_line import command_line
-from autotune.plan import main as plan
-from autotune.run import main as run
 
 
-@click.group()
+class _Commands(click.Group):
+    """Every module of `autotune/commands` is a command, imported when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(found.name for found in pkgutil.iter_modules(commands.__path__))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"{commands.__name__}.{cmd_name}")
+        command: click.Command = module.main
+        return command
+
+
+@click.group(cls=_Commands, invoke_without_command=True)
 @click.version_option(__version__)
-def commands() -> None:
+@click.pass_context
+def autotune(context: click.Context) -> None:
     """Find the parallel layout that trains a language model fastest."""
-
-
-commands.add_command(run, "run")
-commands.add_command(plan, "plan")
-commands.add_command(calibrate, "calibrate")
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main() -> int:
     """Run the command line; the exit status."""
-    return command_line(commands)
+    return command_line(autotune)
 
 
 if __name__ == "__main__":

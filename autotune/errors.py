@@ -3,6 +3,7 @@
     AutotuneError
     ├── InputError           the user asked for something that cannot be (exit status 2)
     │   └── ClusterTooSmall  ... more nodes or devices than the cluster has
+    ├── NothingFits          no layout is predicted to fit (exit status 3: nothing was started)
     ├── NodeCheckFailed      a node is not fit to be measured on (exit status 2)
     ├── RunDirectoryFailed   the run directory cannot be written any more (status 130: resumable)
     ├── NodesGone            the cluster has had too few nodes for too long (status 130: resumable)
@@ -41,6 +42,10 @@ class InputError(AutotuneError, ValueError):
 
 class ClusterTooSmall(InputError):
     """The request needs more than the cluster has."""
+
+
+class NothingFits(AutotuneError):
+    """No layout of the space is predicted to fit into the memory; the message says what would."""
 
 
 class NodeCheckFailed(AutotuneError):

@@ -1,6 +1,7 @@
 """Untrusted input: checked types of fields, dataclasses from mappings, JSON."""
 
 import collections
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,13 @@ def validated(kind: type[T], values: Mapping[str, Any], *, what: str | None) -> 
     except pydantic.ValidationError as error:
         problem = first_problem(error)
         raise InputError(problem if what is None else f"{what}: {problem}") from None
+
+
+def default_of(kind: type, field: str) -> Any:
+    """The default of a dataclass's field."""
+    default = next(own for own in dataclasses.fields(kind) if own.name == field).default
+    # Under pydantic it may be wrapped in the description of the field.
+    return getattr(default, "default", default)
 
 
 def first_problem(error: pydantic.ValidationError) -> str:

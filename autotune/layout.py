@@ -1,19 +1,26 @@
 """A layout: one way to cut a training step over devices."""
 
 import dataclasses
+import math
+import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from autotune import rules
+from autotune.dimension import Dimension, Task, one_hot
 from autotune.errors import InputError
 from autotune.hardware import AttentionKernel
 from autotune.inputs import Flag, PositiveInt, validated
-from autotune.model import Model
+from autotune.model import Model, Precision
 
 Checkpointing = Literal["none", "selective", "full"]
 RmsnormKernel = Literal["plain", "fused"]
+
+CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
+"""From the one that recomputes least to the one that recomputes most."""
 
 NOT_OFFERED = {
     "context_parallel": "context parallelism",
@@ -29,29 +36,136 @@ NOT_OFFERED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Layout:
-    """One choice in every dimension. Hashable; equal layouts are the same layout."""
+    """One choice in every dimension. Hashable; equal layouts are the same layout.
 
-    tensor_parallel: PositiveInt = 1
+    A field declares its dimension: see `autotune.dimension.Dimension`. The order of the fields is
+    the order in which a space is walked, and that of the stored columns.
+    """
+
+    tensor_parallel: Annotated[
+        PositiveInt,
+        Dimension(
+            values=(1, 2, 4, 8),
+            word=lambda layout: f"tp{layout.tensor_parallel}{_SP[layout.sequence_parallel]}",
+            columns={"tensor_parallel": float},
+            place=lambda size: (math.log2(size),),
+            rule=rules.tensor_parallel,
+        ),
+    ] = 1
     """Ranks that share each matrix."""
-    pipeline_parallel: PositiveInt = 1
+    pipeline_parallel: Annotated[
+        PositiveInt,
+        Dimension(
+            values=(1, 2, 4, 8),
+            word=lambda layout: f"pp{layout.pipeline_parallel}",
+            columns={"pipeline_parallel": float},
+            place=lambda size: (math.log2(size),),
+            rule=rules.pipeline_parallel,
+        ),
+    ] = 1
     """Stages that share the blocks (1F1B schedule)."""
-    data_parallel: PositiveInt = 1
-    """Replicas that share the batch."""
-    zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)] = 1
+    data_parallel: Annotated[
+        PositiveInt,
+        Dimension(
+            values=None,
+            word=lambda layout: f"dp{layout.data_parallel}",
+            columns={"data_parallel": float},
+            follows=rules.remaining_devices,
+        ),
+    ] = 1
+    """Replicas that share the batch; follows from the devices."""
+    zero_stage: Annotated[
+        int,
+        Field(strict=True, ge=0, le=3),
+        Dimension(
+            values=(1, 2, 3),
+            word=lambda layout: f"zero{layout.zero_stage}",
+            columns={"zero_stage": float},
+            place=lambda stage: (float(stage),),
+            rule=rules.zero_stage,
+            alias=rules.one_stage_of_one_replica,
+        ),
+    ] = 1
     """What the replicas shard: 1 optimiser states, 2 and gradients, 3 and weights."""
-    micro_batch_size: PositiveInt = 1
+    micro_batch_size: Annotated[
+        PositiveInt,
+        Dimension(
+            values=(1, 2, 4, 8),
+            word=lambda layout: f"mb{layout.micro_batch_size}",
+            columns={"micro_batch_size": float},
+            place=lambda size: (math.log2(size),),
+            rule=rules.micro_batch_size,
+        ),
+    ] = 1
     """Sequences of one forward pass."""
-    gradient_accumulation_steps: PositiveInt = 1
+    gradient_accumulation_steps: Annotated[
+        PositiveInt,
+        Dimension(
+            values=None,
+            word=lambda layout: "",
+            columns={"micro_batches": float},
+            follows=rules.remaining_batch,
+            can_be_restricted=False,
+        ),
+    ] = 1
     """Micro-batches of one optimiser step; follows from the batch."""
-    activation_checkpointing: Checkpointing = "none"
+    activation_checkpointing: Annotated[
+        Checkpointing,
+        Dimension(
+            values=CHECKPOINTING,
+            word=lambda layout: f"ckpt={layout.activation_checkpointing}",
+            columns={
+                "recompute_attention": lambda kind: kind != "none",
+                "recompute_block": lambda kind: kind == "full",
+            },
+            place=lambda kind: (2.0 * (kind == "full"), 2.0 * (kind == "selective")),
+        ),
+    ] = "none"
     """What the backward pass recomputes: nothing, the attention core, or whole blocks."""
-    sequence_parallel: Flag = False
+    sequence_parallel: Annotated[
+        Flag,
+        Dimension(
+            values=(False, True),
+            word=lambda layout: "",  # beside the tensor-parallel size
+            columns={"sequence_parallel": float},
+            place=lambda on: (2.0 * on,),
+            rule=rules.sequence_parallel,
+        ),
+    ] = False
     """Shard norms and residuals along the sequence, over the tensor-parallel ranks."""
-    attention_kernel: AttentionKernel = "sdpa_flash"
+    attention_kernel: Annotated[
+        AttentionKernel,
+        Dimension(
+            values=("math", "sdpa_flash", "sdpa_cudnn", "flash_attn"),
+            word=lambda layout: layout.attention_kernel,
+            is_category=True,
+            place=one_hot(get_args(AttentionKernel), distance=1.5),
+            rule=rules.attention_kernel,
+            is_implementation=True,
+        ),
+    ] = "sdpa_flash"
     """What computes attention."""
-    rmsnorm_kernel: RmsnormKernel = "fused"
+    rmsnorm_kernel: Annotated[
+        RmsnormKernel,
+        Dimension(
+            values=("plain", "fused"),
+            word=lambda layout: f"rmsnorm={layout.rmsnorm_kernel}",
+            columns={"plain_norm": lambda kernel: kernel == "plain"},
+            place=lambda kernel: (1.5 * (kernel == "plain"),),
+            is_implementation=True,
+        ),
+    ] = "fused"
     """RMSNorm as one operation, or written out."""
-    torch_compile: Flag = False
+    torch_compile: Annotated[
+        Flag,
+        Dimension(
+            values=(False,),
+            word=lambda layout: "compile" if layout.torch_compile else "",
+            columns={"compiled": float},
+            place=lambda on: (2.0 * on,),
+            is_implementation=True,
+        ),
+    ] = False
     """Compile each block with torch.compile."""
 
     @property
@@ -59,27 +173,54 @@ class Layout:
         """Ranks of the layout."""
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
+    @property
+    def recomputes(self) -> int:
+        """How much the backward pass recomputes, from 0 for nothing; only for comparison."""
+        return CHECKPOINTING.index(self.activation_checkpointing)
+
     def columns(self) -> dict[str, Any]:
         """The layout as plain values by column name."""
         return dataclasses.asdict(self)
 
     def describe(self) -> str:
         """Short words for people, for example ``tp2 pp1 dp2 zero1 mb4 ckpt=none sdpa_flash``."""
-        words = [
-            f"tp{self.tensor_parallel}{'+sp' if self.sequence_parallel else ''}",
-            f"pp{self.pipeline_parallel}",
-            f"dp{self.data_parallel}",
-            f"zero{self.zero_stage}",
-            f"mb{self.micro_batch_size}",
-            f"ckpt={self.activation_checkpointing}",
-            self.attention_kernel,
-            f"rmsnorm={self.rmsnorm_kernel}",
-        ]
-        return " ".join([*words, "compile"] if self.torch_compile else words)
+        return " ".join(filter(None, (found.word(self) for found in DIMENSIONS.values())))
 
+
+_SP = {True: "+sp", False: ""}
 
 LAYOUT_COLUMNS = tuple(field.name for field in dataclasses.fields(Layout))
 """Names of a layout's dimensions, in the order of the stored columns."""
+
+FIELD_TYPES: dict[str, Any] = typing.get_type_hints(Layout, include_extras=True)
+"""The annotation of each dimension's field."""
+
+
+def _declared(annotation: Any) -> Dimension:
+    return next(found for found in get_args(annotation) if isinstance(found, Dimension))
+
+
+DIMENSIONS = {name: _declared(annotation) for name, annotation in FIELD_TYPES.items()}
+"""What each dimension declares, by name."""
+
+SEARCHED = tuple(name for name, found in DIMENSIONS.items() if found.is_searched)
+"""Names of the dimensions that a search chooses; the others follow from them."""
+
+RESTRICTABLE = tuple(name for name, found in DIMENSIONS.items() if found.can_be_restricted)
+"""Names of the dimensions for which a space may name values."""
+
+
+def value_type(dimension: str) -> type:
+    """The plain type of a dimension's values: int, bool or str."""
+    plain = get_args(FIELD_TYPES[dimension])[0]
+    return plain if isinstance(plain, type) else type(get_args(plain)[0])
+
+
+def why_illegal(layout: Layout, model: Model, precision: Precision) -> str | None:
+    """The first reason why the layout cannot be trained on any cluster, or None."""
+    chosen, task = layout.columns(), Task(model, precision)
+    reasons = (found.rule(chosen, task) for found in DIMENSIONS.values() if found.rule)
+    return next((reason for reason in reasons if reason), None)
 
 
 def layout_from_mapping(values: Mapping[str, Any], model: Model, *, what: str = "layout") -> Layout:

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.errors import InputError
-from autotune.inputs import PositiveInt, validated
+from autotune.inputs import PositiveInt, read_json, validated
 
 Precision = Literal["fp32", "bf16"]
 
@@ -135,6 +135,12 @@ class Model:
             "full": 2 * blocks + forward_attention,
         }[activation_checkpointing]
         return float(3 * forward + recomputed)
+
+
+def load_model(path: str, *, sequence_length: int, global_batch_size: int) -> Model:
+    """The model of a Hugging Face config.json, trained on that batch. Raises InputError."""
+    batch = {"sequence_length": sequence_length, "global_batch_size": global_batch_size}
+    return model_from_mapping({**read_json(path, what="model"), **batch})
 
 
 def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Model:

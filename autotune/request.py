@@ -2,20 +2,19 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from autotune.cost.constants import Trainer
 from autotune.errors import InputError
 from autotune.inputs import Flag, PositiveFloat, PositiveInt, validated
 from autotune.layout import Layout
 from autotune.search import SEARCHES
 from autotune.space import SearchSpace
-
-TrainableName = Literal["deepspeed", "simulated", "replay", "fake"]
+from autotune.trial.registry import describe_trainable
+from autotune.trial.trainable import TrainableDescription, TrainableSetup
 
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SET_BY_US = frozenset(
@@ -30,7 +29,7 @@ class Request:
 
     space: SearchSpace
     """What is searched, with every restriction of the command line applied."""
-    trainable: TrainableName
+    trainable: str
     """What runs the trials."""
     search: str
     """What chooses them."""
@@ -62,10 +61,10 @@ class Request:
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
             raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
-        replayed = self.trainable == "replay"
+        replayed = self.description.trains == "recorded"
         if (self.runs is not None, self.layouts is not None) != (replayed, replayed):
             raise ValueError(
-                "runs and layouts must be given with trainable replay and only then, got "
+                "runs and layouts must be given to replay recorded runs and only then, got "
                 f"trainable {self.trainable}, runs {self.runs!r} and "
                 f"{len(self.layouts or ())} layouts"
             )
@@ -77,12 +76,17 @@ class Request:
     @property
     def simulated(self) -> bool:
         """Whether trials only pretend to train."""
-        return self.trainable != "deepspeed"
+        return self.description.trains != "real"
 
     @property
-    def trainer(self) -> Trainer:
-        """Whose code the cost model describes."""
-        return "hagemann2023" if self.trainable == "replay" else "deepspeed_llm"
+    def description(self) -> TrainableDescription:
+        """What the trainable says of itself. Raises InputError where it is not installed."""
+        return describe_trainable(self.trainable)
+
+    @property
+    def trainable_setup(self) -> TrainableSetup:
+        """What the trainable is made from."""
+        return TrainableSetup(space=self.space, layouts=self.layouts, env=self.env, runs=self.runs)
 
     def all_layouts(self) -> list[Layout]:
         """Every layout that may be tried."""

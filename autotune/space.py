@@ -1,38 +1,36 @@
 """A search space: a model, a cluster, and the values that each dimension of a layout may take."""
 
+import collections
 import dataclasses
 import importlib
 import os
 import pkgutil
 import runpy
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.cluster import Cluster
+from autotune.dimension import Chosen, Task
 from autotune.errors import AutotuneError, InputError, in_field
-from autotune.hardware import AttentionKernel
-from autotune.inputs import LARGEST_COUNT, Flag, Name, PositiveInt, first_problem, validated
+from autotune.inputs import LARGEST_COUNT, Name, PositiveInt, first_problem, validated
 from autotune.layout import (
+    DIMENSIONS,
+    FIELD_TYPES,
     LAYOUT_COLUMNS,
     NOT_OFFERED,
-    Checkpointing,
+    RESTRICTABLE,
+    SEARCHED,
     Layout,
-    RmsnormKernel,
 )
 from autotune.model import Model, Precision
-from autotune.rules import illegal
 
-# Follow from the other dimensions: they are not searched, though data_parallel can be restricted.
-_DERIVED = ("data_parallel", "gradient_accumulation_steps")
-SEARCHED = tuple(name for name in LAYOUT_COLUMNS if name not in _DERIVED)
-"""Names of the dimensions that a search chooses."""
+S = TypeVar("S")
 
-# With one replica there is nothing to shard, so all stages are the same layout; this is its name.
-_STAGE_OF_ONE_REPLICA = 1
 # How far from a value that leaves no layout others are tried.
 _FARTHEST_ADVICE = 64
 
@@ -45,11 +43,37 @@ class Excluded:
     """The dimensions chosen so far, the offending one last."""
     reason: str
     """The rule and the values."""
+    combinations: int
+    """Combinations of the searched dimensions' values in the branch."""
+
+    @property
+    def rule(self) -> str:
+        """The reason without the values."""
+        return self.reason.rpartition(", got ")[0] or self.reason
+
+
+def _with_dimensions(space: type[S]) -> type[S]:
+    """Give the class a field for each dimension, after `cluster`: the values that it may take."""
+    own = dict(space.__annotations__)
+    first = {name: own.pop(name) for name in ("name", "model", "cluster")}
+    for name in RESTRICTABLE:
+        values = DIMENSIONS[name].values
+        several = types.GenericAlias(tuple, (FIELD_TYPES[name], ...))
+        first[name] = several if values is not None else several | None
+        setattr(space, name, values)
+    space.__annotations__ = {**first, **own}
+    return space
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
+@_with_dimensions
 class SearchSpace:
-    """What a search is about."""
+    """What a search is about.
+
+    Beside the fields below it has one for each dimension of a layout, by the dimension's name: a
+    tuple of the values that it may take, by default those of `autotune.layout.DIMENSIONS`. For
+    data_parallel None, the default, is whatever tensor and pipeline parallelism leave.
+    """
 
     name: Name
     """Short name, for people; its run directory is named so."""
@@ -57,22 +81,6 @@ class SearchSpace:
     """What is trained."""
     cluster: Cluster
     """On what."""
-    tensor_parallel: tuple[PositiveInt, ...] = (1, 2, 4, 8)
-    pipeline_parallel: tuple[PositiveInt, ...] = (1, 2, 4, 8)
-    data_parallel: tuple[PositiveInt, ...] | None = None
-    """None: whatever tensor and pipeline parallelism leave of the cluster."""
-    zero_stage: tuple[Annotated[int, Field(strict=True, ge=0, le=3)], ...] = (1, 2, 3)
-    micro_batch_size: tuple[PositiveInt, ...] = (1, 2, 4, 8)
-    activation_checkpointing: tuple[Checkpointing, ...] = ("none", "selective", "full")
-    sequence_parallel: tuple[Flag, ...] = (False, True)
-    attention_kernel: tuple[AttentionKernel, ...] = (
-        "math",
-        "sdpa_flash",
-        "sdpa_cudnn",
-        "flash_attn",
-    )
-    rmsnorm_kernel: tuple[RmsnormKernel, ...] = ("plain", "fused")
-    torch_compile: tuple[Flag, ...] = (False,)
     max_trials: PositiveInt = 32
     """Exploring trials, unless the command line says otherwise."""
     warmup_steps: Annotated[int, Field(strict=True, ge=0, le=LARGEST_COUNT)] = 2
@@ -80,8 +88,24 @@ class SearchSpace:
     measured_steps: PositiveInt = 5
     """Steps of a trial that are measured."""
 
+    if TYPE_CHECKING:  # the dimensions' fields are made from their declarations
+
+        def __init__(
+            self,
+            *,
+            name: str,
+            model: Model,
+            cluster: Cluster,
+            max_trials: int = 32,
+            warmup_steps: int = 2,
+            measured_steps: int = 5,
+            **values: tuple[Any, ...] | None,
+        ) -> None: ...
+
+        def __getattr__(self, dimension: str) -> Any: ...
+
     def __post_init__(self) -> None:
-        for dimension in (*SEARCHED, "data_parallel"):
+        for dimension in RESTRICTABLE:
             values = getattr(self, dimension)
             if values == ():
                 raise ValueError(f"{dimension} must have at least one value, got none")
@@ -93,13 +117,24 @@ class SearchSpace:
         """The model's precision, or the device's usual one."""
         return self.model.precision or precision_on(self.cluster.device.kind)
 
+    @property
+    def task(self) -> Task:
+        """What its layouts are for."""
+        return Task(self.model, self.precision, self.cluster)
+
     def walk(self) -> Iterator[Layout | Excluded]:
         """Every legal layout, and every branch that is not entered, with its reason.
 
         Dimensions are chosen in the order of `LAYOUT_COLUMNS`; a branch is left at the first value
         that its rule forbids.
         """
-        yield from self._walk({})
+        below = {}
+        combinations = 1
+        for dimension in reversed(LAYOUT_COLUMNS):
+            below[dimension] = combinations
+            if DIMENSIONS[dimension].is_searched:
+                combinations *= len(getattr(self, dimension))
+        yield from self._walk({}, self.task, below)
 
     def layouts(self) -> list[Layout]:
         """Every legal layout, each once."""
@@ -111,9 +146,9 @@ class SearchSpace:
         for dimension in LAYOUT_COLUMNS:
             value = getattr(layout, dimension)
             chosen[dimension] = value
-            if reason := self._forbidden(dimension, chosen):
+            if reason := self._forbidden(dimension, chosen, self.task):
                 return reason
-            if value not in (offered := self._values(dimension, chosen)):
+            if value not in (offered := self._values(dimension, chosen, self.task)):
                 return f"{dimension} must be one of {', '.join(map(str, offered))}, got {value}"
         return None
 
@@ -129,7 +164,7 @@ class SearchSpace:
         assert cause is not None, "every dimension has at least one value"
         alternatives = self._nearest_that_work(list(cause.chosen)[-1])
         advice = f" (what would work: {'; '.join(alternatives)})" if alternatives else ""
-        raise InputError(f"no layout of {self.name} is left: {cause.reason}{advice}")
+        raise InputError(f"no layout is left in {self.name}: {cause.reason}{advice}")
 
     def _nearest_that_work(self, dimension: str) -> list[str]:
         """Values near the present ones, each of which alone leaves a layout; in words."""
@@ -165,8 +200,8 @@ class SearchSpace:
         for dimension in fixed:
             if dimension in NOT_OFFERED:
                 raise InputError(f"{NOT_OFFERED[dimension]} ({dimension}) is not offered yet")
-            if dimension not in (*SEARCHED, "data_parallel"):
-                known = ", ".join((*SEARCHED, "data_parallel"))
+            if dimension not in RESTRICTABLE:
+                known = ", ".join(RESTRICTABLE)
                 raise InputError(f"dimension must be one of {known}, got {dimension!r}")
         values = {dimension: tuple(values) for dimension, values in fixed.items()}
         return self.replaced(values, what=None)
@@ -176,59 +211,45 @@ class SearchSpace:
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return validated(SearchSpace, {**own, **fields}, what=what)
 
-    def _walk(self, chosen: dict[str, Any]) -> Iterator[Layout | Excluded]:
+    def _walk(
+        self, chosen: dict[str, Any], task: Task, below: Mapping[str, int]
+    ) -> Iterator[Layout | Excluded]:
         if len(chosen) == len(LAYOUT_COLUMNS):
             yield Layout(**chosen)
             return
         dimension = LAYOUT_COLUMNS[len(chosen)]
-        for value in self._values(dimension, chosen):
+        for value in self._values(dimension, chosen, task):
             branch = {**chosen, dimension: value}
-            if reason := self._forbidden(dimension, branch):
-                yield Excluded(chosen=branch, reason=reason)
+            if reason := self._forbidden(dimension, branch, task):
+                yield Excluded(chosen=branch, reason=reason, combinations=below[dimension])
             else:
-                yield from self._walk(branch)
+                yield from self._walk(branch, task, below)
 
-    def _values(self, dimension: str, chosen: Mapping[str, Any]) -> Sequence[Any]:
-        if dimension == "data_parallel":
-            return (self._remaining_devices(chosen),)
-        if dimension == "gradient_accumulation_steps":
-            sequences = chosen["data_parallel"] * chosen["micro_batch_size"]
-            return (self.model.global_batch_size // sequences,)
+    def _values(self, dimension: str, chosen: Chosen, task: Task) -> Sequence[Any]:
+        if follows := DIMENSIONS[dimension].follows:
+            return (follows(chosen, task),)
         values: Sequence[Any] = getattr(self, dimension)
         return values
 
-    def _remaining_devices(self, chosen: Mapping[str, Any]) -> int:
-        ranks: int = chosen["tensor_parallel"] * chosen["pipeline_parallel"]
-        return self.cluster.devices // ranks
+    def _forbidden(self, dimension: str, chosen: Chosen, task: Task) -> str | None:
+        """The reason against `chosen[dimension]`: that of the space, or of the dimension's rule."""
+        value, declared = chosen[dimension], DIMENSIONS[dimension]
+        offered: Any = getattr(self, dimension) if declared.can_be_restricted else None
+        if declared.follows and offered is not None and value not in offered:
+            return f"{dimension} must be one of {', '.join(map(str, offered))}, got {value}"
+        alias = declared.alias and declared.alias(chosen)
+        if alias and alias.value != value and alias.value in offered:
+            return f"{alias.reason}, got {value}"
+        return declared.rule(chosen, task) if declared.rule else None
 
-    def _forbidden(self, dimension: str, chosen: Mapping[str, Any]) -> str | None:
-        """The reason against `chosen[dimension]`: the space's own rules, then the model's."""
-        value = chosen[dimension]
-        match dimension:
-            case "pipeline_parallel":
-                ranks = chosen["tensor_parallel"] * value
-                if self.cluster.devices % ranks:
-                    return (
-                        "tensor_parallel * pipeline_parallel must divide the devices of the "
-                        f"cluster, got {chosen['tensor_parallel']} * {value} and "
-                        f"{self.cluster.devices}"
-                    )
-            case "data_parallel" if self.data_parallel is not None:
-                if value not in self.data_parallel:
-                    allowed = ", ".join(map(str, self.data_parallel))
-                    return f"data_parallel must be one of {allowed}, got {value}"
-            case "zero_stage" if chosen["data_parallel"] == 1 and value != _STAGE_OF_ONE_REPLICA:
-                if _STAGE_OF_ONE_REPLICA in self.zero_stage:
-                    return (
-                        "data_parallel 1 has nothing to shard: all ZeRO stages are one layout, "
-                        f"named {_STAGE_OF_ONE_REPLICA}, got {value}"
-                    )
-            case "attention_kernel" if value not in self.cluster.device.attention_kernels:
-                return (
-                    f"attention_kernel {value} does not run on {self.cluster.device.name} (has "
-                    f"{', '.join(self.cluster.device.attention_kernels)})"
-                )
-        return illegal(dimension, chosen, self.model, self.precision)
+
+def not_generated(space: SearchSpace) -> dict[str, int]:
+    """How many combinations of the dimensions' values are no layouts, by rule, most first."""
+    counts: collections.Counter[str] = collections.Counter()
+    for found in space.walk():
+        if isinstance(found, Excluded):
+            counts[found.rule] += found.combinations
+    return dict(counts.most_common())
 
 
 def _nearest(present: int, changed: Callable[[int], SearchSpace]) -> list[int]:

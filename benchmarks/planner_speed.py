@@ -28,7 +28,7 @@ from autotune.hardware import device_named
 from autotune.layout import Layout
 from autotune.model import Model
 from autotune.options.command_line import command_line
-from autotune.plan import plan
+from autotune.planning import plan
 from autotune.space import SearchSpace
 
 _TURNS = 5

@@ -9,7 +9,7 @@ from typing import Any
 
 from autotune.cluster import Cluster
 from autotune.layout import Layout
-from autotune.trial.trainable import RankHost
+from autotune.trial.trainable import RankHost, TrainableDescription
 from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 
 
@@ -69,7 +69,7 @@ class FakeTrainable:
 
 def fake_step_seconds(layout: Layout) -> float:
     """The step time that the fake reports: smallest for tp1, pp1, mb4 and no checkpointing."""
-    recomputed = {"none": 0.0, "selective": 0.1, "full": 0.3}[layout.activation_checkpointing]
+    recomputed = (0.0, 0.1, 0.3)[layout.recomputes]
     spread = 0.2 * layout.tensor_parallel + 0.1 * layout.pipeline_parallel
     return 1.0 + spread + recomputed + 0.4 / layout.micro_batch_size + 0.01 * layout.zero_stage
 
@@ -85,3 +85,9 @@ def _fake_ranks(layout: Layout, step: int) -> Iterator[RankStep]:
             peak_memory_gib=0.1 * layout.micro_batch_size,
             peak_reserved_gib=0.1 * layout.micro_batch_size,
         )
+
+
+DESCRIPTION = TrainableDescription(
+    name="fake", trains="nothing", trainer="deepspeed_llm", make=lambda setup: FakeTrainable()
+)
+"""Not among the installed trainables: tests make it known by `autotune.trial.registry.register`."""

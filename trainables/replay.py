@@ -1,10 +1,17 @@
 """A trainable that trains nothing: it gives back what others measured."""
 
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 
-from autotune.calibration.recorded_runs import RecordedRun
+from autotune.calibration.recorded_runs import RecordedRun, read_sweeps
 from autotune.cluster import Cluster
-from autotune.trial.trainable import RankHost
+from autotune.errors import InputError
+from autotune.trial.trainable import (
+    RankHost,
+    Trainable,
+    TrainableDescription,
+    TrainableSetup,
+)
 from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 
 
@@ -43,3 +50,22 @@ class ReplayTrainable:
             )
             yield StepReport(step=step, ranks=(slowest,))
         yield Ended(outcome=Outcome.OK, reason="")
+
+
+def _make(setup: TrainableSetup) -> Trainable:
+    assert setup.runs is not None and setup.layouts is not None, "a request to replay has both"
+    sweeps = {sweep.name: sweep for sweep in read_sweeps(Path(setup.runs))}
+    found = sweeps.get(setup.space.name)
+    if found is None or not set(setup.layouts) <= {run.layout for run in found.runs}:
+        raise InputError(f"{setup.runs!r} no longer holds what was to be replayed", field="runs")
+    return ReplayTrainable(found.runs)
+
+
+DESCRIPTION = TrainableDescription(
+    name="replay",
+    trains="recorded",
+    trainer="hagemann2023",
+    make=_make,
+    reduced_trials=False,
+    exportable=False,  # its kernels are of another code base
+)

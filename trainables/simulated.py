@@ -14,7 +14,7 @@ from autotune.cluster import Cluster
 from autotune.cost.constants import constants_for, known_constants
 from autotune.cost.model import CostModel
 from autotune.layout import Layout
-from autotune.trial.trainable import RankHost
+from autotune.trial.trainable import RankHost, TrainableDescription
 from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 
 # Standard deviations of the logarithm: of a constant in units of its spread, of what the formulas
@@ -69,7 +69,7 @@ class SimulatedTrainable:
 
 def _world(spec: TrialSpec) -> CostModel:
     """The cost model with constants that are off by chance, the same in every trial of a seed."""
-    constants = dict(constants_for(spec.cluster.device, "deepspeed_llm"))
+    constants = dict(constants_for(spec.cluster.device, DESCRIPTION.trainer))
     random = np.random.default_rng(spec.seed)
     for name, constant in known_constants().items():
         constants[name] *= float(np.exp(_CONSTANTS * constant.spread * random.normal()))
@@ -82,3 +82,11 @@ def _random(seed: int, layout: Layout) -> np.random.Generator:
     whole = dataclasses.replace(layout, gradient_accumulation_steps=1)
     digest = hashlib.sha256(repr(whole).encode()).digest()
     return np.random.default_rng((seed, int.from_bytes(digest[:8], "big")))
+
+
+DESCRIPTION = TrainableDescription(
+    name="simulated",
+    trains="nothing",
+    trainer="deepspeed_llm",
+    make=lambda setup: SimulatedTrainable(),
+)

@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from autotune.cluster import Cluster
-from autotune.cost.constants import Trainer
 from autotune.errors import InputError, in_field
 from autotune.hardware import device_named
 from autotune.inputs import LARGEST_COUNT, shown
-from autotune.layout import Layout, layout_from_mapping
+from autotune.layout import Layout, layout_from_mapping, why_illegal
 from autotune.model import Model, Precision
-from autotune.rules import why_illegal
 from autotune.trial.trial import Outcome
 
 _GPUS_PER_NODE = 8
@@ -70,8 +68,8 @@ class Sweep:
     model: Model
     precision: Precision
     cluster: Cluster
-    trainer: Trainer
-    """Whose code ran them."""
+    trainer: str
+    """Whose code ran them (`autotune.cost.trainers`)."""
     runs: tuple[RecordedRun, ...]
 
     @property

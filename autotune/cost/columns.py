@@ -1,89 +1,75 @@
 """Layouts as arrays, so that thousands are estimated in one go."""
 
 import dataclasses
-import operator
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.layout import Layout
+from autotune.layout import DIMENSIONS, Layout
 
 Array = NDArray[np.float64]
 
-_SIZES = operator.attrgetter(
-    "tensor_parallel",
-    "pipeline_parallel",
-    "data_parallel",
-    "zero_stage",
-    "micro_batch_size",
-    "gradient_accumulation_steps",
-    "sequence_parallel",
-    "torch_compile",
-)
-_RECOMPUTED = {"none": 0, "selective": 1, "full": 2}
+T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """One array of length n per dimension; flags are 0 or 1."""
+    """One array [n] for each name that a dimension declares for the cost model, as an attribute.
 
-    tensor_parallel: Array
-    pipeline_parallel: Array
-    data_parallel: Array
-    zero_stage: Array
-    micro_batch_size: Array
-    micro_batches: Array
-    """Gradient accumulation steps: micro-batches of a step through each replica."""
-    recompute_attention: Array
-    """1 for selective and for full activation checkpointing."""
-    recompute_block: Array
-    """1 for full activation checkpointing."""
-    sequence_shards: Array
-    """Tensor-parallel size with sequence parallelism, else 1."""
-    plain_norm: Array
-    """1 where RMSNorm is written out instead of one operation."""
-    compiled: Array
-    kernels: tuple[str, ...]
-    """The attention kernels of all layouts, each once."""
-    kernel: NDArray[np.int64]
-    """Each layout's place in `kernels`."""
+    For example `tensor_parallel`, `micro_batches`, `recompute_block` (flags are 0 or 1): see
+    `Dimension.columns` in `autotune.layout`.
+    """
+
+    def __init__(self, layouts: Sequence[Layout]) -> None:
+        """Arrays in the order of `layouts`."""
+        self._length = len(layouts)
+        self._arrays: dict[str, Array] = {}
+        self._categories: dict[str, tuple[list[Any], NDArray[np.int64]]] = {}
+        for name, dimension in DIMENSIONS.items():
+            values = [getattr(layout, name) for layout in layouts]
+            for column, read in dimension.columns.items():
+                self._arrays[column] = np.array(mapped(values, read), dtype=np.float64)
+            if dimension.is_category:
+                kinds = list(dict.fromkeys(values))
+                places = np.array(mapped(values, kinds.index), dtype=np.int64)
+                self._categories[name] = (kinds, places)
 
     def __len__(self) -> int:
-        return len(self.tensor_parallel)
+        return self._length
+
+    def __getattr__(self, name: str) -> Array:
+        if name.startswith("_") or name not in self._arrays:
+            raise AttributeError(f"no dimension declares the column {name!r}")
+        return self._arrays[name]
+
+    @functools.cached_property
+    def sequence_shards(self) -> Array:
+        """Tensor-parallel size with sequence parallelism, else 1."""
+        return np.where(self.sequence_parallel > 0, self.tensor_parallel, 1.0)
+
+    def of_category(self, dimension: str, constants: Mapping[str, float], name: str) -> Array:
+        """The constant `name` of each layout's value of a dimension, such as that of its attention
+        kernel. Constants of values are named GROUP.VALUE.CONSTANT."""
+        kinds, places = self._categories[dimension]
+        values = np.array([constants[name.format(kind)] for kind in kinds])
+        return values[places]
 
     def of_kernel(self, constants: Mapping[str, float], name: str) -> Array:
         """The constant `name` of each layout's attention kernel."""
-        values = np.array([constants[f"attention.{kernel}.{name}"] for kernel in self.kernels])
-        return values[self.kernel]
+        return self.of_category("attention_kernel", constants, f"attention.{{}}.{name}")
 
 
 def columns_of(layouts: Sequence[Layout]) -> Columns:
     """Arrays in the order of `layouts`."""
-    sizes = np.array([_SIZES(layout) for layout in layouts], dtype=np.float64)
-    sizes = sizes.reshape(len(layouts), 8).T
-    recomputed = np.array(
-        [_RECOMPUTED[layout.activation_checkpointing] for layout in layouts], dtype=float
-    )
-    kernels = tuple(dict.fromkeys(layout.attention_kernel for layout in layouts))
-    places = {kernel: place for place, kernel in enumerate(kernels)}
-    tensor, pipeline, data, stage, micro_batch, micro_batches, sharded, compiled = sizes
-    return Columns(
-        tensor_parallel=tensor,
-        pipeline_parallel=pipeline,
-        data_parallel=data,
-        zero_stage=stage,
-        micro_batch_size=micro_batch,
-        micro_batches=micro_batches,
-        recompute_attention=(recomputed > 0).astype(float),
-        recompute_block=(recomputed > 1).astype(float),
-        sequence_shards=np.where(sharded > 0, tensor, 1.0),
-        plain_norm=np.array([layout.rmsnorm_kernel == "plain" for layout in layouts], dtype=float),
-        compiled=compiled,
-        kernels=kernels,
-        kernel=np.array([places[layout.attention_kernel] for layout in layouts], dtype=np.int64),
-    )
+    return Columns(layouts)
+
+
+def mapped(values: Sequence[Hashable], function: Callable[[Any], T]) -> list[T]:
+    """`function` of each value, called once per different value."""
+    results = {value: function(value) for value in dict.fromkeys(values)}
+    return [results[value] for value in values]
 
 
 def total_of(parts: Any) -> Array:

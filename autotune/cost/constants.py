@@ -11,23 +11,14 @@ import functools
 import importlib.resources
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from autotune.cost.stages import Partition
 from autotune.errors import InputError
 from autotune.hardware import Device
 from autotune.inputs import LARGEST_AMOUNT, SMALLEST_AMOUNT
 
 Constants = Mapping[str, float]
 """Values by name."""
-
-Trainer = Literal["deepspeed_llm", "hagemann2023"]
-"""Whose code runs the step: ours, or the code base of the recorded runs (arXiv 2311.05610)."""
-
-PARTITIONS: dict[Trainer, Partition] = {"deepspeed_llm": "blocks", "hagemann2023": "parameters"}
-"""How each trainer deals layers to pipeline stages. For the recorded runs this is inferred: dealing
-by parameters explains their step times better than dealing by blocks (DECISIONS.md)."""
-
 
 # What the formulas divide by.
 _NEVER_ZERO = frozenset(
@@ -62,19 +53,19 @@ def known_constants() -> dict[str, Constant]:
     return known
 
 
-def assumed_constants(trainer: Trainer) -> dict[str, float]:
+def assumed_constants(trainer: str) -> dict[str, float]:
     """The values where nothing was measured."""
     values = {name: constant.value for name, constant in known_constants().items()}
     return {**values, **_read()["trainers"].get(trainer, {})}
 
 
-def constants_for(device: Device, trainer: Trainer) -> Constants:
+def constants_for(device: Device, trainer: str) -> Constants:
     """The constants of that trainer on that device. Raises InputError for unknown names."""
     known = known_constants()
-    trainers = get_args(Trainer)
-    if unknown := device.trainers.keys() - set(trainers):
+    trainers = _read()["trainers"]
+    if unknown := device.trainers.keys() - trainers.keys():
         raise InputError(
-            f"hardware {device.name}: trainer must be one of {', '.join(trainers)}, "
+            f"hardware {device.name}: trainer must be one of {', '.join(sorted(trainers))}, "
             f"got {min(unknown)!r}"
         )
     values = assumed_constants(trainer)

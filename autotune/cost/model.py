@@ -7,11 +7,12 @@ import numpy as np
 
 from autotune.cluster import Cluster
 from autotune.cost.columns import Array, Columns, columns_of
-from autotune.cost.constants import PARTITIONS, Constants, Trainer, constants_for
+from autotune.cost.constants import Constants, constants_for
 from autotune.cost.memory import PeakMemory, peak_memory
 from autotune.cost.setting import setting_of
 from autotune.cost.stages import Stages, stages_of
 from autotune.cost.time import StepTime, step_time
+from autotune.cost.trainers import trainer_named
 from autotune.layout import Layout
 from autotune.model import Model, Precision
 
@@ -49,19 +50,20 @@ class CostModel:
         precision: Precision,
         cluster: Cluster,
         *,
-        trainer: Trainer = "deepspeed_llm",
+        trainer: str = "deepspeed_llm",
         constants: Constants | None = None,
     ) -> None:
         """`constants` replace those of the cluster's device. Raises InputError where something
         about the device is not known."""
         self.setting = setting_of(model, precision, cluster)
-        self.trainer: Trainer = trainer
+        self.trainer_name = trainer
+        self.trainer = trainer_named(trainer)
         self.constants = constants or constants_for(cluster.device, trainer)
 
     def prepare(self, layouts: Sequence[Layout]) -> Prepared:
         """Layouts, which must be legal, in the form that is estimated again and again."""
         columns = columns_of(layouts)
-        return Prepared(columns, stages_of(columns, self.setting.model, PARTITIONS[self.trainer]))
+        return Prepared(columns, stages_of(columns, self.setting.model, self.trainer.partition))
 
     def estimate(
         self, layouts: Sequence[Layout] | Prepared, constants: Constants | None = None
@@ -85,7 +87,9 @@ class CostModel:
 
     def memory(self, prepared: Prepared, constants: Constants) -> PeakMemory:
         """Only the memory."""
-        return peak_memory(prepared.columns, prepared.stages, self.setting, constants, self.trainer)
+        return peak_memory(
+            prepared.columns, prepared.stages, self.setting, constants, self.trainer.states
+        )
 
     def capacity_gib(self, constants: Constants) -> float:
         """What a rank can use."""

@@ -1,5 +1,38 @@
-"""What other programs read: the best layout, ready to be trained."""
+"""What other programs read: a layout, ready to be trained without the tuner.
 
-from autotune.export.deepspeed import export_layout
+Each module of this folder is a format of that name. It has one function,
+``write(directory, layout, request)``, which writes its files into an existing directory.
+"""
 
-__all__ = ["export_layout"]
+import importlib
+import pkgutil
+from pathlib import Path
+
+from autotune.errors import InputError
+from autotune.layout import Layout
+from autotune.request import Request
+
+DEFAULT_FORMAT = "deepspeed"
+"""What a search exports by itself."""
+
+
+def formats() -> list[str]:
+    """Names of all formats, sorted; a dash where the module has an underscore."""
+    return sorted(found.name.replace("_", "-") for found in pkgutil.iter_modules(__path__))
+
+
+def export_layout(
+    directory: Path, layout: Layout, request: Request, form: str = DEFAULT_FORMAT
+) -> None:
+    """Write the layout into `directory`, which is made if it is not there.
+
+    Raises InputError for an unknown format and for a request that cannot be exported.
+    """
+    if form not in formats():
+        raise InputError(f"must be one of {', '.join(formats())}, got {form!r}", field="format")
+    if not request.description.exportable:
+        raise InputError(f"{request.trainable} trials cannot be exported", field="trainable")
+    directory.mkdir(parents=True, exist_ok=True)
+    importlib.import_module(f"{__name__}.{form.replace('-', '_')}").write(
+        directory, layout, request
+    )

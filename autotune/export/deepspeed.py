@@ -1,4 +1,4 @@
-"""A directory from which the best layout can be trained without the tuner."""
+"""Our worker under torchrun: a DeepSpeed configuration and a launch script."""
 
 import json
 import shlex
@@ -35,7 +35,7 @@ _MANY_NODES = (
 )
 
 
-def export_layout(directory: Path, layout: Layout, request: Request) -> None:
+def write(directory: Path, layout: Layout, request: Request) -> None:
     """Write deepspeed.json, layout.json, model.json and launch.sh into `directory`."""
     space = request.space
     is_gpu = space.cluster.device.kind == "gpu"
@@ -44,7 +44,6 @@ def export_layout(directory: Path, layout: Layout, request: Request) -> None:
     )
     model = to_json(space.model)
     assert isinstance(model, dict)
-    directory.mkdir(exist_ok=True)
     _write_json(directory / "deepspeed.json", config)
     _write_json(directory / "layout.json", layout.columns())
     _write_json(directory / "model.json", {**model, "precision": space.precision})

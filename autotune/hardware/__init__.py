@@ -13,11 +13,15 @@ from autotune.hardware.devices import (
     unknown_gpu,
 )
 
+device = device_named
+"""The name of `device_named` in the public surface, `autotune.device`."""
+
 __all__ = [
     "AttentionKernel",
     "Device",
     "Measured",
     "Stated",
+    "device",
     "device_from_json",
     "device_named",
     "device_of_accelerator",

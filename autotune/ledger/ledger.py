@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from autotune.layout import Layout
 from autotune.ledger.clock import Clock, SystemClock
 from autotune.ledger.plausibility import why_impossible
-from autotune.ledger.ranking import fastest, next_to_confirm, ranked, summary, wrong_losses
-from autotune.ledger.search_setup import counts_of, search_for, startup_seconds
+from autotune.ledger.ranking import fastest, next_to_confirm, ranked, summary, warning, wrong_losses
+from autotune.ledger.search_setup import CONFIRMATION_STEPS, counts_of, search_for, startup_seconds
 from autotune.request import Request
 from autotune.search import Observation, Prediction, Pruned, prune
 from autotune.store.record import Purpose, TrialRecord
@@ -21,9 +21,6 @@ from autotune.trial.measurement import measure
 from autotune.trial.slow_devices import SlowDevice, slow_device
 from autotune.trial.stopping import SlowerThanBest
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
-
-# A confirmation measures this many times the steps of an exploring trial.
-_CONFIRMATION_STEPS = 3
 
 
 class Listener(Protocol):
@@ -67,7 +64,8 @@ class Ledger:
     def __init__(self, store: RunStore, listener: Listener, clock: Clock | None = None) -> None:
         """Take up the store's request where its trials left off."""
         self.request: Request = store.request
-        self._store = store
+        self.store = store
+        """The run directory."""
         self._listener = listener
         self._clock = clock or SystemClock()
         self._layouts = self.request.all_layouts()
@@ -77,6 +75,7 @@ class Ledger:
         self._exploring = True
         self._running: dict[str, _Running] = {}
         self._to_repeat: list[TrialSpec] = []
+        self._decided: tuple[Layout, Purpose] | None = None
         self._pruned: list[Pruned] = []
         self.records: list[TrialRecord] = []
         """All finished trials, oldest first."""
@@ -91,9 +90,22 @@ class Ledger:
         """Successful layouts, the best first."""
         return ranked(self.request.space.precision, self.records)
 
+    @property
+    def warning(self) -> str | None:
+        """What speaks against the best layout, where nothing better is known."""
+        return warning(self.request.space.precision, self.records)
+
     def summary(self) -> dict[str, Any] | None:
         """The content of best.json; None while nothing has worked."""
         return summary(self.request, self.records, self.stopped_because)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more trials will be handed out; found out without handing one out."""
+        if self._to_repeat or self._running:
+            return False
+        self._decided = self._decided or self._decide()
+        return self._decided is None
 
     def next_trial(self) -> TrialSpec | None:
         """The next trial to run, or None when the search is over (see `stopped_because`).
@@ -102,15 +114,17 @@ class Ledger:
         """
         if self._to_repeat:
             return self._to_repeat.pop()
+        decided, self._decided = self._decided or self._decide(), None
+        return None if decided is None else self._hand_out(*decided)
+
+    def _decide(self) -> tuple[Layout, Purpose] | None:
+        """The layout to run next, and what for."""
         if self._exploring:
             layout = self._next_to_explore()
             if layout is not None:
-                reduced = bool(counts_of(self.request, layout))
-                return self._hand_out(layout, "reduced" if reduced else "explore")
+                return layout, "reduced" if counts_of(self.request, layout) else "explore"
         layout = self._next_to_confirm()
-        if layout is None:
-            return None
-        return self._hand_out(layout, "confirm")
+        return None if layout is None else (layout, "confirm")
 
     def _next_to_explore(self) -> Layout | None:
         """The search's choice; None with `stopped_because` set."""
@@ -131,7 +145,7 @@ class Ledger:
 
     def _hand_out(self, layout: Layout, purpose: Purpose) -> TrialSpec:
         request, space = self.request, self.request.space
-        longer = _CONFIRMATION_STEPS if purpose == "confirm" else 1
+        longer = CONFIRMATION_STEPS if purpose == "confirm" else 1
         trial_id = f"{self._next_number:04d}"
         self._next_number += 1
         spec = TrialSpec(
@@ -142,7 +156,7 @@ class Ledger:
             precision=space.precision,
             warmup_steps=space.warmup_steps,
             measured_steps=longer * space.measured_steps,
-            log_dir=str(self._store.new_log_directory(trial_id)),
+            log_dir=str(self.store.new_log_directory(trial_id)),
             data=request.data,
             synthetic_data=request.synthetic_data,
             seed=request.seed,
@@ -165,7 +179,7 @@ class Ledger:
         allowed = self.request.trial_timeout_seconds
         if purpose == "confirm":
             space = self.request.space
-            steps = space.warmup_steps + _CONFIRMATION_STEPS * space.measured_steps
+            steps = space.warmup_steps + CONFIRMATION_STEPS * space.measured_steps
             explored = next(r for r in self.records if r.layout == layout)
             allowed += 2 * steps * (explored.measurement.step_seconds or 0.0)
         return allowed
@@ -217,13 +231,13 @@ class Ledger:
         if slow is not None:
             running.slow_devices.append(slow)
         record = self._judged(self._record_of(running, ended), running)
-        self._store.add_trial(record, running.steps)
+        self.store.add_trial(record, running.steps)
         self._learn(record)
-        self._store.write_pruned(self._pruned)
+        self.store.write_pruned(self._pruned)
         if self.best:
-            self._store.write_json("best.json", self.summary())
+            self.store.write_json("best.json", self.summary())
         else:
-            self._store.remove("best.json")
+            self.store.remove("best.json")
         self._listener.trial_finished(record)
 
     def _record_of(self, running: _Running, ended: Ended) -> TrialRecord:
@@ -254,7 +268,7 @@ class Ledger:
         if record.outcome is not Outcome.OK:
             return record
         reason = why_impossible(
-            running.spec, record.measurement, running.steps, self.request.trainer
+            running.spec, record.measurement, running.steps, self.request.description.trainer
         )
         if reason is None:
             # One other trial may be the wrong one itself: what is on record stays there.
@@ -268,7 +282,10 @@ class Ledger:
     def _learn(self, record: TrialRecord) -> None:
         self.records.append(record)
         if record.purpose == "confirm":
-            return
+            if record.outcome is not Outcome.OOM:
+                return
+            # Memory decides here: what this confirmation showed is explored further.
+            self._exploring = True
         observation = Observation(
             layout=record.layout,
             outcome=record.outcome,

@@ -4,8 +4,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from autotune.cost.constants import PARTITIONS, Trainer
 from autotune.cost.minimum import minimum_step_seconds
+from autotune.cost.trainers import trainer_named
 from autotune.store.record import TrialRecord
 from autotune.trial.measurement import Measurement
 from autotune.trial.trial import Outcome, StepReport, TrialSpec
@@ -28,7 +28,7 @@ class FinalLoss:
 
 
 def why_impossible(
-    spec: TrialSpec, measurement: Measurement, steps: Sequence[StepReport], trainer: Trainer
+    spec: TrialSpec, measurement: Measurement, steps: Sequence[StepReport], trainer: str
 ) -> str | None:
     """Why the figures of a trial that ran cannot be true, taken by themselves; None: they can."""
     utilisation = measurement.hardware_flops_utilisation
@@ -40,7 +40,7 @@ def why_impossible(
             spec.layout,
             spec.model,
             peak_flops_per_second=peak * 1e12,
-            partition=PARTITIONS[trainer],
+            partition=trainer_named(trainer).partition,
         )
         if measurement.step_seconds < least:
             return (

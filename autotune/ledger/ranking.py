@@ -5,15 +5,13 @@ from typing import Any
 
 from autotune.layout import Layout
 from autotune.ledger.plausibility import contradicted, final_loss
+from autotune.ledger.search_setup import CONFIRMED
 from autotune.request import Request
 from autotune.store.record import TrialRecord
 from autotune.trial.trial import Outcome
 
-CONFIRMED = 3
-"""The fastest explored layouts are run again, as many of them."""
-
-_SAYS_NOTHING = frozenset({Outcome.TIMEOUT, Outcome.LOST})
-"""Outcomes of a confirmation that are no reason to drop the layout."""
+# Outcomes of a confirmation that do not speak against the layout.
+_NO_VERDICT = frozenset({Outcome.OK, Outcome.TIMEOUT, Outcome.LOST})
 
 
 def wrong_losses(
@@ -27,30 +25,50 @@ def wrong_losses(
 def ranked(precision: str, records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """Successful layouts: those that were confirmed first, then by time.
 
-    A layout that failed to be confirmed is not among them, nor one whose loss is contradicted by
-    other trials; one whose confirmation was cut short by a deadline or a lost node stays as it was
-    explored.
+    Left out are layouts whose loss is contradicted by other trials, and those that were run again
+    and failed; the latter are only listed, last, where no layout at all was confirmed. A
+    confirmation that was cut short by a deadline or a lost node says nothing.
     """
     wrong = wrong_losses(precision, records)
-    says: dict[Layout, TrialRecord] = {}
-    for record in sorted(records, key=lambda r: r.purpose == "confirm"):
-        if record.purpose != "confirm" or record.outcome not in _SAYS_NOTHING:
-            says[record.layout] = record
-    succeeded = (r for r in says.values() if r.outcome is Outcome.OK and r.trial_id not in wrong)
-    return sorted(
-        succeeded, key=lambda r: (r.purpose != "confirm", r.measurement.step_seconds, r.trial_id)
-    )
+    worked = [r for r in records if r.outcome is Outcome.OK and r.trial_id not in wrong]
+    confirmed = {r.layout: r for r in worked if r.purpose == "confirm"}
+    failed = failed_confirmations(precision, records)
+    explored = {r.layout: r for r in worked if r.purpose != "confirm" and r.layout not in confirmed}
+    standing = [*confirmed.values(), *(r for r in explored.values() if r.layout not in failed)]
+    fallen = [] if confirmed else [r for r in explored.values() if r.layout in failed]
+
+    def order(record: TrialRecord) -> tuple[bool, bool, float | None, str]:
+        seconds = record.measurement.step_seconds
+        return (record.layout in failed, record.purpose != "confirm", seconds, record.trial_id)
+
+    return sorted([*standing, *fallen], key=order)
+
+
+def failed_confirmations(
+    precision: str, records: Sequence[TrialRecord]
+) -> dict[Layout, TrialRecord]:
+    """Layouts that were run again and failed, each with the trial that did."""
+    wrong = wrong_losses(precision, records)
+    again = [r for r in records if r.purpose == "confirm"]
+    passed = {r.layout for r in again if r.outcome is Outcome.OK and r.trial_id not in wrong}
+    return {
+        r.layout: r
+        for r in again
+        if r.layout not in passed and (r.outcome not in _NO_VERDICT or r.trial_id in wrong)
+    }
 
 
 def fastest(precision: str, records: Sequence[TrialRecord]) -> float | None:
     """Step time of the fastest explored layout, with which others are compared while they run."""
     wrong = wrong_losses(precision, records)
+    failed = failed_confirmations(precision, records)
     times = (
         record.measurement.step_seconds
         for record in records
         if record.purpose != "confirm"
         and record.outcome is Outcome.OK
         and record.trial_id not in wrong
+        and record.layout not in failed
     )
     return min((seconds for seconds in times if seconds is not None), default=None)
 
@@ -59,6 +77,7 @@ def next_to_confirm(precision: str, records: Sequence[TrialRecord]) -> Layout | 
     """The fastest layout that is among the first few and was not confirmed yet; None: no more."""
     tried = {r.layout for r in records if r.purpose == "confirm"}
     standing = {r.layout for r in ranked(precision, records)}
+    standing -= failed_confirmations(precision, records).keys()
     explored = [
         r
         for r in records
@@ -85,7 +104,21 @@ def summary(
         "equal_within_noise": [r.trial_id for r in others if equal_within_noise(first, r)],
         "slow_devices": sorted({r.slow_device for r in records if r.slow_device is not None}),
         "stopped_because": stopped_because,
+        "warning": warning(request.space.precision, records),
     }
+
+
+def warning(precision: str, records: Sequence[TrialRecord]) -> str | None:
+    """What speaks against the best layout, where nothing better is known; None: nothing does."""
+    best = ranked(precision, records)
+    failed = failed_confirmations(precision, records)
+    if not best or best[0].layout not in failed:
+        return None
+    again = failed[best[0].layout]
+    return (
+        f"the best layout is not confirmed: its longer trial {again.trial_id} ended as "
+        f"{again.outcome} ({again.reason})"
+    )
 
 
 def equal_within_noise(first: TrialRecord, second: TrialRecord) -> bool:

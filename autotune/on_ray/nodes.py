@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autotune.cluster import Cluster
 from autotune.errors import ClusterTooSmall, NodeCheckFailed, first_line
 from autotune.hardware.kernels import MODULES, why_not_installed
+from autotune.on_ray.ray_internals import available_resources_by_node
 
 VIRTUAL_DEVICE = "virtual_device"
 """Ray's name for a device that is only counted: CPUs, and devices of simulated trials."""
@@ -91,7 +92,7 @@ def check_capacity(cluster: Cluster) -> None:
 def free_nodes(cluster: Cluster, *, avoid: Collection[str] = ()) -> list[str]:
     """Ids of whole nodes that nobody holds now, but those to `avoid`."""
     resource = device_resource(cluster)
-    available = ray._private.state.available_resources_per_node()
+    available = available_resources_by_node()
     return [
         node_id
         for node_id, node in available.items()

@@ -112,7 +112,12 @@ def _with_option(error: InputError, command: click.Command) -> str:
     return str(error)
 
 
-def _refuse(sentence: str) -> int:
+def print_error(sentence: str) -> None:
+    """One line on the standard error, whatever the sentence holds."""
     one_line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(sentence.split()))
     print(f"error: {one_line}", file=sys.stderr)
+
+
+def _refuse(sentence: str) -> int:
+    print_error(sentence)
     return EXIT_BAD_INPUT

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from autotune.calibration.recorded_runs import Sweep, read_sweeps
 from autotune.cost.constants import constants_for
-from autotune.errors import ClusterTooSmall, InputError
-from autotune.inputs import validated
+from autotune.errors import ClusterTooSmall, InputError, in_field
+from autotune.inputs import default_of, validated
+from autotune.layout import SEARCHED, Layout
 from autotune.options.space_options import (
     SpaceOptions,
     name_and_value,
@@ -15,57 +16,71 @@ from autotune.options.space_options import (
 )
 from autotune.request import Request
 from autotune.search import SEARCHES
-from autotune.space import SEARCHED, SearchSpace
+from autotune.space import SearchSpace
 from autotune.trial.corpus import check_data
+from autotune.trial.registry import describe_trainable, trainable_names
+from autotune.trial.trainable import TrainableDescription
 
-TRAINABLES = ("auto", "deepspeed", "simulated", "replay")
-"""What may run the trials; auto is DeepSpeed where the devices are, else a simulation."""
+AUTO = "auto"
+"""The trainable to ask for where it should follow from the devices."""
+# What `auto` is where the devices are there, and where they are not.
+_REAL, _SIMULATED = "deepspeed", "simulated"
+
+
+def trainable_choices() -> list[str]:
+    """What --trainable may be."""
+    return [AUTO, *trainable_names()]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions(SpaceOptions):
     """The options of a new search as they were given; None was not given."""
 
-    trainable: str
-    runs: Path | None
-    search: str
-    address: str | None
-    max_trials: int | None
-    gpu_hours: float | None
-    training_gpu_hours: float | None
-    reduced_trials: bool
-    seed: int
-    stop_factor: float
-    trial_timeout: float
-    data: str | None
-    synthetic_data: bool
-    env: Sequence[str]
+    trainable: str = AUTO
+    runs: str | Path | None = None
+    search: str = "guided"
+    address: str | None = None
+    max_trials: int | None = None
+    gpu_hours: float | None = None
+    training_gpu_hours: float | None = None
+    reduced_trials: bool = default_of(Request, "reduced_trials")
+    seed: int = default_of(Request, "seed")
+    stop_factor: float = default_of(Request, "stop_factor")
+    trial_timeout: float = default_of(Request, "trial_timeout_seconds")
+    data: str | None = None
+    synthetic_data: bool = False
+    env: Sequence[str] = ()
 
 
 def request_from_options(options: SearchOptions) -> Request:
     """Check everything and freeze it. Raises InputError."""
     if options.search not in SEARCHES:
-        raise InputError(f"--search must be one of {', '.join(SEARCHES)}, got {options.search!r}")
-    if (options.runs is None) == (options.trainable == "replay"):
         raise InputError(
-            "--runs must be given with --trainable replay and only then, "
-            f"got --trainable {options.trainable} and --runs {options.runs}"
+            f"must be one of {', '.join(SEARCHES)}, got {options.search!r}", field="search"
+        )
+    replays = options.trainable != AUTO and _describe(options.trainable).trains == "recorded"
+    if (options.runs is None) == replays:
+        raise InputError(
+            f"--runs must be given with a trainable that replays recorded runs and only then, got "
+            f"--trainable {options.trainable} and --runs {options.runs}"
         )
     sweep = None
     if options.runs is not None:
         sweep = _recorded_sweep(options)
         space = _recorded_space(sweep)
-    elif options.space is None:
-        raise InputError("--space or --resume must be given, got neither")
+    elif options.space is None and options.model is None:
+        raise InputError("--space, --model or --resume must be given, got none of them")
     else:
         space = space_from_options(options)
+    name = _trainable(options, space)
+    space = _within(_describe(name), space)
     check_data(options.data, synthetic=options.synthetic_data, model=space.model)
     space.check_not_empty()
     request = validated(
         Request,
         {
             "space": space,
-            "trainable": _trainable(options, space),
+            "trainable": name,
             "search": options.search,
             "seed": options.seed,
             "max_trials": options.max_trials or space.max_trials,
@@ -82,21 +97,39 @@ def request_from_options(options: SearchOptions) -> Request:
         },
         what="request",
     )
-    constants_for(space.cluster.device, request.trainer)  # a hardware file may name unknown ones
+    # A hardware file may name constants that the cost model does not know.
+    constants_for(space.cluster.device, request.description.trainer)
     return request
+
+
+def _describe(name: str) -> TrainableDescription:
+    with in_field("trainable"):
+        return describe_trainable(name)
 
 
 def _trainable(options: SearchOptions, space: SearchSpace) -> str:
     """What runs the trials: `auto` is DeepSpeed where the devices are, else a simulation."""
-    if options.trainable != "auto":
+    if options.trainable != AUTO:
         return options.trainable
     if options.address is not None:
-        return "deepspeed"
+        return _REAL
     try:
         space.cluster.check_this_machine()
     except ClusterTooSmall:
-        return "simulated"
-    return "deepspeed"
+        return _SIMULATED
+    return _REAL
+
+
+def _within(description: TrainableDescription, space: SearchSpace) -> SearchSpace:
+    """The space with one value for each dimension that the trainable cannot vary: the default of a
+    layout, where the space offers it."""
+    fixed = {}
+    for dimension in SEARCHED:
+        values = getattr(space, dimension)
+        if dimension not in description.dimensions and len(values) > 1:
+            default = default_of(Layout, dimension)
+            fixed[dimension] = (default if default in values else values[0],)
+    return space.restricted(fixed)
 
 
 def _recorded_sweep(options: SearchOptions) -> Sweep:
@@ -123,7 +156,7 @@ def _recorded_sweep(options: SearchOptions) -> Sweep:
         if not sweeps:
             raise InputError(
                 f"--runs: no sweep has the model, the batch and the {space.cluster.devices} "
-                f"devices of --space {options.space}"
+                f"devices of space {space.name}"
             )
     if len(sweeps) > 1:
         names = ", ".join(sweep.name for sweep in sweeps)

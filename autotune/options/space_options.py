@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -10,7 +10,7 @@ from autotune.cluster import Cluster
 from autotune.errors import InputError, in_field
 from autotune.hardware import Device, device_named
 from autotune.inputs import read_json
-from autotune.model import model_from_mapping
+from autotune.model import Precision, model_from_mapping
 from autotune.options.command_line import COUNT
 from autotune.space import SearchSpace, load_space
 
@@ -27,14 +27,15 @@ _DEFAULT_PIPELINE_SIZES = (1, 2, 4, 8, 16, 32)
 class SpaceOptions:
     """A space and what replaces parts of it, as they were given; None was not given."""
 
-    space: str | None
-    model: str | None
-    nodes: int | None
-    gpus_per_node: int | None
-    gpu: str | None
-    sequence_length: int | None
-    global_batch_size: int | None
-    fix: Sequence[str]
+    space: str | SearchSpace | None = None
+    model: str | None = None
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    gpu: str | None = None
+    precision: str | None = None
+    sequence_length: int | None = None
+    global_batch_size: int | None = None
+    fix: Sequence[str] = ()
 
 
 def space_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,6 +46,9 @@ def space_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--nodes", type=COUNT, metavar="N", help="Nodes that every layout uses."),
         click.option("--gpus-per-node", type=COUNT, metavar="G", help="Devices per node."),
         click.option("--gpu", metavar="NAME|FILE.json", help="Device, if not the space's."),
+        click.option(
+            "--precision", type=click.Choice(get_args(Precision)), help="What the model trains in."
+        ),
         click.option("--sequence-length", type=COUNT, metavar="S"),
         click.option("--global-batch-size", type=COUNT, metavar="B", help="Sequences per step."),
         click.option(
@@ -69,6 +73,7 @@ def space_from_options(
     sizes = {
         "sequence_length": options.sequence_length,
         "global_batch_size": options.global_batch_size,
+        "precision": options.precision,
     }
     model = dataclasses.replace(space.model, **_given(sizes))
     cluster = dataclasses.replace(space.cluster, **shape)
@@ -105,7 +110,9 @@ def name_and_value(text: str, option: str) -> tuple[str, str]:
 
 def _named_space(options: SpaceOptions) -> SearchSpace:
     assert options.space is not None
-    space = load_space(options.space)
+    space = options.space
+    if isinstance(space, str):
+        space = load_space(space)
     if options.model is None:
         return space
     batch = {

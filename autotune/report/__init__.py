@@ -1,6 +1,6 @@
 """What people look at."""
 
-from autotune.report.messages import print_dry_run, print_end, print_start, say_what_it_is
+from autotune.report.messages import dry_run, print_dry_run, print_end
 from autotune.report.screen import Screen
 
-__all__ = ["Screen", "print_dry_run", "print_end", "print_start", "say_what_it_is"]
+__all__ = ["Screen", "dry_run", "print_dry_run", "print_end"]

@@ -1,91 +1,103 @@
-"""What a search says on the screen before its first trial and after its last."""
+"""What a search prints before its first trial and after its last."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from autotune.ledger.ledger import Ledger
-from autotune.ledger.ranking import CONFIRMED, equal_within_noise
-from autotune.report.screen import print_best, print_plan
+from autotune.ledger.ranking import equal_within_noise
+from autotune.ledger.search_setup import CONFIRMED, expected_seconds
+from autotune.report.plan import headline, print_not_ranked
+from autotune.report.screen import Screen, print_best
 from autotune.request import Request
+from autotune.space import not_generated
 from autotune.store.record import TrialRecord
 
-_SAID_OF = {
-    "simulated": "simulated: figures are predictions",
-    "replay": "replayed: figures are recorded ones of earlier runs",
-}
 
-
-def say_what_it_is(console: Console, request: Request) -> None:
-    """That figures are not measured, where they are not."""
-    if request.simulated:
-        console.print(_SAID_OF[request.trainable], style="bold yellow", soft_wrap=True)
-
-
-def print_start(
-    console: Console, request: Request, directory: Path, finished: int, url: str | None
-) -> None:
-    """What is searched, where, and where to watch it."""
-    space = request.space
-    resumed = f", {finished} trials already finished" if finished else ""
-    layouts = f"{len(request.all_layouts())} layouts on {space.cluster.describe()}"
-    console.print(
-        f"searching {space.name}: {layouts}, at most {request.max_trials} trials{resumed}, "
-        f"into {directory}",
-        soft_wrap=True,
-        highlight=False,
-    )
-    if url is not None:
-        console.print(f"Ray dashboard: {url}", soft_wrap=True, highlight=False)
+def dry_run(request: Request) -> dict[str, Any]:
+    """What would run, as plain values. Seconds and GPU-hours are predicted, or limits."""
+    space, devices = request.space, request.space.cluster.devices
+    trials = request.max_trials + CONFIRMED
+    most_hours = trials * request.trial_timeout_seconds * devices / 3600
+    seconds = expected_seconds(request)
+    return {
+        "predicted": True,
+        "space": space.name,
+        "trainable": request.trainable,
+        "search": request.search,
+        "layouts": len(request.all_layouts()),
+        "not_generated": {} if request.layouts is not None else not_generated(space),
+        "max_trials": request.max_trials,
+        "confirmations": CONFIRMED,
+        "warmup_steps": space.warmup_steps,
+        "measured_steps": space.measured_steps,
+        "expected_seconds": seconds,
+        "expected_gpu_hours": None if seconds is None else seconds * devices / 3600,
+        "most_gpu_hours": min(most_hours, request.gpu_hours or most_hours),
+    }
 
 
 def print_dry_run(console: Console, request: Request) -> None:
     """What would run, at most."""
+    content = dry_run(request)
     if request.layouts is None:
-        print_plan(console, request.space)
+        console.print(headline(request.space, f"{content['layouts']} layouts"), soft_wrap=True)
+        print_not_ranked(console, content["not_generated"], "not generated")
     else:
-        recorded = f"{len(request.layouts)} recorded layouts of {request.space.name}"
-        console.print(f"would replay {recorded}", soft_wrap=True, highlight=False)
-    trials = request.max_trials + CONFIRMED
-    most_hours = trials * request.trial_timeout_seconds * request.space.cluster.devices / 3600
-    limit = most_hours if request.gpu_hours is None else min(most_hours, request.gpu_hours)
+        recorded = f"{content['layouts']} recorded layouts of {request.space.name}"
+        console.print(f"would replay {recorded}", soft_wrap=True)
+    expected = "the time cannot be predicted for this device"
+    if content["expected_seconds"] is not None:
+        expected = (
+            f"predicted to take about {_duration(content['expected_seconds'])}, "
+            f"{content['expected_gpu_hours']:.3g} GPU-hours"
+        )
     console.print(
-        f"would run at most {request.max_trials} trials of {request.space.warmup_steps} + "
-        f"{request.space.measured_steps} steps, chosen by {request.search}, and confirm the best "
-        f"{CONFIRMED}: about {limit:.3g} GPU-hours at most. Nothing was started.",
+        f"would run at most {content['max_trials']} trials of {content['warmup_steps']} + "
+        f"{content['measured_steps']} steps, chosen by {content['search']}, and confirm the best "
+        f"{CONFIRMED}: {expected}; never more than {content['most_gpu_hours']:.3g} GPU-hours. "
+        "Nothing was started.",
         soft_wrap=True,
-        highlight=False,
     )
 
 
-def print_end(console: Console, ledger: Ledger, directory: Path) -> None:
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def print_end(screen: Screen, ledger: Ledger, directory: Path) -> None:
     """Why the search is over, the fastest layouts, and what to do with the best."""
     best = ledger.best
-    console.print(f"finished: {ledger.stopped_because}", highlight=False)
+    screen.note(f"finished: {ledger.stopped_because}")
     if not best:
-        console.print(f"no layout worked; see the reasons in {directory}/trials", soft_wrap=True)
+        screen.note(f"no layout worked; see the reasons in {directory}/trials")
         return
-    print_best(console, best, simulated=ledger.request.simulated)
-    console.print(f"best: {best[0].layout.describe()}", soft_wrap=True, highlight=False)
+    print_best(screen.console, best, simulated=ledger.request.simulated)
+    screen.note(f"best: {best[0].layout.describe()}")
+    if ledger.warning is not None:
+        screen.warn(ledger.warning)
     equal = [record.trial_id for record in best[1:] if equal_within_noise(best[0], record)]
     if equal:
-        console.print(f"equal within noise: trials {', '.join(equal)}", highlight=False)
-    _print_trends(console, best[0])
+        screen.note(f"equal within noise: trials {', '.join(equal)}")
+    _print_trends(screen, best[0])
     for device in sorted({r.slow_device for r in ledger.records if r.slow_device is not None}):
-        console.print(f"slow device: {device}", style="yellow", soft_wrap=True, highlight=False)
-    if ledger.request.trainable != "replay":
-        launch = f"{directory}/export/launch.sh"
-        console.print(f"train it with {launch}", soft_wrap=True, highlight=False)
-    say_what_it_is(console, ledger.request)
+        screen.warn(f"slow device: {device}")
+    if ledger.request.description.exportable:
+        screen.note(f"train it with {directory}/export/launch.sh")
+    if ledger.request.description.notice is not None:
+        screen.warn(ledger.request.description.notice)
 
 
-def _print_trends(console: Console, best: TrialRecord) -> None:
+def _print_trends(screen: Screen, best: TrialRecord) -> None:
     """Whether the confirmed layout became slower or larger while it ran."""
     drift, growth = best.measurement.step_seconds_drift, best.measurement.memory_growth_gib
     if drift is None or growth is None:
         return
-    console.print(
+    screen.note(
         f"over its {best.measurement.measured_steps} steps: step time {drift:+.1%}, "
-        f"peak memory {growth:+.2f} GiB",
-        highlight=False,
+        f"peak memory {growth:+.2f} GiB"
     )

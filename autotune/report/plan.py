@@ -1,47 +1,87 @@
 """A plan on the screen: ranked layouts, and one layout in full. Every figure is predicted."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from autotune.cost.model import Estimates
-from autotune.layout import Layout
+from autotune.layout import DIMENSIONS, Layout
+from autotune.planning import Plan
 from autotune.space import SearchSpace
+from autotune.trial.measurement import predicted_mfu
+
+_MOST_REASONS = 8
 
 
-def print_ranked(
-    console: Console,
-    space: SearchSpace,
-    layouts: Sequence[Layout],
-    estimates: Estimates,
-    places: Iterable[int],
-) -> None:
-    """The layouts at `places`, one line each."""
-    console.print(_headline(space), soft_wrap=True)
+def print_ranked(console: Console, plan: Plan, top: int) -> None:
+    """The `top` most promising layouts, one line each.
+
+    Layouts that differ only in their kernels (and compilation) share a line: that of the most
+    promising, with the number of the others and how much slower the slowest is.
+    """
+    space, estimates = plan.space, plan.estimates
+    console.print(headline(space), soft_wrap=True)
+    if plan.nothing_fits is not None:
+        console.print(f"predicted: {plan.nothing_fits}", soft_wrap=True)
+        return
     table = Table(title="Predicted, most promising first")
-    table.add_column("layout")
-    for heading in ("step s", "MFU", f"memory of {estimates.capacity_gib:.1f} GiB", "fits"):
+    table.add_column("layout", no_wrap=True)
+    for heading in ("step s", "MFU", f"GiB of {estimates.capacity_gib:.1f}", "fits"):
         table.add_column(heading, justify="right")
-    for place in places:
-        seconds = float(estimates.step_seconds[place])
+    table.add_column("other kernels")
+    for best, others in list(_by_layout(plan))[:top]:
+        seconds = float(estimates.step_seconds[best])
         table.add_row(
-            layouts[place].describe(),
+            plan.layouts[best].describe(),
             f"{seconds:.3g}",
             _percent(predicted_mfu(space, seconds)),
-            f"{estimates.peak_memory_gib[place]:.3g}",
-            f"{estimates.fit_probability[place]:.0%}",
+            f"{estimates.peak_memory_gib[best]:.3g}",
+            f"{estimates.fit_probability[best]:.0%}",
+            _others(plan, seconds, others),
         )
     console.print(table)
+
+
+def _by_layout(plan: Plan) -> Iterator[tuple[int, list[int]]]:
+    """The most promising of all layouts that differ only in their kernels, and the others."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    own = [name for name, found in DIMENSIONS.items() if not found.is_implementation]
+    for place in map(int, plan.order):
+        layout = plan.layouts[place]
+        groups.setdefault(tuple(getattr(layout, name) for name in own), []).append(place)
+    for first, *others in groups.values():
+        yield first, others
+
+
+def _others(plan: Plan, seconds: float, others: list[int]) -> str:
+    if not others:
+        return ""
+    slowest = max(float(plan.estimates.step_seconds[place]) for place in others)
+    return f"{len(others)}, up to {slowest / seconds - 1:+.0%}"
+
+
+def print_not_ranked(console: Console, reasons: Mapping[str, int], what: str) -> None:
+    """Why layouts are not among the others, the commonest reasons first; counted in layouts."""
+    if not reasons:
+        return
+    console.print(f"{what}: {sum(reasons.values())} layouts, because")
+    ordered = sorted(reasons.items(), key=lambda item: -item[1])
+    shown = ordered if len(ordered) <= _MOST_REASONS else ordered[: _MOST_REASONS - 1]
+    for reason, count in shown:
+        console.print(f"{count:>9}  {reason}", soft_wrap=True)
+    if rest := ordered[len(shown) :]:
+        left = sum(count for _, count in rest)
+        console.print(f"{left:>9}  of {len(rest)} other reasons", soft_wrap=True)
 
 
 def print_explained(
     console: Console, space: SearchSpace, layout: Layout, estimates: Estimates
 ) -> None:
     """Where one layout's time and memory go."""
-    console.print(_headline(space), soft_wrap=True)
+    console.print(headline(space), soft_wrap=True)
     console.print(f"layout: {layout.describe()}", soft_wrap=True)
     seconds = float(estimates.step_seconds[0])
     console.print(_parts("Predicted seconds per step", estimates.time, "s"))
@@ -54,21 +94,14 @@ def print_explained(
     )
 
 
-def predicted_mfu(space: SearchSpace, step_seconds: float) -> float | None:
-    """Model FLOPs utilisation at that step time, 0..1; None where the peak is not known."""
-    peak = space.cluster.device.peak_bf16_tflops
-    if peak is None or space.precision != "bf16":
-        return None
-    flops = space.model.model_flops_per_token * space.model.tokens_per_step
-    return flops / (step_seconds * peak * 1e12 * space.cluster.devices)
-
-
-def _headline(space: SearchSpace) -> str:
+def headline(space: SearchSpace, count: str | None = None) -> str:
+    """A space in one line: its model, its batch and its cluster."""
     model = space.model
+    layouts = "" if count is None else f"{count} of "
     return (
-        f"{space.name}: {model.parameters / 1e9:.3g} billion parameters in {space.precision}, "
-        f"global batch {model.global_batch_size} x {model.sequence_length} tokens, on "
-        f"{space.cluster.describe()}"
+        f"{space.name}: {layouts}{model.parameters / 1e9:.3g} billion parameters in "
+        f"{space.precision}, global batch {model.global_batch_size} x {model.sequence_length} "
+        f"tokens, on {space.cluster.describe()}"
     )
 
 

@@ -2,13 +2,14 @@
 
 import collections
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from autotune.space import Excluded, SearchSpace
+from autotune.request import Request
 from autotune.store.record import TrialRecord
 from autotune.trial.trial import Outcome, StepReport, TrialSpec
 
@@ -20,14 +21,13 @@ _LONGEST_REASON = 100
 class Screen:
     """A line per finished trial; on a terminal a bar with the running one below. A `Listener`."""
 
-    def __init__(self, console: Console, *, max_trials: int, finished: Sequence[TrialRecord]):
-        """`finished`: the trials of an earlier part of the search."""
-        self._console = console
-        self._max_trials = max_trials
-        explored = (record for record in finished if record.purpose != "confirm")
-        self._outcomes = collections.Counter(record.outcome for record in explored)
-        times = [r.measurement.step_seconds for r in finished if r.outcome is Outcome.OK]
-        self._best_seconds = min(filter(None, times), default=None)
+    def __init__(self, console: Console) -> None:
+        """Call `search_begins` before anything else is shown."""
+        self.console = console
+        self._max_trials = 0
+        self._memory_limit_gib: float | None = None
+        self._outcomes: collections.Counter[Outcome] = collections.Counter()
+        self._best_seconds: float | None = None
         self._progress = Progress(
             TextColumn("trials"),
             MofNCompleteColumn(),
@@ -38,8 +38,38 @@ class Screen:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task(
-            "starting", total=max_trials, completed=self._outcomes.total()
+        self._task = self._progress.add_task("starting")
+
+    def search_begins(
+        self, request: Request, directory: Path, finished: Sequence[TrialRecord], url: str | None
+    ) -> None:
+        """What is searched, where, and where to watch it; `finished` are the trials of an earlier
+        part of the search."""
+        space = request.space
+        self._max_trials = request.max_trials
+        self._memory_limit_gib = space.cluster.memory_gib or space.cluster.device.memory_gib
+        self._outcomes.update(r.outcome for r in finished if r.purpose != "confirm")
+        times = [r.measurement.step_seconds for r in finished if r.outcome is Outcome.OK]
+        self._best_seconds = min(filter(None, times), default=None)
+        resumed = f", {len(finished)} trials already finished" if finished else ""
+        layouts = f"{len(request.all_layouts())} layouts on {space.cluster.describe()}"
+        self.note(
+            f"searching {space.name}: {layouts}, at most {request.max_trials} trials{resumed}, "
+            f"into {directory}"
+        )
+        if url is not None:
+            self.note(f"Ray dashboard: {url}")
+        done = self._outcomes.total()
+        self._progress.update(self._task, total=request.max_trials, completed=done)
+
+    def note(self, sentence: str) -> None:
+        """A line for people."""
+        self.console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+
+    def warn(self, sentence: str) -> None:
+        """The same, so that it is noticed."""
+        self.console.print(
+            sentence, style="bold yellow", soft_wrap=True, markup=False, highlight=False
         )
 
     def __enter__(self) -> "Screen":
@@ -64,7 +94,7 @@ class Screen:
     def trial_begins_again(self, spec: TrialSpec, reason: str) -> None:
         """A line that says why."""
         line = f"[  again] {spec.layout.describe()}  ({reason[:_LONGEST_REASON]})"
-        self._console.print(line, style="yellow", soft_wrap=True, highlight=False)
+        self.console.print(line, style="yellow", soft_wrap=True, highlight=False)
 
     def trial_finished(self, record: TrialRecord) -> None:
         """A line for the trial."""
@@ -84,9 +114,11 @@ class Screen:
         if record.purpose == "reduced" and record.outcome is Outcome.OK:
             counts = " and ".join(map(str, record.measurement.measured_micro_batches))
             line += f"  (extrapolated from {counts} micro-batches)"
+        if record.outcome is Outcome.OOM and self._memory_limit_gib is not None:
+            line += f"  (limit {self._memory_limit_gib:.3g} GiB)"
         if record.outcome not in (Outcome.OK, Outcome.OOM):
             line += f"  ({escape(record.reason[:_LONGEST_REASON])})"
-        self._console.print(line, soft_wrap=True, highlight=False, markup=True)
+        self.console.print(line, soft_wrap=True, highlight=False, markup=True)
         self._progress.update(self._task, completed=done)
 
     def _describe(self, running: str) -> None:
@@ -115,30 +147,6 @@ def print_best(console: Console, best: Sequence[TrialRecord], *, simulated: bool
             record.trial_id,
             record.purpose,
         )
-    console.print(table)
-
-
-def print_plan(console: Console, space: SearchSpace) -> None:
-    """The space: how many layouts it has, and why others are not in it."""
-    excluded: collections.Counter[str] = collections.Counter()
-    layouts = 0
-    for found in space.walk():
-        if isinstance(found, Excluded):
-            excluded[found.reason] += 1
-        else:
-            layouts += 1
-    console.print(
-        f"space {space.name}: {layouts} layouts of {space.model.parameters / 1e9:.3g} billion "
-        f"parameters in {space.precision}, global batch {space.model.global_batch_size} x "
-        f"{space.model.sequence_length} tokens, on {space.cluster.describe()}",
-        soft_wrap=True,
-        highlight=False,
-    )
-    table = Table(title="Not generated")
-    table.add_column("branches", justify="right")
-    table.add_column("reason")
-    for reason, count in excluded.most_common():
-        table.add_row(str(count), reason)
     console.print(table)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autotune.cost.columns import Array, Columns
+from autotune.cost.columns import Array, mapped
+from autotune.layout import DIMENSIONS, Layout
 
 # Distance in `features` over which what the formulas leave out is shared.
 _LENGTH = 1.5
@@ -45,23 +46,14 @@ class Covariance:
         return result
 
 
-def features_of(columns: Columns) -> Array:
-    """Where layouts lie: one unit is a doubling of a size, two another kind of layout."""
-    kernels = np.eye(len(columns.kernels))[columns.kernel]
-    return np.column_stack(
-        [
-            np.log2(columns.tensor_parallel),
-            np.log2(columns.pipeline_parallel),
-            np.log2(columns.micro_batch_size),
-            columns.zero_stage,
-            2 * columns.recompute_block,
-            2 * (columns.recompute_attention - columns.recompute_block),
-            2 * (columns.sequence_shards > 1),
-            1.5 * columns.plain_norm,
-            2 * columns.compiled,
-            1.5 * kernels,
-        ]
-    )
+def features_of(layouts: Sequence[Layout]) -> Array:
+    """Where layouts lie [n, f]: the places that their dimensions declare, side by side."""
+    places = [
+        mapped([getattr(layout, name) for layout in layouts], dimension.place)
+        for name, dimension in DIMENSIONS.items()
+        if dimension.place is not None
+    ]
+    return np.column_stack([np.array(place, dtype=np.float64) for place in places])
 
 
 def corrected_time(

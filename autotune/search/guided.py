@@ -67,15 +67,15 @@ class GuidedSearch:
         self._size = len(self._candidates)
         costs = np.array([cost.seconds(layout) for layout in prior.layouts]).reshape(-1, 2)
         self._startup_seconds, self._steps = costs.T
-        features = features_of(prior.columns)
+        features = features_of(prior.layouts)
         self._time = Covariance(prior.time_factors, features, _LOCAL_TIME * prior.time_spread)
         self._memory = Covariance(
             prior.memory_factors, features, _LOCAL_MEMORY * prior.memory_spread
         )
         self._noise = max(_LEAST_NOISE, _NOISE * prior.time_spread)
         self._timed: list[tuple[int, float, float]] = []
-        self._fitted: list[tuple[int, bool, float | None]] = []
-        self._best: float | None = None
+        self._fitted: dict[int, tuple[bool, float | None]] = {}
+        self._finished: dict[int, float] = {}
         self.stopped_because = NOTHING_LEFT
         self._correct()
 
@@ -109,14 +109,16 @@ class GuidedSearch:
             noise = self._noise * (1 if finished else _NOISE_OF_STOPPED)
             self._timed.append((place, error, noise))
             if finished:
-                self._best = min(seconds, self._best or seconds)
+                self._finished[place] = seconds
         ran_out = observation.outcome is Outcome.OOM
+        if ran_out:
+            self._finished.pop(place, None)  # it ran before, but not for long
         if ran_out or seconds is not None:
             peak = observation.peak_memory_gib
             share = None
             if peak is not None and not ran_out:
                 share = float(np.log(peak / self._prior.estimates.capacity_gib))
-            self._fitted.append((place, ran_out, share))
+            self._fitted[place] = (ran_out, share)
         self._correct()
 
     def discard(self, layouts: Iterable[Layout]) -> None:
@@ -130,6 +132,11 @@ class GuidedSearch:
             return None
         return self._prior.prediction_at(place, self._log_seconds, self._log_memory)
 
+    @property
+    def _best(self) -> float | None:
+        """Step time of the fastest layout that ran."""
+        return min(self._finished.values(), default=None)
+
     def _correct(self) -> None:
         mean, self._deviation = corrected_time(
             self._time,
@@ -140,10 +147,10 @@ class GuidedSearch:
         self._log_seconds = self._prior.log_seconds + mean
         self._log_memory = self._prior.log_memory + corrected_memory(
             self._memory,
-            [place for place, _, _ in self._fitted],
+            list(self._fitted),
             self._prior.log_memory,
-            [ran_out for _, ran_out, _ in self._fitted],
-            [peak for _, _, peak in self._fitted],
+            [ran_out for ran_out, _ in self._fitted.values()],
+            [peak for _, peak in self._fitted.values()],
             self._prior.memory_spread,
         )
 

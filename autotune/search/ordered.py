@@ -21,7 +21,6 @@ _KERNELS = (
     "math",
 )
 _ZERO_STAGES = (1, 2, 3, 0)
-_CHECKPOINTING = ("none", "selective", "full")
 
 
 class OrderedSearch:
@@ -74,7 +73,7 @@ def in_order_of_advice(layouts: Sequence[Layout], seed: int) -> list[Layout]:
             layout.rmsnorm_kernel == "plain",
             layout.torch_compile,
             _ZERO_STAGES.index(layout.zero_stage),
-            _CHECKPOINTING.index(layout.activation_checkpointing),
+            layout.recomputes,
             could_shard and sharded in offered,
             layout.micro_batch_size,
             layout.tensor_parallel * layout.pipeline_parallel,

@@ -37,7 +37,6 @@ class Prior:
         self.layouts = list(layouts)
         self._place = {layout: place for place, layout in enumerate(self.layouts)}
         prepared = model.prepare(self.layouts)
-        self.columns = prepared.columns
         self.estimates: Estimates = model.estimate(prepared)
         self.log_seconds: Array = np.log(self.estimates.step_seconds)
         """[n]"""

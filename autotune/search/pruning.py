@@ -11,7 +11,6 @@ from autotune.layout import Layout
 from autotune.search.protocol import Observation
 from autotune.trial.trial import Outcome
 
-_RECOMPUTES = {"none": 0, "selective": 1, "full": 2}
 _TOOK_PART = frozenset({Outcome.OK, Outcome.STOPPED})
 
 
@@ -46,7 +45,7 @@ def _needs_at_least_as_much(layout: Layout, seen: Layout) -> bool:
         return False
     if layout.micro_batch_size > seen.micro_batch_size and not _accumulate_alike(layout, seen):
         return False
-    if _RECOMPUTES[layout.activation_checkpointing] > (_RECOMPUTES[seen.activation_checkpointing]):
+    if layout.recomputes > seen.recomputes:
         return False
     if layout.sequence_parallel and not seen.sequence_parallel:
         return False
@@ -71,8 +70,8 @@ def _accumulate_alike(layout: Layout, seen: Layout) -> bool:
 
 def _only_recomputes_more(layout: Layout, seen: Layout) -> bool:
     return (
-        seen.activation_checkpointing == "none"
-        and layout.activation_checkpointing != "none"
+        seen.recomputes == 0
+        and layout.recomputes > 0
         and _equal_but_for(layout, seen, "activation_checkpointing")
     )
 

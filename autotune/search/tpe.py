@@ -12,7 +12,7 @@ from typing import Any
 import hyperopt
 import numpy as np
 
-from autotune.layout import LAYOUT_COLUMNS, Layout
+from autotune.layout import SEARCHED, Layout
 from autotune.search.candidates import Candidates
 from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import NOTHING_LEFT, Observation
@@ -41,7 +41,7 @@ class TpeSearch:
         self._size = len(self._candidates)
         self._choices = {
             dimension: values
-            for dimension in LAYOUT_COLUMNS
+            for dimension in SEARCHED
             if len(values := _values(layouts, dimension)) > 1
         }
         self._known = {self._key(layout) for layout in layouts}
@@ -144,7 +144,5 @@ class TpeSearch:
 
 
 def _values(layouts: Sequence[Layout], dimension: str) -> list[Any]:
-    """The values that a searched dimension takes; derived ones follow and are not chosen."""
-    if dimension in ("data_parallel", "gradient_accumulation_steps"):
-        return []
+    """The different values that a dimension takes."""
     return list(dict.fromkeys(getattr(layout, dimension) for layout in layouts))

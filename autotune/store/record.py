@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from autotune.layout import LAYOUT_COLUMNS, Layout
+from autotune.layout import LAYOUT_COLUMNS, Layout, value_type
 from autotune.search.prior import Prediction
 from autotune.trial.measurement import Measurement
 from autotune.trial.trial import Outcome
@@ -15,20 +15,10 @@ from autotune.trial.trial import Outcome
 Purpose = Literal["explore", "reduced", "confirm"]
 """What a trial is for: to find, to find cheaply, or to make sure."""
 
-_LAYOUT_TYPES = {
-    "tensor_parallel": pa.int64(),
-    "pipeline_parallel": pa.int64(),
-    "data_parallel": pa.int64(),
-    "zero_stage": pa.int64(),
-    "micro_batch_size": pa.int64(),
-    "gradient_accumulation_steps": pa.int64(),
-    "activation_checkpointing": pa.string(),
-    "sequence_parallel": pa.bool_(),
-    "attention_kernel": pa.string(),
-    "rmsnorm_kernel": pa.string(),
-    "torch_compile": pa.bool_(),
-}
-LAYOUT_FIELDS = [pa.field(name, _LAYOUT_TYPES[name], nullable=False) for name in LAYOUT_COLUMNS]
+_PARQUET_TYPES: dict[type, pa.DataType] = {int: pa.int64(), str: pa.string(), bool: pa.bool_()}
+LAYOUT_FIELDS = [
+    pa.field(name, _PARQUET_TYPES[value_type(name)], nullable=False) for name in LAYOUT_COLUMNS
+]
 """The layout's columns, in every table that has them."""
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")

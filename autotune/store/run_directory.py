@@ -12,6 +12,7 @@ is finished when its file in trials/ is there; that file is never touched again.
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -50,6 +51,20 @@ class RunStore:
         """Use `create_run` or `open_run`."""
         self.directory = directory
         self.request = request
+
+    def raise_limits(self, *, max_trials: int | None, gpu_hours: float | None) -> None:
+        """Let this part of the search go on for longer than it was begun for; None changes nothing.
+
+        Raises InputError for a lower limit.
+        """
+        begun_with = self.request
+        _refuse_lower("max_trials", begun_with.max_trials, max_trials)
+        _refuse_lower("gpu_hours", begun_with.gpu_hours, gpu_hours)
+        self.request = dataclasses.replace(
+            begun_with,
+            max_trials=max_trials or begun_with.max_trials,
+            gpu_hours=gpu_hours or begun_with.gpu_hours,
+        )
 
     @property
     def log_directory(self) -> Path:
@@ -146,6 +161,14 @@ def _read(file: Path, from_row: Callable[[Mapping[str, Any]], T]) -> list[T]:
     raise InputError(
         f"{str(file)!r} cannot be read (move it away to have its trial run again): {problem}"
     )
+
+
+def _refuse_lower(name: str, begun_with: float | None, value: float | None) -> None:
+    if value is not None and begun_with is not None and value < begun_with:
+        raise InputError(
+            f"must be at least the {begun_with:g} that the search was begun with, got {value:g}",
+            field=name,
+        )
 
 
 def create_run(directory: Path, request: Request, about: dict[str, Any]) -> RunStore:

@@ -4,6 +4,9 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
+from autotune.cluster import Cluster
+from autotune.model import Precision
+from autotune.space import SearchSpace
 from autotune.trial.reduced import extrapolated
 from autotune.trial.trial import StepReport, TrialSpec
 
@@ -58,9 +61,12 @@ def measure(spec: TrialSpec, steps: Sequence[StepReport]) -> Measurement:
         step_seconds=seconds,
         step_seconds_iqr=None if spec.micro_batch_counts else _interquartile_range(all_times),
         tokens_per_second_per_gpu=rate,
-        mfu=_utilisation(spec, rate, spec.model.model_flops_per_token),
-        hardware_flops_utilisation=_utilisation(
-            spec, rate, spec.model.hardware_flops_per_token(checkpointing)
+        mfu=utilisation(spec.cluster, spec.precision, spec.model.model_flops_per_token, rate),
+        hardware_flops_utilisation=utilisation(
+            spec.cluster,
+            spec.precision,
+            spec.model.hardware_flops_per_token(checkpointing),
+            rate,
         ),
         peak_memory_gib=max(peaks, default=None),
         final_loss=steps[-1].loss if steps else None,
@@ -111,10 +117,25 @@ def _memory_growth(spec: TrialSpec, steps: Sequence[StepReport]) -> float | None
     return None if first is None or last is None else last - first
 
 
-def _utilisation(
-    spec: TrialSpec, tokens_per_second_per_gpu: float | None, flops_per_token: float
+def utilisation(
+    cluster: Cluster,
+    precision: Precision,
+    flops_per_token: float,
+    tokens_per_second_per_gpu: float | None,
 ) -> float | None:
-    peak_tflops = spec.cluster.device.peak_bf16_tflops
-    if tokens_per_second_per_gpu is None or peak_tflops is None or spec.precision != "bf16":
+    """Share of the devices' bf16 peak that so many FLOPs per token take, 0..1.
+
+    With `Model.model_flops_per_token` it is the MFU. None where the peak is unknown, the precision
+    is another, or nothing was measured.
+    """
+    peak_tflops = cluster.device.peak_bf16_tflops
+    if tokens_per_second_per_gpu is None or peak_tflops is None or precision != "bf16":
         return None
     return tokens_per_second_per_gpu * flops_per_token / (peak_tflops * 1e12)
+
+
+def predicted_mfu(space: SearchSpace, step_seconds: float) -> float | None:
+    """MFU at a predicted step time, 0..1; None where the peak of the device is unknown."""
+    model, devices = space.model, space.cluster.devices
+    rate = model.tokens_per_step / step_seconds / devices
+    return utilisation(space.cluster, space.precision, model.model_flops_per_token, rate)

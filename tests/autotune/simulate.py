@@ -8,9 +8,12 @@ from autotune.space import SearchSpace, load_space
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import RunStore, create_run
 from autotune.trial.reduced import run_in_parts
+from autotune.trial.registry import register
 from autotune.trial.trainable import Trainable
 from autotune.trial.trial import StepReport, TrialSpec
-from trainables.fake import FakeTrainable
+from trainables.fake import DESCRIPTION, FakeTrainable
+
+register(DESCRIPTION)
 
 
 class Silent:

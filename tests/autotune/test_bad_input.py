@@ -21,9 +21,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import autotune.calibrate
-import autotune.plan
-import autotune.run
+import autotune.commands.calibrate
+import autotune.commands.plan
+import autotune.commands.run
 import trainables.deepspeed_llm.__main__
 from autotune.cluster import Cluster
 from autotune.errors import InputError
@@ -50,9 +50,9 @@ deterministic = settings(
 )
 
 COMMANDS: dict[str, click.Command] = {
-    "run": autotune.run.main,
-    "plan": autotune.plan.main,
-    "calibrate": autotune.calibrate.main,
+    "run": autotune.commands.run.main,
+    "plan": autotune.commands.plan.main,
+    "calibrate": autotune.commands.calibrate.main,
     "train": trainables.deepspeed_llm.__main__.main,
 }
 MODEL = {
@@ -143,6 +143,7 @@ SPACE_OPTIONS: dict[str, Sequence[str]] = {
     "--nodes": COUNTS,
     "--gpus-per-node": COUNTS,
     "--gpu": ("", "abacus", "none.json", ".json", "H100", LONG_NAME + ".json"),
+    "--precision": ("", "fp16", "BF16", "float32"),
     "--sequence-length": COUNTS,
     "--global-batch-size": COUNTS,
     "--fix": (
@@ -169,6 +170,7 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--training-gpu-hours": AMOUNTS,
         "--wait-for-nodes": (*AMOUNTS, "1e9"),
         "--dashboard-host": ("", "localhost", "1.2.3", "1.2.3.4:80", "::g"),
+        "--dashboard-port": ("", "0", "-1", "65536", "http", "80.5"),
         "--seed": ("-1", "1.5", "x", "", "nan", "9" * 5000, str(2**63)),
         "--stop-factor": ("0.5", "0", "-1", "nan", "inf", "x", ""),
         "--trial-timeout": (*AMOUNTS, "1e9"),
@@ -262,8 +264,9 @@ LAYOUT = json.dumps({"tensor_parallel": 2})
 STATED = ("--peak-tflops", "1", "--memory-gib", "1", "--memory-bandwidth", "1")
 STATED = (*STATED, "--multiprocessors", "1")
 CONTRADICTIONS: list[tuple[str, tuple[object, ...], str]] = [
-    ("run", (), "--space or --resume must be given"),
-    ("run", ("--model", json.dumps(MODEL)), "--space or --resume must be given"),
+    ("run", (), "--space, --model or --resume must be given"),
+    ("run", ("--resume", "x", "--model", "y"), "--model cannot be changed by --resume"),
+    ("run", ("--resume", "x", "--precision", "fp32"), "--precision cannot be changed by --resume"),
     ("run", ("--resume", "x", "--out", "y"), "--out cannot be changed by --resume"),
     ("run", ("--resume", "x", "--space", "tiny"), "--space cannot be changed by --resume"),
     ("run", ("--resume", "x", "--seed", "0"), "--seed cannot be changed by --resume"),
@@ -275,7 +278,11 @@ CONTRADICTIONS: list[tuple[str, tuple[object, ...], str]] = [
         ("--trainable", "replay", "--runs", "x.csv", "--nodes", "4"),
         "takes all that was recorded: --nodes cannot be given",
     ),
-    ("run", (*TINY, "--data", "x", "--synthetic-data"), "--data and --synthetic-data exclude each"),
+    (
+        "run",
+        (*TINY, "--data", "x", "--synthetic-data"),
+        "--data must not be given with synthetic_data, got 'x'",
+    ),
     ("run", (*TINY, "--env", "A=1", "--env", "A=2"), "--env: A is given twice"),
     ("run", (*TINY, "--fix", "zero_stage=1", "--fix", "zero_stage=2"), "zero_stage is given twice"),
     ("run", (*TINY, "--model", json.dumps({**MODEL, "vocab_size": 255})), "vocab_size must be at"),
@@ -295,13 +302,13 @@ CONTRADICTIONS: list[tuple[str, tuple[object, ...], str]] = [
     (
         "plan",
         (*TINY, "--explain", LAYOUT, "--model", "{}"),
-        "--model: num_hidden_layers is missing",
+        "--model: num_hidden_layers, hidden_size, intermediate_size",
     ),
     ("calibrate", (), "Missing argument 'RUNS...'"),
     ("calibrate", ("x.csv", "--seed", "1"), "No such option '--seed'"),
     ("train", ("--layout", "{}", "--steps", "1"), "Missing option '--model'"),
     ("train", (*ONE_LAYOUT, "--gpu", "h100", "--device", "cpu"), "exclude each other"),
-    ("train", (*ONE_LAYOUT, "--data", "x", "--synthetic-data"), "exclude each other"),
+    ("train", (*ONE_LAYOUT, "--data", "x", "--synthetic-data"), "--data must not be given"),
     ("train", (*ONE_LAYOUT, "--gpu", "h100"), "layout: "),
     ("train", (*ONE_LAYOUT, "--deepspeed-config", "{}"), "--deepspeed-config needs torchrun"),
 ]
@@ -514,7 +521,7 @@ def test_a_bad_value_of_a_field_is_one_sentence(
     sentence = str(error.value)
     assert sentence.startswith("given: ") and field in sentence, sentence
     assert len(sentence) < 1_000
-    told = (" must ", " is missing", " cannot be given", "exclude each other")
+    told = (" must ", " is missing", " are missing", " cannot be given", "exclude each other")
     assert any(rule in sentence for rule in told), sentence
 
 
@@ -547,7 +554,7 @@ BAD_SPACES = [
     ("def space(): raise Exception", "Exception"),
     (
         "from search_spaces.tiny import *\ndef space(): return SearchSpace(name='x')",
-        "SearchSpace: model is missing",
+        "SearchSpace: model and cluster are missing",
     ),
     (
         "import dataclasses\nfrom search_spaces import tiny\n"
@@ -728,12 +735,12 @@ BAD_RUNS: list[tuple[tuple[str, ...], object, str]] = [
     (("schema_version",), 2, "schema_version must be 1, got 2"),
     (("schema_version",), "1", "schema_version must be 1, got "),
     (("request",), [], "request must be a JSON object, got []"),
-    (("request",), {}, "request: space is missing"),
+    (("request",), {}, "request: space, trainable, search and max_trials are missing"),
     (("request", "speed"), 1, "request: unknown key speed"),
     (("request", "max_trials"), MISSING, "request: max_trials is missing"),
     (("request", "max_trials"), "8", "request: max_trials must be a valid integer, got '8'"),
     (("request", "search"), "magic", "search must be one of guided, "),
-    (("request", "trainable"), "replay", "runs and layouts must be given with trainable replay"),
+    (("request", "trainable"), "replay", "runs and layouts must be given to replay recorded runs"),
     (("request", "env"), {"A; rm -rf ~": "1"}, "got 'A; rm -rf ~'"),
     (
         (*MODEL_OF_RUN, "hidden_size"),
@@ -745,7 +752,7 @@ BAD_RUNS: list[tuple[tuple[str, ...], object, str]] = [
     (
         (*DEVICE_OF_RUN, "constants", "x"),
         {},
-        "request: space.cluster.device.constants.x.value is missing",
+        "constants.x.value and space.cluster.device.constants.x.source are missing",
     ),
     (("request", "space", "tensor_parallel"), [], "tensor_parallel must have at least one value"),
 ]
@@ -864,7 +871,7 @@ def test_no_recorded_runs_are_in_any_bytes(
     file = tmp_path / name
     file.write_bytes(content)
     given = ("--trainable", "replay", "--runs") if command == "run" else ()
-    assert "--runs: " in refusal(capsys, command, *given, file)
+    assert re.search("(--runs|RUNS):? ", refusal(capsys, command, *given, file))
 
 
 def test_a_fit_that_could_not_be_written_is_not_begun(
@@ -874,7 +881,7 @@ def test_a_fit_that_could_not_be_written_is_not_begun(
     runs.write_text(RECORDED)
     out = tmp_path / "closed" / "mine.json"
     out.parent.mkdir()
-    monkeypatch.setattr(autotune.calibrate, "fit", must_not_start)
+    monkeypatch.setattr(autotune.commands.calibrate, "fit", must_not_start)
     # As it is for whoever is not root.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != out.parent)
     line = refusal(capsys, "calibrate", runs, "--out", out)
@@ -1004,7 +1011,7 @@ def test_nothing_is_given_to_a_shell_and_nothing_unpickled() -> None:
 
 
 def test_reading_runs_recordings_and_models_unpickles_nothing(tmp_path: Path) -> None:
-    store = new_store(tmp_path / "run")
+    store = new_store(tmp_path / "run", trainable="simulated")
     run_to_the_end(store, trials=3)
     store.write_pruned([])
     (tmp_path / "runs.csv").write_text(RECORDED)
@@ -1014,6 +1021,7 @@ def test_reading_runs_recordings_and_models_unpickles_nothing(tmp_path: Path) ->
 import sys
 from pathlib import Path
 from autotune.hardware import device_named
+from autotune.inputs import read_json
 from autotune.calibration.recorded_runs import read_sweeps
 from autotune.store.run_directory import open_run
 import openpyxl, pickle, pyarrow.parquet

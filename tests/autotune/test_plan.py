@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from autotune.commands.plan import main
 from autotune.layout import layout_from_mapping
 from autotune.options.command_line import command_line
-from autotune.plan import main
 from autotune.space import load_space
 
 MODEL = {

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from autotune.commands.run import main
 from autotune.options.command_line import command_line
-from autotune.run import main
 from autotune.store.run_directory import open_run
 from autotune.trial.trial import Outcome
 

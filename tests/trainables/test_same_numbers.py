@@ -9,9 +9,8 @@ import pytest
 
 from autotune.cluster import Cluster
 from autotune.hardware import device_named
-from autotune.layout import Layout, layout_from_mapping
+from autotune.layout import Layout, layout_from_mapping, why_illegal
 from autotune.model import Model
-from autotune.rules import why_illegal
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
 from tests.trainables.reference import plain_training
 from trainables.deepspeed_llm.host import LocalHost

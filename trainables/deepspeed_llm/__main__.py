@@ -17,11 +17,10 @@ from autotune.errors import InputError
 from autotune.hardware import Device, device_named, unknown_gpu
 from autotune.hardware.local_devices import local_gpus
 from autotune.inputs import read_json, validated
-from autotune.layout import layout_from_mapping
+from autotune.layout import layout_from_mapping, why_illegal
 from autotune.model import model_from_mapping
 from autotune.options.command_line import AMOUNT, COUNT, SECONDS, command_line
 from autotune.options.space_options import device_of_option
-from autotune.rules import why_illegal
 from autotune.space import precision_on
 from autotune.trial.corpus import check_data
 from autotune.trial.deepspeed_config import worker_environment

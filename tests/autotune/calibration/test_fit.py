@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.calibrate import main, with_constants
 from autotune.calibration.fit import FITTED, accuracy, before_any_fit, fit, leave_one_out
 from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
 from autotune.cluster import Cluster
+from autotune.commands.calibrate import main, with_constants
 from autotune.cost.constants import assumed_constants, constants_for, known_constants
 from autotune.cost.model import CostModel
 from autotune.errors import InputError
@@ -445,8 +445,8 @@ def test_bad_input_is_one_line_and_status_2(
     )
     for arguments, sentence in (
         ((), "Missing argument 'RUNS...'."),
-        ((tmp_path / "none.csv",), "--runs: no such file or folder: "),
-        ((hardware_file(tmp_path / "a.json"),), "--runs: must be a .csv or .xlsx file, got "),
+        ((tmp_path / "none.csv",), "RUNS: no such file or folder: "),
+        ((hardware_file(tmp_path / "a.json"),), "RUNS must be a .csv or .xlsx file, got "),
         ((runs, "--out", tmp_path / "mine.txt"), "--out must be a file NAME.json, got "),
         (
             (runs, "--out", tmp_path / "none" / "mine.json"),

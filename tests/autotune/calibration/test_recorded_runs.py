@@ -11,8 +11,7 @@ import pytest
 
 from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
 from autotune.errors import InputError
-from autotune.layout import Layout
-from autotune.rules import why_illegal
+from autotune.layout import Layout, why_illegal
 from autotune.trial.trial import Outcome
 from tests.conftest import REPOSITORY
 
@@ -184,14 +183,14 @@ def test_a_file_can_hold_many_sweeps_and_a_folder_many_files(tmp_path: Path) -> 
 @pytest.mark.parametrize("column", [name for name in ROW if name != "step_seconds"])
 def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
     file = written(tmp_path / "runs.csv", {}, without=column)
-    assert refusal(file) == f"--runs: runs.csv, line 2: {column} is missing"
+    assert refusal(file) == f"runs: runs.csv, line 2: {column} is missing"
 
 
 def test_step_seconds_may_only_be_missing_where_nothing_ran(tmp_path: Path) -> None:
     file = written(tmp_path / "runs.csv", OOM, without="step_seconds")
     assert read_sweeps(file)[0].runs[0].outcome is Outcome.OOM
     file = written(tmp_path / "runs.csv", OOM, {}, without="step_seconds")
-    assert refusal(file) == "--runs: runs.csv, line 3: step_seconds is missing"
+    assert refusal(file) == "runs: runs.csv, line 3: step_seconds is missing"
 
 
 @pytest.mark.parametrize(
@@ -236,9 +235,7 @@ def test_step_seconds_may_only_be_missing_where_nothing_ran(tmp_path: Path) -> N
 def test_a_bad_value_is_one_sentence_with_its_line(
     tmp_path: Path, change: dict[str, Any], sentence: str
 ) -> None:
-    assert (
-        refusal(written(tmp_path / "runs.csv", change)) == f"--runs: runs.csv, line 2: {sentence}"
-    )
+    assert refusal(written(tmp_path / "runs.csv", change)) == f"runs: runs.csv, line 2: {sentence}"
 
 
 @pytest.mark.parametrize(
@@ -247,32 +244,32 @@ def test_a_bad_value_is_one_sentence_with_its_line(
 def test_a_sweep_has_one_model_and_one_cluster(tmp_path: Path, change: dict[str, Any]) -> None:
     file = written(tmp_path / "runs.csv", {}, change)
     assert refusal(file) == (
-        "--runs: runs.csv, line 3: sweep mine must have one model and one cluster"
+        "runs: runs.csv, line 3: sweep mine must have one model and one cluster"
     )
 
 
 def test_a_sweep_is_in_one_file_of_a_folder(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv"):
         written(tmp_path / name, {})
-    assert refusal(tmp_path) == f"--runs: sweep mine is in more than one file of {str(tmp_path)!r}"
+    assert refusal(tmp_path) == f"runs: sweep mine is in more than one file of {str(tmp_path)!r}"
 
 
 def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none.csv").startswith("--runs: no such file or folder: ")
-    assert refusal(tmp_path).startswith("--runs: no .csv or .xlsx file in ")
+    assert refusal(tmp_path / "none.csv").startswith("runs: no such file or folder: ")
+    assert refusal(tmp_path).startswith("runs: no .csv or .xlsx file in ")
     other = tmp_path / "runs.txt"
     other.write_text("sweep\n")
-    assert refusal(other) == f"--runs: must be a .csv or .xlsx file, got {str(other)!r}"
+    assert refusal(other) == f"runs must be a .csv or .xlsx file, got {str(other)!r}"
     empty = tmp_path / "empty.csv"
     for text in ("", "sweep,model\n"):
         empty.write_text(text)
-        assert refusal(empty) == f"--runs: no run in {str(empty)!r}"
+        assert refusal(empty) == f"runs: no run in {str(empty)!r}"
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
-    assert refusal(binary).startswith(f"--runs: cannot read {str(binary)!r}: ")
+    assert refusal(binary).startswith(f"runs: cannot read {str(binary)!r}: ")
     text = tmp_path / "prose.csv"
     text.write_text("It was a dark and stormy night.\nNothing ran.\n")
-    assert refusal(text) == "--runs: prose.csv, line 2: sweep is missing"
+    assert refusal(text) == "runs: prose.csv, line 2: sweep is missing"
 
 
 SHEET_ROW = {
@@ -383,13 +380,13 @@ def test_empty_rows_of_a_spreadsheet_are_no_runs(tmp_path: Path) -> None:
     (sweep,) = read_sweeps(sheet(tmp_path / SHEET, blank, {}, blank))
     assert len(sweep.runs) == 1
     file = sheet(tmp_path / SHEET)
-    assert refusal(file) == f"--runs: no run in {str(file)!r}"
+    assert refusal(file) == f"runs: no run in {str(file)!r}"
 
 
 @pytest.mark.parametrize("name", ["runs.xlsx", "llama_7B_bfloat16_64_GPUs.xlsx", "llama_13B.xlsx"])
 def test_a_spreadsheets_name_must_tell_model_and_gpus(tmp_path: Path, name: str) -> None:
     assert refusal(sheet(tmp_path / name, {})) == (
-        "--runs: a spreadsheet's name must tell the model and the GPUs, such as "
+        "runs: a spreadsheet's name must tell the model and the GPUs, such as "
         f"llama_13B_bfloat16_64_GPUs_all_runs.xlsx, got {name!r}"
     )
 
@@ -397,7 +394,7 @@ def test_a_spreadsheets_name_must_tell_model_and_gpus(tmp_path: Path, name: str)
 def test_what_is_no_spreadsheet_is_refused(tmp_path: Path) -> None:
     file = tmp_path / SHEET
     file.write_text("sweep,model\n")
-    assert refusal(file).startswith(f"--runs: cannot read {str(file)!r}: ")
+    assert refusal(file).startswith(f"runs: cannot read {str(file)!r}: ")
 
 
 @pytest.mark.parametrize(
@@ -405,12 +402,12 @@ def test_what_is_no_spreadsheet_is_refused(tmp_path: Path) -> None:
     [
         (
             {"kernel": "flash3"},
-            f"--runs: {SHEET}, line 3: kernel must be one of torch, fused, flash_attention, "
+            f"runs: {SHEET}, line 3: kernel must be one of torch, fused, flash_attention, "
             "flash_attentionv1.0.8, flash_attention2, flash_attention2 + RMS kernel, got 'flash3'",
         ),
-        ({"kernel": None}, f"--runs: {SHEET}, line 3: kernel is missing"),
-        ({"pipe_parallel_size": None}, f"--runs: {SHEET}, line 3: pipe_parallel_size is missing"),
-        ({"micro_batch_size": None}, f"--runs: {SHEET}, line 3: micro_batch_size is missing"),
+        ({"kernel": None}, f"runs: {SHEET}, line 3: kernel is missing"),
+        ({"pipe_parallel_size": None}, f"runs: {SHEET}, line 3: pipe_parallel_size is missing"),
+        ({"micro_batch_size": None}, f"runs: {SHEET}, line 3: micro_batch_size is missing"),
     ],
 )
 def test_a_bad_cell_is_one_sentence(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
@@ -425,7 +422,7 @@ def test_a_bad_size_of_a_spreadsheet_is_refused(tmp_path: Path, cell: object) ->
 
 def test_the_line_of_a_bad_cell_is_the_spreadsheets(tmp_path: Path) -> None:
     sentence = refusal(sheet(tmp_path / SHEET, {}, {"micro_batch_size": "one"}))
-    assert sentence.startswith(f"--runs: {SHEET}, line 4: micro_batch_size must be")
+    assert sentence.startswith(f"runs: {SHEET}, line 4: micro_batch_size must be")
 
 
 @pytest.mark.parametrize(
@@ -437,7 +434,7 @@ def test_the_line_of_a_bad_cell_is_the_spreadsheets(tmp_path: Path) -> None:
     ],
 )
 def test_a_layout_that_cannot_have_run_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    assert refusal(written(tmp_path / "runs.csv", change)).startswith("--runs: runs.csv, line 2: ")
+    assert refusal(written(tmp_path / "runs.csv", change)).startswith("runs: runs.csv, line 2: ")
 
 
 def test_a_spreadsheet_is_closed_again(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_twice_the_replicas_halve_the_matrix_products_of_a_step(
         data_parallel=2 * layout.data_parallel,
         gradient_accumulation_steps=layout.gradient_accumulation_steps // 2,
     )
-    model, trainer = cost.setting.model, cost.trainer
+    model, trainer = cost.setting.model, cost.trainer_name
     before, after = (
         float(
             CostModel(model, "bf16", on(some.world_size), trainer=trainer)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from autotune.errors import InputError
 from autotune.ledger.ledger import Ledger
 from autotune.search import SEARCHES
 from autotune.store.run_directory import open_run
@@ -122,17 +123,79 @@ def test_a_confirmation_has_time_for_its_steps(tmp_path: Path) -> None:
             assert spec.trial_timeout_seconds > 16 * fake_step_seconds(spec.layout)
 
 
-def test_best_json_goes_where_nothing_is_left_that_works(tmp_path: Path) -> None:
+def test_where_no_layout_is_confirmed_the_explored_one_stands_with_a_warning(
+    tmp_path: Path,
+) -> None:
     ledger = Ledger(new_store(tmp_path, search="grid", max_trials=1), Silent())
-    spec = ledger.next_trial()
-    assert spec is not None
-    run_one(ledger, FakeTrainable(), spec)
-    assert (tmp_path / "best.json").exists()
-    spec = ledger.next_trial()
-    assert spec is not None
-    ledger.trial_ended(spec.trial_id, Ended(outcome=Outcome.OOM, reason="rank 0"))
-    assert ledger.next_trial() is None
-    assert not (tmp_path / "best.json").exists()
+    explored = ledger.next_trial()
+    assert explored is not None
+    run_one(ledger, FakeTrainable(), explored)
+    confirmation = ledger.next_trial()
+    assert confirmation is not None and confirmation.layout == explored.layout
+    ledger.trial_ended(confirmation.trial_id, Ended(outcome=Outcome.OOM, reason="rank 0"))
+    assert ledger.is_over and ledger.next_trial() is None
+    summary = json.loads((tmp_path / "best.json").read_text())
+    assert summary["trial_id"] == explored.trial_id and summary["purpose"] == "explore"
+    assert "is not confirmed" in summary["warning"] and "oom (rank 0)" in summary["warning"]
+
+
+def test_a_confirmed_layout_is_before_a_faster_one_whose_confirmation_failed(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(new_store(tmp_path, search="grid", max_trials=4, stop_factor=9.0), Silent())
+    confirmations = 0
+    while spec := ledger.next_trial():
+        if spec.measured_steps > ledger.request.space.measured_steps:
+            confirmations += 1
+            if confirmations == 1:
+                ledger.trial_ended(spec.trial_id, Ended(outcome=Outcome.CRASHED, reason="rank 1"))
+                continue
+        run_one(ledger, FakeTrainable(), spec)
+    crashed = next(r for r in ledger.records if r.outcome is Outcome.CRASHED)
+    assert ledger.best[0].purpose == "confirm" and ledger.warning is None
+    assert crashed.layout not in {record.layout for record in ledger.best}
+
+
+def test_exploring_goes_on_when_a_confirmation_runs_out_of_memory(tmp_path: Path) -> None:
+    """Confirmations that run out of memory teach the search, which explores what is left."""
+    ledger = Ledger(
+        new_store(tmp_path, search="guided", max_trials=30, training_gpu_hours=0.02), Silent()
+    )
+    purposes = []
+    while spec := ledger.next_trial():
+        longer = spec.measured_steps > ledger.request.space.measured_steps
+        purposes.append("confirm" if longer else "explore")
+        if purposes.count("confirm") == 1 and longer:
+            assert ledger.stopped_because.startswith("another trial no longer pays")
+            ledger.trial_ended(spec.trial_id, Ended(outcome=Outcome.OOM, reason="rank 0"))
+            fallen = spec.layout
+        else:
+            run_one(ledger, FakeTrainable(), spec)
+    first = purposes.index("confirm")
+    assert "explore" in purposes[first:], "what was the best is not the best any more"
+    assert fallen not in {record.layout for record in ledger.best}
+    resumed = Ledger(open_run(tmp_path), Silent())
+    assert resumed.is_over and resumed.best == ledger.best
+
+
+def test_whether_a_search_is_over_is_known_without_handing_a_trial_out(tmp_path: Path) -> None:
+    ledger = Ledger(new_store(tmp_path, search="grid", max_trials=2), Silent())
+    assert not ledger.is_over and not (tmp_path / "logs" / "0001").exists()
+    first = ledger.next_trial()
+    assert first is not None and first.trial_id == "0001"
+    run_one(ledger, FakeTrainable(), first)
+    rest = run_to_the_end(ledger.store)
+    assert rest.is_over and [r.trial_id for r in rest.records][:2] == ["0001", "0002"]
+
+
+def test_limits_of_a_resumed_search_may_be_raised_and_not_lowered(tmp_path: Path) -> None:
+    assert run_to_the_end(new_store(tmp_path, search="grid", max_trials=2)).is_over
+    store = open_run(tmp_path)
+    with pytest.raises(InputError, match="max_trials must be at least the 2 that"):
+        store.raise_limits(max_trials=1, gpu_hours=None)
+    store.raise_limits(max_trials=4, gpu_hours=None)
+    ledger = run_to_the_end(store)
+    assert sum(record.purpose != "confirm" for record in ledger.records) == 4
 
 
 def test_predictions_are_on_record_before_what_was_measured(tmp_path: Path) -> None:
@@ -191,7 +254,7 @@ def test_a_spent_space_ends_the_search(tmp_path: Path) -> None:
     assert ledger.stopped_because == "every layout was tried or ruled out"
     assert not ledger.best, "the fake has no memory for micro-batches of 8"
     assert ledger.summary() is None
-    assert len(ledger.records) + len(ledger._store.pruned()) == len(small.layouts())
+    assert len(ledger.records) + len(ledger.store.pruned()) == len(small.layouts())
 
 
 def test_lost_trials_count_and_are_not_blamed_on_the_layout(tmp_path: Path) -> None:

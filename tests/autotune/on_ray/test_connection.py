@@ -6,13 +6,13 @@ import pytest
 from autotune.cluster import Cluster
 from autotune.errors import InputError
 from autotune.hardware import device_named
-from autotune.on_ray.connection import ray_cluster
+from autotune.on_ray.connection import Dashboard, ray_cluster
 
 ONE_NODE = Cluster(nodes=1, gpus_per_node=2, device=device_named("cpu"))
 
 
 def test_everything_that_is_started_here_listens_on_loopback_only() -> None:
-    with ray_cluster(ONE_NODE, address=None, dashboard_host="127.0.0.1") as url:
+    with ray_cluster(ONE_NODE, address=None, dashboard=Dashboard()) as url:
         assert url is not None and url.startswith("http://127.0.0.1:")
         this = psutil.Process()
         sockets = [
@@ -27,7 +27,7 @@ def test_everything_that_is_started_here_listens_on_loopback_only() -> None:
 
 def test_where_nothing_listens_it_says_so_at_once() -> None:
     with (
-        pytest.raises(InputError, match=r"^--address: cannot connect to '127\.0\.0\.1:1'"),
+        pytest.raises(InputError, match=r"^address: cannot connect to '127\.0\.0\.1:1'"),
         ray_cluster(ONE_NODE, address="127.0.0.1:1"),
     ):
         pass

@@ -98,7 +98,7 @@ class TestContract:
 
 def test_unknown_search_is_one_sentence() -> None:
     with pytest.raises(
-        InputError, match="--search must be one of guided, hyperopt, random, grid, rules"
+        InputError, match="search must be one of guided, hyperopt, random, grid, rules"
     ):
         make("annealing", LAYOUTS, seed=0)
 

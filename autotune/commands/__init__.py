@@ -1,0 +1,1 @@
+"""The command lines. `python -m autotune.NAME` and `autotune NAME` run the same command."""

@@ -1,0 +1,213 @@
+"""`autotune calibrate`: fit the cost model to runs, and write a hardware file."""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from autotune.calibration.fit import (
+    FITTED,
+    Accuracy,
+    accuracy,
+    before_any_fit,
+    fit,
+    leave_one_out,
+)
+from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
+from autotune.cost.constants import (
+    Constants,
+    bounds_of,
+    constants_for,
+    known_constants,
+)
+from autotune.errors import InputError, in_field
+from autotune.hardware import Device, Measured, Stated, device_to_json, known_devices
+from autotune.options.command_line import PATH, plain_console
+from autotune.options.space_options import device_of_option
+from autotune.store.record import TrialRecord
+from autotune.store.run_directory import open_run, write_atomically
+from autotune.trial.trial import Outcome
+
+_ACCURACY_COLUMNS = ("rows", "time error", "OOM F1", "Spearman")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="FILE.json",
+    help="Hardware file to write; the default is NAME.json for the runs' device.",
+)
+@click.option("--gpu", metavar="NAME|FILE.json", help="Device whose figures to start from.")
+def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
+    """Fit the cost model's constants to RUNS: run directories, or recorded CSV and .xlsx files."""
+    sweeps = [sweep for path in runs for sweep in sweeps_of(path)]
+    names = collections.Counter(sweep.name for sweep in sweeps)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise InputError(f"each sweep must be given once, got {twice[0]} more than once")
+    device = _device(sweeps) if gpu is None else device_of_option(gpu)
+    sweeps = [
+        dataclasses.replace(s, cluster=dataclasses.replace(s.cluster, device=device))
+        for s in sweeps
+    ]
+    _one_of({sweep.trainer for sweep in sweeps}, "trainer")
+    trainer = sweeps[0].trainer
+    out = out or Path(f"{device.name}.json")
+    _refuse_unwritable(out)
+    if not any(run.outcome in (Outcome.OK, Outcome.OOM) for s in sweeps for run in s.runs):
+        raise InputError("the runs must have a layout that ran or ran out of memory, got none")
+    before = constants_for(before_any_fit(device), trainer)
+    console = plain_console()
+    judged, how = dict.fromkeys((sweep.name for sweep in sweeps), before), "fitted on itself"
+    fitted = fit(sweeps)
+    if len(sweeps) > 1:
+        after: Mapping[str, Constants] = leave_one_out(sweeps)
+        how = "fitted on the other sweeps"
+    else:
+        after = {sweeps[0].name: fitted}
+    _print(console, sweeps, judged, after, how)
+    source = f"{FITTED} {_described(sweeps)}"
+    calibrated = with_constants(device, trainer, before, fitted, source)
+    write_atomically(out, lambda path: path.write_text(device_to_json(calibrated), "utf-8"))
+    console.print(f"wrote {out}; use it with --gpu {out}", soft_wrap=True)
+    return 0
+
+
+def sweeps_of(path: Path) -> list[Sweep]:
+    """The sweeps of a run directory or of recorded files. Raises InputError."""
+    if not (path / "run.json").exists():
+        return read_sweeps(path)
+    with in_field("runs"):
+        store = open_run(path)
+    if store.request.simulated:
+        raise InputError(
+            f"run {str(path)!r} must be measured to calibrate from, got {store.request.trainable} "
+            "trials"
+        )
+    runs = [
+        _recorded(record)
+        for record in store.trials()
+        if record.purpose != "confirm" and record.outcome in (Outcome.OK, Outcome.OOM)
+    ]
+    if not any(run.step_seconds for run in runs):
+        raise InputError(f"run {str(path)!r} must have a layout that ran, got none")
+    space = store.request.space
+    return [
+        Sweep(
+            name=str(path),
+            model=space.model,
+            precision=space.precision,
+            cluster=space.cluster,
+            trainer=store.request.description.trainer,
+            runs=tuple(runs),
+        )
+    ]
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Before the fit: raise InputError where its result cannot be written."""
+    folder = out.absolute().parent
+    if out.suffix != ".json":
+        raise InputError(f"--out must be a file NAME.json, got {str(out)!r}")
+    if not folder.is_dir():
+        raise InputError(f"--out must be in a directory that exists, got {str(out)!r}")
+    if out.is_dir():
+        raise InputError(f"--out must be a file, got the directory {str(out)!r}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"--out must be in a writable directory, got {str(out)!r}")
+
+
+def with_constants(
+    device: Device,
+    trainer: str,
+    before: Constants,
+    fitted: Constants,
+    source: str,
+) -> Device:
+    """The device with these fitted constants, and no others that were fitted before.
+
+    Constants that the fit left where they were (`before`) keep their source.
+    """
+    known = known_constants()
+    stated = before_any_fit(device)
+    of_hardware = dict(stated.constants)
+    of_trainer = dict(stated.trainers.get(trainer, {}))
+    for name, value in fitted.items():
+        if abs(value / before[name] - 1) < 1e-3 if before[name] else value == before[name]:
+            continue
+        group = of_hardware if known[name].of == "hardware" else of_trainer
+        there = group.get(name)
+        unfitted = there and Stated(value=there.value, source=there.source)
+        least, most = bounds_of(name)
+        rounded = float(f"{min(max(value, least), most):.4g}")
+        group[name] = Measured(value=rounded, source=source, unfitted=unfitted)
+    return dataclasses.replace(
+        device, constants=of_hardware, trainers={**device.trainers, trainer: of_trainer}
+    )
+
+
+def _recorded(record: TrialRecord) -> RecordedRun:
+    ok = record.outcome is Outcome.OK
+    return RecordedRun(
+        layout=record.layout,
+        outcome=record.outcome,
+        step_seconds=record.measurement.step_seconds if ok else None,
+        peak_memory_gib=record.measurement.peak_memory_gib if ok else None,
+    )
+
+
+def _device(sweeps: Sequence[Sweep]) -> Device:
+    """The runs' device as we know it now; an unknown one as it was on record."""
+    devices = {sweep.cluster.device.name: sweep.cluster.device for sweep in sweeps}
+    name = _one_of(set(devices), "device")
+    return known_devices().get(name, devices[name])
+
+
+def _one_of(values: set[str], what: str) -> str:
+    if len(values) > 1:
+        raise InputError(f"all runs must have one {what}, got {', '.join(sorted(values))}")
+    return values.pop()
+
+
+def _described(sweeps: Sequence[Sweep]) -> str:
+    outcomes = collections.Counter(run.outcome for sweep in sweeps for run in sweep.runs)
+    names = ", ".join(sweep.name for sweep in sweeps)
+    ran, ran_out = outcomes[Outcome.OK], outcomes[Outcome.OOM]
+    return f"{ran} layouts that ran and {ran_out} that ran out of memory: {names}"
+
+
+def _print(
+    console: Console,
+    sweeps: Sequence[Sweep],
+    before: Mapping[str, Constants],
+    after: Mapping[str, Constants],
+    how: str,
+) -> None:
+    table = Table(title=f"Accuracy of predictions: before any fit → {how}")
+    table.add_column("sweep")
+    for heading in _ACCURACY_COLUMNS:
+        table.add_column(heading, justify="right")
+    for sweep in sweeps:
+        old, new = (accuracy(sweep, constants[sweep.name]) for constants in (before, after))
+        table.add_row(
+            sweep.name,
+            str(new.rows),
+            f"{_percent(old)} → {_percent(new)}",
+            f"{_number(old.oom_f1)} → {_number(new.oom_f1)}",
+            f"{_number(old.spearman)} → {_number(new.spearman)}",
+        )
+    console.print(table)
+
+
+def _percent(found: Accuracy) -> str:
+    return "-" if found.step_time_mape is None else f"{found.step_time_mape:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,137 @@
+"""`autotune plan`: predict the layouts of a space without running any."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from autotune.cost.model import CostModel, Estimates
+from autotune.errors import InputError
+from autotune.hardware import Device, known_devices, unknown_gpu
+from autotune.inputs import read_json, validated
+from autotune.layout import Layout, layout_from_mapping, why_illegal
+from autotune.options.command_line import AMOUNT, COUNT, plain_console
+from autotune.options.space_options import (
+    SpaceOptions,
+    device_of_option,
+    space_from_options,
+    space_options,
+)
+from autotune.planning import plan as make_plan
+from autotune.report.plan import print_explained, print_not_ranked, print_ranked
+from autotune.space import SearchSpace
+from autotune.trial.measurement import predicted_mfu
+
+_STATED = "--peak-tflops, --memory-gib, --memory-bandwidth and --multiprocessors"
+
+
+@click.command()
+@space_options
+@click.option("--top", type=COUNT, default=10, show_default=True, metavar="K", help="Lines.")
+@click.option("--explain", metavar="JSON", help="One layout in full, inline or as a file.")
+@click.option("--peak-tflops", type=AMOUNT, metavar="X", help="Dense peak of the device.")
+@click.option("--memory-gib", type=AMOUNT, metavar="X", help="Memory per device.")
+@click.option("--memory-bandwidth", type=AMOUNT, metavar="X", help="In GB/s per device.")
+@click.option("--multiprocessors", type=COUNT, metavar="N", help="Streaming multiprocessors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def main(
+    top: int,
+    explain: str | None,
+    peak_tflops: float | None,
+    memory_gib: float | None,
+    memory_bandwidth: float | None,
+    multiprocessors: int | None,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Predict step time and memory of a model's layouts; nothing is run."""
+    stated = {
+        "peak_bf16_tflops": peak_tflops,
+        "peak_fp32_tflops": peak_tflops,
+        "memory_gib": memory_gib,
+        "memory_gb_per_second": memory_bandwidth,
+        "multiprocessors": multiprocessors,
+    }
+    options = SpaceOptions(**given)
+    space = space_from_options(options, device=_device(options.gpu, stated))
+    model = CostModel(space.model, space.precision, space.cluster)
+    console = plain_console()
+    if explain is not None:
+        layout = _layout_to_explain(explain, space)
+        estimates = model.estimate([layout])
+        if as_json:
+            print(json.dumps(_explained(layout, estimates, space), indent=2))
+        else:
+            print_explained(console, space, layout, estimates)
+        return 0
+    ranked = make_plan(space, model)
+    if as_json:
+        content = {
+            "predicted": True,
+            "layouts": ranked.rows(top),
+            "dropped": dict(ranked.dropped),
+            "nothing_fits": ranked.nothing_fits,
+        }
+        print(json.dumps(content, indent=2))
+    else:
+        print_ranked(console, ranked, top)
+        console.print(f"{len(ranked.order)} layouts ranked")
+        print_not_ranked(console, ranked.dropped, "not ranked")
+    return 0
+
+
+def _device(gpu: str | None, stated: Mapping[str, float | None]) -> Callable[[Device], Device]:
+    """What makes the device that is meant out of the space's own. Raises InputError."""
+
+    def device(own: Device) -> Device:
+        given = {name: value for name, value in stated.items() if value is not None}
+        if gpu is None:
+            known = own
+        elif len(given) == len(stated) and not gpu.endswith(".json"):
+            known = known_devices().get(gpu) or unknown_gpu(gpu)
+        else:
+            try:
+                known = device_of_option(gpu)
+            except InputError as error:
+                raise InputError(f"{error}; or state {_STATED} of another") from None
+        fields = {field.name: getattr(known, field.name) for field in dataclasses.fields(known)}
+        return validated(Device, {**fields, **given}, what="--gpu")
+
+    return device
+
+
+def _layout_to_explain(text: str, space: SearchSpace) -> Layout:
+    """The layout of --explain; its data-parallel size follows from the cluster if absent."""
+    values = read_json(text, what="--explain")
+    ranks = [values.get(f"{kind}_parallel", 1) for kind in ("tensor", "pipeline")]
+    if all(isinstance(size, int) and size > 0 for size in ranks):
+        values.setdefault("data_parallel", max(1, space.cluster.devices // (ranks[0] * ranks[1])))
+    layout = layout_from_mapping(values, space.model, what="--explain")
+    if layout.world_size != space.cluster.devices:
+        raise InputError(
+            f"--explain: tensor_parallel * pipeline_parallel * data_parallel must be the "
+            f"{space.cluster.devices} devices of the cluster, got {layout.world_size}"
+        )
+    if reason := why_illegal(layout, space.model, space.precision):
+        raise InputError(f"--explain: {reason}")
+    return layout
+
+
+def _explained(layout: Layout, estimates: Estimates, space: SearchSpace) -> dict[str, Any]:
+    def parts(of: Any) -> dict[str, float]:
+        return {f.name: float(getattr(of, f.name)[0]) for f in dataclasses.fields(of)}
+
+    seconds = float(estimates.step_seconds[0])
+    return {
+        "predicted": True,
+        "layout": layout.columns(),
+        "step_seconds": seconds,
+        "mfu": predicted_mfu(space, seconds),
+        "peak_memory_gib": float(estimates.peak_memory_gib[0]),
+        "capacity_gib": estimates.capacity_gib,
+        "fit_probability": float(estimates.fit_probability[0]),
+        "step_seconds_by_cause": parts(estimates.time),
+        "peak_memory_gib_by_cause": parts(estimates.memory),
+    }

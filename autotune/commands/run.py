@@ -1,0 +1,225 @@
+"""`autotune run`: search a space for the layout that trains fastest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from autotune.errors import InputError, NodeCheckFailed, NodesGone, NothingFits, RunDirectoryFailed
+from autotune.inputs import default_of
+from autotune.ledger.ledger import Ledger
+from autotune.options.command_line import (
+    AMOUNT,
+    COUNT,
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING_WORKED,
+    FACTOR,
+    IP_ADDRESS,
+    PATH,
+    SECONDS,
+    plain_console,
+    print_error,
+)
+from autotune.options.search_options import (
+    AUTO,
+    SearchOptions,
+    request_from_options,
+    trainable_choices,
+)
+from autotune.options.space_options import space_options
+from autotune.report import Screen, dry_run, print_dry_run, print_end
+from autotune.request import Request
+from autotune.tuning import RUNS, Place, go_on, open_to_resume, search
+
+# What --resume may be given besides: how the search is shown, reached and ended.
+_MAY_CHANGE = frozenset(
+    {"resume", "address", "wait_for_nodes", "allow_different_cluster", "dashboard"}
+    | {"dashboard_host", "dashboard_port", "as_json", "dry_run", "max_trials", "gpu_hours"}
+)
+
+
+@click.command()
+@space_options
+@click.option("--out", type=PATH, metavar="DIR", help="New run directory.")
+@click.option("--resume", type=PATH, metavar="DIR", help="Continue a run.")
+@click.option(
+    "--trainable",
+    type=click.Choice(trainable_choices()),
+    default=AUTO,
+    show_default=True,
+    help="auto: deepspeed where the devices are, else simulated.",
+)
+@click.option("--runs", type=PATH, metavar="PATH", help="Recorded runs for --trainable replay.")
+@click.option(
+    "--search", default="guided", show_default=True, help="guided, hyperopt, random, grid or rules."
+)
+@click.option(
+    "--max-trials",
+    type=COUNT,
+    metavar="N",
+    help="Finished exploring trials; a resumed search may be given more.",
+)
+@click.option(
+    "--gpu-hours",
+    type=AMOUNT,
+    metavar="H",
+    help="Device hours for the search; a resumed search may be given more.",
+)
+@click.option(
+    "--reduced-trials/--whole-trials",
+    default=True,
+    show_default=True,
+    help="Explore by fewer micro-batches per step where that is much cheaper.",
+)
+@click.option(
+    "--training-gpu-hours",
+    type=AMOUNT,
+    metavar="H",
+    help="Device hours of the real run: the search ends when another trial no longer pays.",
+)
+@click.option("--address", metavar="RAY", help="Address of a running Ray cluster.")
+@click.option(
+    "--wait-for-nodes",
+    type=SECONDS,
+    default=default_of(Place, "wait_for_nodes_seconds"),
+    show_default=True,
+    metavar="SECONDS",
+    help="How long nodes that went away may take to come back.",
+)
+@click.option(
+    "--allow-different-cluster", is_flag=True, help="Resume on other hardware or software."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=default_of(Request, "seed"), show_default=True
+)
+@click.option(
+    "--stop-factor",
+    type=FACTOR,
+    default=default_of(Request, "stop_factor"),
+    show_default=True,
+    help="Stop layouts slower than this many times the best.",
+)
+@click.option(
+    "--trial-timeout",
+    type=SECONDS,
+    default=default_of(Request, "trial_timeout_seconds"),
+    show_default=True,
+    metavar="SECONDS",
+)
+@click.option("--data", metavar="PATH", help="File or folder whose bytes are the tokens.")
+@click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment of the ranks.")
+@click.option(
+    "--explore-anyway", is_flag=True, help="Search although no layout is predicted to fit."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would run; start nothing.")
+@click.option("--dashboard/--no-dashboard", default=True, show_default=True)
+@click.option(
+    "--dashboard-host",
+    type=IP_ADDRESS,
+    default=default_of(Place, "dashboard_host"),
+    show_default=True,
+    metavar="ADDRESS",
+)
+@click.option(
+    "--dashboard-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Default: 8265, or the next one that is free.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print best.json (of a dry run what would run) on the standard output.",
+)
+@click.pass_context
+def main(
+    context: click.Context,
+    /,
+    *,
+    out: Path | None,
+    resume: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    max_trials: int | None,
+    gpu_hours: float | None,
+    address: str | None,
+    dashboard: bool,
+    dashboard_host: str,
+    dashboard_port: int | None,
+    wait_for_nodes: float,
+    allow_different_cluster: bool,
+    explore_anyway: bool,
+    **options: Any,
+) -> int:
+    """Search a space for the parallel layout that trains fastest."""
+    screen = Screen(plain_console(stderr=as_json))
+    place = Place(
+        address=address,
+        dashboard=dashboard,
+        dashboard_host=dashboard_host,
+        dashboard_port=dashboard_port,
+        wait_for_nodes_seconds=wait_for_nodes,
+        allow_different_cluster=allow_different_cluster,
+        explore_anyway=explore_anyway,
+    )
+    store = None
+    if resume is not None:
+        _refuse_new_search_options(context)
+        store = open_to_resume(resume)
+        store.raise_limits(max_trials=max_trials, gpu_hours=gpu_hours)
+        request, directory = store.request, resume
+    else:
+        request = request_from_options(
+            SearchOptions(address=address, max_trials=max_trials, gpu_hours=gpu_hours, **options)
+        )
+        directory = out or RUNS / request.space.name
+    if dry_run:
+        finished = len(store.trials()) if store else 0
+        return _dry_run(screen, request, as_json=as_json, finished=finished)
+    try:
+        ledger = go_on(store, place, screen) if store else search(request, directory, place, screen)
+    except KeyboardInterrupt:
+        return _interrupted(screen, "interrupted", directory)
+    except NothingFits as error:
+        print_error(f"{error}; --explore-anyway tries all the same")
+        return EXIT_NOTHING_WORKED
+    except (NodesGone, NodeCheckFailed, RunDirectoryFailed) as error:
+        if not (directory / "run.json").exists():
+            raise
+        return _interrupted(screen, str(error), directory)
+    return _print_result(screen, ledger, directory, as_json=as_json)
+
+
+def _dry_run(screen: Screen, request: Request, *, as_json: bool, finished: int) -> int:
+    if as_json:
+        print(json.dumps(dry_run(request), indent=2))
+        return 0
+    if finished:
+        screen.note(f"{finished} trials already finished")
+    print_dry_run(screen.console, request)
+    return 0
+
+
+def _print_result(screen: Screen, ledger: Ledger, directory: Path, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(ledger.summary(), indent=2))
+    print_end(screen, ledger, directory)
+    return 0 if ledger.best else EXIT_NOTHING_WORKED
+
+
+def _interrupted(screen: Screen, why: str, directory: Path) -> int:
+    screen.note(f"{why}; continue with --resume {directory}")
+    return EXIT_INTERRUPTED
+
+
+def _refuse_new_search_options(context: click.Context) -> None:
+    """A resumed search is the one that was begun: only how it is shown, reached and ended may
+    change."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        given = context.get_parameter_source(name)
+        if given is click.core.ParameterSource.COMMANDLINE and name not in _MAY_CHANGE:
+            raise InputError(f"{parameter.opts[0]} cannot be changed by --resume")

@@ -1,0 +1,218 @@
+"""One search on a cluster, from its request to its result: `autotune.tune`."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autotune import __version__
+from autotune.cost.feasibility import why_nothing_fits
+from autotune.errors import ClusterTooSmall, InputError, NothingFits, in_field
+from autotune.export import export_layout
+from autotune.ledger.interruption import signals_interrupt
+from autotune.ledger.ledger import Ledger
+from autotune.options.command_line import plain_console
+from autotune.options.search_options import SearchOptions, request_from_options
+from autotune.report import Screen
+from autotune.request import Request
+from autotune.space import SearchSpace
+from autotune.store.results import Run
+from autotune.store.run_directory import (
+    RunStore,
+    create_run,
+    open_run,
+    refuse_existing_run,
+    sole_user,
+)
+
+RUNS = Path("runs")
+"""Parent of run directories that are not named."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a search runs; all of it may change when the search is resumed."""
+
+    address: str | None = None
+    """Of a running Ray cluster; None starts Ray on this machine."""
+    dashboard: bool = True
+    """Whether a Ray that is started here has a dashboard."""
+    dashboard_host: str = "127.0.0.1"
+    """Where that listens."""
+    dashboard_port: int | None = None
+    """None: 8265, or the next one that is free."""
+    wait_for_nodes_seconds: float = 300.0
+    """How long nodes that went away may take to come back."""
+    allow_different_cluster: bool = False
+    """Resume on other hardware or software than the search was begun on."""
+    explore_anyway: bool = False
+    """Begin a search although no layout is predicted to fit."""
+
+
+def tune(
+    space: SearchSpace | str | None = None,
+    *,
+    out: str | Path | None = None,
+    place: Place | None = None,
+    env: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Run:
+    """Search a space for the layout that trains fastest.
+
+    `space` is a SearchSpace, the name of one that ships with the project, or the path of a Python
+    file. `out` is a new run directory (default: runs/NAME). Further `options` are those of
+    `python -m autotune.run` with underscores, for example ``max_trials=10``,
+    ``search="hyperopt"``, ``trainable="simulated"``, ``model="config.json"``; `place` says where
+    the search runs and `env` is the environment of the ranks.
+
+    Returns the run when the search is over. Raises InputError; NothingFits where no layout is
+    predicted to fit; NodesGone, NodeCheckFailed, RunDirectoryFailed or KeyboardInterrupt where the
+    search ended early: `resume` goes on.
+    """
+    known = {field.name for field in dataclasses.fields(SearchOptions)} - {"space", "env"}
+    if unknown := options.keys() - known:
+        raise InputError(f"unknown option {min(unknown)}: tune has {', '.join(sorted(known))}")
+    place = place or Place()
+    variables = [f"{name}={value}" for name, value in (env or {}).items()]
+    options = {"address": place.address, **options, "env": variables, "space": space}
+    request = request_from_options(SearchOptions(**options))
+    directory = RUNS / request.space.name if out is None else Path(out)
+    search(request, directory, place, Screen(plain_console()))
+    return Run(directory)
+
+
+def resume(directory: str | Path, *, place: Place | None = None) -> Run:
+    """Go on with a search that was interrupted; the errors are those of `tune`."""
+    store = open_to_resume(Path(directory))
+    go_on(store, place or Place(), Screen(plain_console()))
+    return Run(directory)
+
+
+def open_to_resume(directory: Path) -> RunStore:
+    """Open a run directory, and read all of it before anything is started. Raises InputError."""
+    with in_field("resume"):
+        store = open_run(directory)
+        for read in (store.trials, store.pruned):
+            read()
+    return store
+
+
+def check(request: Request, place: Place) -> None:
+    """What can be refused before anything is started. Raises InputError and NothingFits."""
+    if request.simulated and place.address is not None:
+        raise InputError(
+            f"must be given for real trials only, got it with trainable {request.trainable}",
+            field="address",
+        )
+    if not request.simulated and place.address is None:
+        _refuse_without_devices(request)
+
+
+def search(request: Request, directory: Path, place: Place, screen: Screen) -> Ledger:
+    """Run a new search into `directory`; see `tune` for what is raised."""
+    refuse_existing_run(directory)
+    check(request, place)
+    if request.layouts is None and not place.explore_anyway:
+        problem = why_nothing_fits(request.space, request.description.trainer)
+        if problem is not None:
+            raise NothingFits(problem)
+    _say_what_figures_are(request, screen)
+    with signals_interrupt():
+        return _run(request, directory, place, screen, None)
+
+
+def go_on(store: RunStore, place: Place, screen: Screen) -> Ledger:
+    """Go on with a search; where it is over already, nothing is started."""
+    with signals_interrupt(), sole_user(store.directory):
+        ledger = Ledger(store, screen)
+        if ledger.is_over:
+            screen.note(f"{len(ledger.records)} trials already finished, none is left to run")
+            _keep_result(ledger)
+            return ledger
+        check(store.request, place)
+        _say_what_figures_are(store.request, screen)
+        return _run(store.request, store.directory, place, screen, ledger)
+
+
+def _run(
+    request: Request, directory: Path, place: Place, screen: Screen, ledger: Ledger | None
+) -> Ledger:
+    """Run the trials of a new search, or those that are left of `ledger`, on a connected Ray."""
+    # Imported here: Ray takes seconds to import, and bad input should not wait for it.
+    from autotune.on_ray.connection import Dashboard, ray_cluster
+    from autotune.on_ray.detected_cluster import differences, fitted_to_nodes
+    from autotune.on_ray.nodes import inspect_nodes
+    from autotune.on_ray.tuner import run_trials
+
+    cluster, simulated = request.space.cluster, request.simulated
+    dashboard = Dashboard(host=place.dashboard_host, port=place.dashboard_port)
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(
+            ray_cluster(
+                cluster,
+                address=place.address,
+                dashboard=dashboard if place.dashboard else None,
+                virtual=simulated,
+            )
+        )
+        nodes = [] if simulated else inspect_nodes(cluster)
+        if ledger is None:
+            if not simulated:
+                fitted = fitted_to_nodes(request, nodes)
+                request = fitted.request
+                for change in fitted.changes:
+                    screen.note(change)
+            stack.enter_context(sole_user(directory))
+            about = {"versions": {"autotune": __version__}, "nodes": nodes}
+            ledger = Ledger(create_run(directory, request, about), screen)
+        elif changes := differences(directory, nodes):
+            _warn_or_refuse(screen, changes, allowed=place.allow_different_cluster)
+        screen.search_begins(request, directory, ledger.records, url)
+        with screen:
+            run_trials(
+                ledger,
+                request.description.make(request.trainable_setup),
+                virtual=simulated,
+                wait_for_nodes_seconds=place.wait_for_nodes_seconds,
+            )
+    _keep_result(ledger)
+    return ledger
+
+
+def _keep_result(ledger: Ledger) -> None:
+    """Write the best layout and its export."""
+    if not ledger.best:
+        return
+    store, request = ledger.store, ledger.request
+    store.write_json("best.json", ledger.summary())
+    if request.description.exportable:
+        with store.writing():
+            export_layout(store.directory / "export", ledger.best[0].layout, request)
+
+
+def _say_what_figures_are(request: Request, screen: Screen) -> None:
+    """That figures are not measured, where they are not."""
+    if request.description.notice is not None:
+        screen.warn(request.description.notice)
+
+
+def _warn_or_refuse(screen: Screen, changes: list[str], *, allowed: bool) -> None:
+    what = ", ".join(changes)
+    if not allowed:
+        raise InputError(
+            f"the cluster must be the one that the run was begun on ({what}), unless "
+            "allow_different_cluster is given",
+            field="resume",
+        )
+    screen.warn(f"the cluster has changed: {what}")
+
+
+def _refuse_without_devices(request: Request) -> None:
+    try:
+        request.space.cluster.check_this_machine()
+    except ClusterTooSmall as error:
+        raise ClusterTooSmall(
+            f"space {request.space.name} {error}; name the address of a Ray cluster, or simulate "
+            "the trials (trainable simulated)"
+        ) from None
