@@ -10,6 +10,7 @@ from autotune.request import Request
 from autotune.store.record import TrialRecord
 from autotune.trial.trial import Outcome
 
+_LONGEST_REASON = 100
 # Outcomes of a confirmation that do not speak against the layout.
 _NO_VERDICT = frozenset({Outcome.OK, Outcome.TIMEOUT, Outcome.LOST})
 
@@ -117,7 +118,7 @@ def warning(precision: str, records: Sequence[TrialRecord]) -> str | None:
     again = failed[best[0].layout]
     return (
         f"the best layout is not confirmed: its longer trial {again.trial_id} ended as "
-        f"{again.outcome} ({again.reason})"
+        f"{again.outcome} ({again.reason[:_LONGEST_REASON]})"
     )
 
 

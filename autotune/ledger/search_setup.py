@@ -61,7 +61,8 @@ def expected_seconds(request: Request) -> float | None:
     for place in chosen:
         before_steps, steps = trial_seconds(request, layouts[place])
         fits = float(estimates.fit_probability[place])
-        total += before_steps + fits * steps * float(estimates.step_seconds[place])
+        seconds = before_steps + fits * steps * float(estimates.step_seconds[place])
+        total += min(seconds, request.trial_timeout_seconds)
     fastest = float(estimates.step_seconds[chosen].min())
     steps = request.space.warmup_steps + CONFIRMATION_STEPS * request.space.measured_steps
     return total + CONFIRMED * (startup_seconds(request) + steps * fastest)

@@ -33,7 +33,7 @@ def command_line(command: click.Command, arguments: Sequence[str] | None = None)
     except click.ClickException as error:
         return _refuse(error.format_message())
     except InputError as error:
-        return _refuse(_with_option(error, command))
+        return _refuse(_with_option(error, _invoked(command, arguments)))
     except NodeCheckFailed as error:
         return _refuse(str(error))
     except click.exceptions.Abort:
@@ -98,6 +98,15 @@ def plain_console(*, stderr: bool = False) -> Console:
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     return console
+
+
+def _invoked(command: click.Command, arguments: Sequence[str]) -> click.Command:
+    """The command itself, or the one of a group that the arguments name."""
+    if isinstance(command, click.Group):
+        for name in arguments:
+            if (found := command.get_command(click.Context(command), name)) is not None:
+                return found
+    return command
 
 
 def _with_option(error: InputError, command: click.Command) -> str:

@@ -2,14 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import click
+import pydantic
 
 from autotune.cluster import Cluster
 from autotune.errors import InputError, in_field
 from autotune.hardware import Device, device_named
-from autotune.inputs import read_json
+from autotune.inputs import Name, read_json
 from autotune.model import Precision, model_from_mapping
 from autotune.options.command_line import COUNT
 from autotune.space import SearchSpace, load_space
@@ -138,7 +140,24 @@ def _space_of_model(options: SpaceOptions) -> SearchSpace:
         nodes=1, gpus_per_node=_DEFAULT_GPUS_PER_NODE, device=device_named(_DEFAULT_GPU)
     )
     sizes = tuple(n for n in _DEFAULT_PIPELINE_SIZES if n <= model.num_hidden_layers)
-    return SearchSpace(name="model", model=model, cluster=cluster, pipeline_parallel=sizes)
+    return SearchSpace(
+        name=_name_of(options.model), model=model, cluster=cluster, pipeline_parallel=sizes
+    )
+
+
+def _name_of(model: str) -> str:
+    """What to call the space of a model: the file's name, or its folder's where it is config.json.
+
+    "model" where it has no such name.
+    """
+    path = Path(model)
+    if model.lstrip().startswith("{") or path.suffix != ".json":
+        return "model"
+    name = path.absolute().parent.name if path.stem == "config" else path.stem
+    try:
+        return str(pydantic.TypeAdapter(Name).validate_python(name))
+    except pydantic.ValidationError:
+        return "model"
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from autotune.cost.feasibility import why_nothing_fits
 from autotune.ledger.ledger import Ledger
 from autotune.ledger.ranking import equal_within_noise
 from autotune.ledger.search_setup import CONFIRMED, expected_seconds
@@ -27,6 +28,7 @@ def dry_run(request: Request) -> dict[str, Any]:
         "trainable": request.trainable,
         "search": request.search,
         "layouts": len(request.all_layouts()),
+        "nothing_fits": why_nothing_fits(space, request.description.trainer),
         "not_generated": {} if request.layouts is not None else not_generated(space),
         "max_trials": request.max_trials,
         "confirmations": CONFIRMED,
@@ -47,6 +49,8 @@ def print_dry_run(console: Console, request: Request) -> None:
     else:
         recorded = f"{content['layouts']} recorded layouts of {request.space.name}"
         console.print(f"would replay {recorded}", soft_wrap=True)
+    if content["nothing_fits"] is not None:
+        console.print(f"predicted: {content['nothing_fits']}", soft_wrap=True)
     expected = "the time cannot be predicted for this device"
     if content["expected_seconds"] is not None:
         expected = (

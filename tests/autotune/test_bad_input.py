@@ -281,7 +281,7 @@ CONTRADICTIONS: list[tuple[str, tuple[object, ...], str]] = [
     (
         "run",
         (*TINY, "--data", "x", "--synthetic-data"),
-        "--data must not be given with synthetic_data, got 'x'",
+        "--data must not be given",
     ),
     ("run", (*TINY, "--env", "A=1", "--env", "A=2"), "--env: A is given twice"),
     ("run", (*TINY, "--fix", "zero_stage=1", "--fix", "zero_stage=2"), "zero_stage is given twice"),
