@@ -3,7 +3,7 @@
 from pydantic.dataclasses import dataclass
 
 from autotune.errors import ClusterTooSmall
-from autotune.hardware import Device
+from autotune.hardware import Device, Network, usual_network
 from autotune.hardware.local_devices import local_gpus
 from autotune.inputs import PositiveFloat, PositiveInt
 
@@ -20,6 +20,13 @@ class Cluster:
     """What each device is."""
     memory_gib: PositiveFloat | None = None
     """Budget per rank, enforced by the operating system on CPUs; None is the device's own."""
+    network: Network | None = None
+    """What connects the devices; None is what nodes of the device usually have."""
+
+    @property
+    def links(self) -> Network | None:
+        """What connects the devices, as far as it is known."""
+        return self.network or usual_network(self.device)
 
     @property
     def devices(self) -> int:

@@ -69,7 +69,7 @@ class SimulatedTrainable:
 
 def _world(spec: TrialSpec) -> CostModel:
     """The cost model with constants that are off by chance, the same in every trial of a seed."""
-    constants = dict(constants_for(spec.cluster.device, DESCRIPTION.trainer))
+    constants = dict(constants_for(spec.cluster.device, DESCRIPTION.trainer, spec.cluster.network))
     random = np.random.default_rng(spec.seed)
     for name, constant in known_constants().items():
         constants[name] *= float(np.exp(_CONSTANTS * constant.spread * random.normal()))

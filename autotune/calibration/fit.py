@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from autotune.calibration.recorded_runs import RecordedRun, Sweep
+from autotune.cluster import Cluster
 from autotune.cost.columns import Array
 from autotune.cost.constants import Constants, constants_for, known_constants
 from autotune.cost.model import CostModel, Prepared
-from autotune.hardware import Device, Measured
+from autotune.hardware import Device, Measured, Network
 from autotune.trial.trial import Outcome
 
 # Residuals beyond this (in the logarithm) count less and less.
@@ -45,17 +46,12 @@ class Accuracy:
     """Rank correlation of predicted and measured times; null below three different ones."""
 
 
-FITTED = "fitted on"
-"""How the source of a fitted constant begins in a hardware file."""
-
-
 def fit(sweeps: Sequence[Sweep]) -> dict[str, float]:
     """Constants fitted to all sweeps, which must be of one trainer on one device.
 
     The start, and what holds the constants back, is what was known before any fit. Deterministic.
     """
-    device = before_any_fit(sweeps[0].cluster.device)
-    constants = dict(constants_for(device, sweeps[0].trainer))
+    constants = dict(constants_before_any_fit(sweeps[0].cluster, sweeps[0].trainer))
     models = [
         CostModel(s.model, s.precision, s.cluster, trainer=s.trainer, constants=constants)
         for s in sweeps
@@ -193,28 +189,37 @@ def _likeliest_spread(excess: Array, ran_out: NDArray[np.bool_]) -> float:
 _MEMORY_SPREAD = 0.03
 
 
-def is_fitted(constant: Measured) -> bool:
-    """Whether a hardware file's constant comes from a fit."""
-    return constant.source.startswith(FITTED)
+def constants_before_any_fit(cluster: Cluster, trainer: str) -> Constants:
+    """What is known of the cluster's device and network without any fit."""
+    network = cluster.links
+    return constants_for(
+        before_any_fit(cluster.device), trainer, network and network_before_any_fit(network)
+    )
 
 
 def before_any_fit(device: Device) -> Device:
     """The device with only those constants that were not fitted."""
-
-    def unfitted(found: Mapping[str, Measured]) -> dict[str, Measured]:
-        stated = {}
-        for name, one in found.items():
-            if not is_fitted(one):
-                stated[name] = one
-            elif one.unfitted is not None:
-                stated[name] = Measured(value=one.unfitted.value, source=one.unfitted.source)
-        return stated
-
     return dataclasses.replace(
         device,
-        constants=unfitted(device.constants),
-        trainers={name: unfitted(found) for name, found in device.trainers.items()},
+        constants=_unfitted(device.constants),
+        trainers={name: _unfitted(constants) for name, constants in device.trainers.items()},
     )
+
+
+def network_before_any_fit(network: Network) -> Network:
+    """The network with only those constants that were not fitted."""
+    return dataclasses.replace(network, constants=_unfitted(network.constants))
+
+
+def _unfitted(constants: Mapping[str, Measured]) -> dict[str, Measured]:
+    unfitted = {}
+    for name, constant in constants.items():
+        if constant.kind != "fitted":
+            unfitted[name] = constant
+        elif constant.unfitted is not None:
+            before = constant.unfitted
+            unfitted[name] = Measured(value=before.value, kind=before.kind, source=before.source)
+    return unfitted
 
 
 def _fitted(constants: Mapping[str, float], predicts: str) -> list[str]:

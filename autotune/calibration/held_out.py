@@ -31,7 +31,9 @@ def unseen_constants(sweeps: list[Sweep], path: Path) -> dict[str, Constants]:
     found: dict[str, Constants] = {}
     for sweep in sweeps:
         if sweep.name not in FITTED_ON:
-            found[sweep.name] = constants_for(sweep.cluster.device, sweep.trainer)
+            found[sweep.name] = constants_for(
+                sweep.cluster.device, sweep.trainer, sweep.cluster.network
+            )
             continue
         others = [beside[name] for name in FITTED_ON if name in beside and name != sweep.name]
         if not others:

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from autotune.calibration.fit import (
-    FITTED,
     Accuracy,
     accuracy,
     before_any_fit,
+    constants_before_any_fit,
     fit,
     leave_one_out,
 )
@@ -22,7 +22,6 @@ from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
 from autotune.cost.constants import (
     Constants,
     bounds_of,
-    constants_for,
     known_constants,
 )
 from autotune.errors import InputError, in_field
@@ -62,7 +61,7 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
     _refuse_unwritable(out)
     if not any(run.outcome in (Outcome.OK, Outcome.OOM) for s in sweeps for run in s.runs):
         raise InputError("the runs must have a layout that ran or ran out of memory, got none")
-    before = constants_for(before_any_fit(device), trainer)
+    before = constants_before_any_fit(sweeps[0].cluster, trainer)
     console = plain_console()
     judged, how = dict.fromkeys((sweep.name for sweep in sweeps), before), "fitted on itself"
     fitted = fit(sweeps)
@@ -72,7 +71,7 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
     else:
         after = {sweeps[0].name: fitted}
     _print(console, sweeps, judged, after, how)
-    source = f"{FITTED} {_described(sweeps)}"
+    source = f"fitted on {_described(sweeps)}"
     calibrated = with_constants(device, trainer, before, fitted, source)
     write_atomically(out, lambda path: path.write_text(device_to_json(calibrated), "utf-8"))
     console.print(f"wrote {out}; use it with --gpu {out}", soft_wrap=True)
@@ -141,12 +140,12 @@ def with_constants(
     for name, value in fitted.items():
         if abs(value / before[name] - 1) < 1e-3 if before[name] else value == before[name]:
             continue
-        group = of_hardware if known[name].of == "hardware" else of_trainer
+        group = of_trainer if known[name].of == "trainer" else of_hardware
         there = group.get(name)
-        unfitted = there and Stated(value=there.value, source=there.source)
+        unfitted = there and Stated(value=there.value, kind=there.kind, source=there.source)
         least, most = bounds_of(name)
         rounded = float(f"{min(max(value, least), most):.4g}")
-        group[name] = Measured(value=rounded, source=source, unfitted=unfitted)
+        group[name] = Measured(value=rounded, kind="fitted", source=source, unfitted=unfitted)
     return dataclasses.replace(
         device, constants=of_hardware, trainers={**device.trainers, trainer: of_trainer}
     )

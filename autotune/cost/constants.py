@@ -1,9 +1,9 @@
 """The numbers that the formulas take from measurements, by name.
 
 `constants.json` lists them all with unit, meaning, and the value that is assumed where nothing was
-measured. A hardware file overrides values: those of the hardware for every trainer, and those of a
-trainer (bytes it keeps, traffic it makes) for that trainer alone. An attention kernel has its own
-set, named `attention.KERNEL.CONSTANT`.
+measured. The file of a network overrides those of links and networks; the file of a device those of
+the device, and those of a trainer (bytes it keeps, traffic it makes) for that trainer alone. An
+attention kernel has its own set, named `attention.KERNEL.CONSTANT`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from autotune.errors import InputError
-from autotune.hardware import Device
+from autotune.hardware import Device, Network, usual_network
 from autotune.inputs import LARGEST_AMOUNT, SMALLEST_AMOUNT
 
 Constants = Mapping[str, float]
@@ -36,7 +36,7 @@ class Constant:
     spread: float
     """Standard deviation of its logarithm before any measurement; 0 is never fitted."""
     unit: str
-    of: Literal["hardware", "trainer"]
+    of: Literal["hardware", "network", "trainer"]
     predicts: Literal["time", "memory"]
     meaning: str
 
@@ -59,8 +59,12 @@ def assumed_constants(trainer: str) -> dict[str, float]:
     return {**values, **_read()["trainers"].get(trainer, {})}
 
 
-def constants_for(device: Device, trainer: str) -> Constants:
-    """The constants of that trainer on that device. Raises InputError for unknown names."""
+def constants_for(device: Device, trainer: str, network: Network | None = None) -> Constants:
+    """The constants of that trainer on that device and network (None: the device's usual one).
+
+    Those in the device's own file are taken before those of the network: a file that
+    `autotune calibrate` writes has both. Raises InputError for unknown names.
+    """
     known = known_constants()
     trainers = _read()["trainers"]
     if unknown := device.trainers.keys() - trainers.keys():
@@ -69,7 +73,9 @@ def constants_for(device: Device, trainer: str) -> Constants:
             f"got {min(unknown)!r}"
         )
     values = assumed_constants(trainer)
-    for found in (device.constants, device.trainers.get(trainer, {})):
+    links = network or usual_network(device)
+    of_network = {} if links is None else links.constants
+    for found in (of_network, device.constants, device.trainers.get(trainer, {})):
         for name, measured in found.items():
             if name not in known:
                 raise InputError(

@@ -58,7 +58,7 @@ class CostModel:
         self.setting = setting_of(model, precision, cluster)
         self.trainer_name = trainer
         self.trainer = trainer_named(trainer)
-        self.constants = constants or constants_for(cluster.device, trainer)
+        self.constants = constants or constants_for(cluster.device, trainer, cluster.network)
 
     def prepare(self, layouts: Sequence[Layout]) -> Prepared:
         """Layouts, which must be legal, in the form that is estimated again and again."""

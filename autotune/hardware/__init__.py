@@ -1,10 +1,9 @@
-"""Devices as sourced data, one file each."""
+"""Devices and networks as sourced data, one file each."""
 
+from autotune.hardware.constants import Kind, Measured, Stated
 from autotune.hardware.devices import (
     AttentionKernel,
     Device,
-    Measured,
-    Stated,
     device_from_json,
     device_named,
     device_of_accelerator,
@@ -12,6 +11,7 @@ from autotune.hardware.devices import (
     known_devices,
     unknown_gpu,
 )
+from autotune.hardware.networks import Network, known_networks, network_named, usual_network
 
 device = device_named
 """The name of `device_named` in the public surface, `autotune.device`."""
@@ -19,7 +19,9 @@ device = device_named
 __all__ = [
     "AttentionKernel",
     "Device",
+    "Kind",
     "Measured",
+    "Network",
     "Stated",
     "device",
     "device_from_json",
@@ -27,5 +29,8 @@ __all__ = [
     "device_of_accelerator",
     "device_to_json",
     "known_devices",
+    "known_networks",
+    "network_named",
     "unknown_gpu",
+    "usual_network",
 ]

@@ -1,17 +1,17 @@
 """What is known of a device, one file each. An unknown device has nulls, never a guess."""
 
 import functools
-import importlib.resources
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.errors import InputError
+from autotune.hardware.constants import ConstantsOfFile, described_in
 from autotune.inputs import Name, PositiveFloat, PositiveInt, json_object, validated
 
 AttentionKernel = Literal[
@@ -26,22 +26,6 @@ AttentionKernel = Literal[
 ]
 """What computes attention. The last three are only found in recorded runs: Megatron's fused
 softmax and the two FlashAttention versions of 2023."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
-class Stated:
-    """A constant of the cost model (autotune/cost/constants.json) and where it comes from."""
-
-    value: Annotated[float, Field(strict=True, ge=0, le=1e9)]
-    source: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
-class Measured(Stated):
-    """The same, perhaps in the place of what was stated before a fit."""
-
-    unfitted: Stated | None = None
-    """What was stated here before a fit; null where nothing was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
@@ -68,21 +52,18 @@ class Device:
     """Ray's names for it (resource `accelerator_type:NAME`)."""
     source: str
     """Where the figures come from."""
-    constants: Mapping[str, Measured] = Field(default_factory=dict)
+    network: Name | None = None
+    """The network that nodes of this device usually have (`autotune.hardware.networks`)."""
+    constants: ConstantsOfFile = Field(default_factory=dict)
     """Constants of the cost model that hold here for every trainer."""
-    trainers: Mapping[str, Mapping[str, Measured]] = Field(default_factory=dict)
+    trainers: Mapping[str, ConstantsOfFile] = Field(default_factory=dict)
     """And those that hold here for one trainer."""
 
 
 @functools.cache
 def known_devices() -> dict[str, Device]:
     """All devices that have a file here, by name."""
-    files = (file for file in importlib.resources.files(__package__).iterdir())
-    found = [file for file in files if file.name.endswith(".json")]
-    devices = [
-        device_from_json(file.read_text(encoding="utf-8"), what=f"hardware {file.name}")
-        for file in sorted(found, key=lambda file: file.name)
-    ]
+    devices = [device_from_json(text, what=what) for what, text in described_in("devices")]
     return {device.name: device for device in devices}
 
 

@@ -98,7 +98,8 @@ def request_from_options(options: SearchOptions) -> Request:
         what="request",
     )
     # A hardware file may name constants that the cost model does not know.
-    constants_for(space.cluster.device, request.description.trainer)
+    cluster = space.cluster
+    constants_for(cluster.device, request.description.trainer, cluster.network)
     return request
 
 
@@ -139,6 +140,8 @@ def _recorded_sweep(options: SearchOptions) -> Sweep:
         "--fix": options.fix,
         "--model": options.model,
         "--gpu": options.gpu,
+        "--network": options.network,
+        "--precision": options.precision,
         "--sequence-length": options.sequence_length,
         "--global-batch-size": options.global_batch_size,
         "--gpus-per-node": options.gpus_per_node,

@@ -9,8 +9,9 @@ import click
 import pydantic
 
 from autotune.cluster import Cluster
+from autotune.cost.constants import known_constants
 from autotune.errors import InputError, in_field
-from autotune.hardware import Device, device_named
+from autotune.hardware import Device, Network, device_named, network_named
 from autotune.inputs import Name, read_json
 from autotune.model import Precision, model_from_mapping
 from autotune.options.command_line import COUNT
@@ -34,6 +35,7 @@ class SpaceOptions:
     nodes: int | None = None
     gpus_per_node: int | None = None
     gpu: str | None = None
+    network: str | None = None
     precision: str | None = None
     sequence_length: int | None = None
     global_batch_size: int | None = None
@@ -48,6 +50,11 @@ def space_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--nodes", type=COUNT, metavar="N", help="Nodes that every layout uses."),
         click.option("--gpus-per-node", type=COUNT, metavar="G", help="Devices per node."),
         click.option("--gpu", metavar="NAME|FILE.json", help="Device, if not the space's."),
+        click.option(
+            "--network",
+            metavar="NAME|FILE.json",
+            help="Links and network of the nodes, if not the usual ones of the device.",
+        ),
         click.option(
             "--precision", type=click.Choice(get_args(Precision)), help="What the model trains in."
         ),
@@ -72,6 +79,10 @@ def space_from_options(
         shape["device"] = device(space.cluster.device)
     elif options.gpu is not None:
         shape["device"] = device_of_option(options.gpu)
+    if options.network is not None:
+        device_there = shape.get("device", space.cluster.device)
+        shape["device"] = _without_network(device_there)
+        shape["network"] = network_of_option(options.network)
     sizes = {
         "sequence_length": options.sequence_length,
         "global_batch_size": options.global_batch_size,
@@ -94,6 +105,23 @@ def device_of_option(gpu: str) -> Device:
     """The device that --gpu names. Raises InputError."""
     with in_field("gpu"):
         return device_named(gpu)
+
+
+def network_of_option(network: str) -> Network:
+    """The network that --network names. Raises InputError."""
+    with in_field("network"):
+        return network_named(network)
+
+
+def _without_network(device: Device) -> Device:
+    """The device without constants of a network, which a calibrated hardware file has."""
+    own = known_constants()
+    constants = {
+        name: constant
+        for name, constant in device.constants.items()
+        if name not in own or own[name].of != "network"
+    }
+    return dataclasses.replace(device, constants=constants)
 
 
 def parse_fix(text: str) -> tuple[str, tuple[Any, ...]]:

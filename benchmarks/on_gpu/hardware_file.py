@@ -88,10 +88,12 @@ def _with_constants(device: Device, found: Mapping[str, float], source: str) -> 
     of_hardware = dict(device.constants)
     of_trainer = dict(device.trainers.get("deepspeed_llm", {}))
     for name, value in found.items():
-        group = of_hardware if known[name].of == "hardware" else of_trainer
+        group = of_trainer if known[name].of == "trainer" else of_hardware
         there = group.get(name)
-        unfitted = there and Stated(value=there.value, source=there.source)
-        group[name] = Measured(value=_rounded(value), source=source, unfitted=unfitted)
+        unfitted = there and Stated(value=there.value, kind=there.kind, source=there.source)
+        group[name] = Measured(
+            value=_rounded(value), kind="stated", source=source, unfitted=unfitted
+        )
     trainers = {**device.trainers, "deepspeed_llm": of_trainer}
     return dataclasses.replace(device, constants=of_hardware, trainers=trainers)
 

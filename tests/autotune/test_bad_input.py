@@ -143,6 +143,7 @@ SPACE_OPTIONS: dict[str, Sequence[str]] = {
     "--nodes": COUNTS,
     "--gpus-per-node": COUNTS,
     "--gpu": ("", "abacus", "none.json", ".json", "H100", LONG_NAME + ".json"),
+    "--network": ("", "dgx", "none.json", ".json", LONG_NAME + ".json"),
     "--precision": ("", "fp16", "BF16", "float32"),
     "--sequence-length": COUNTS,
     "--global-batch-size": COUNTS,
@@ -352,8 +353,13 @@ GOOD: dict[type, Mapping[str, Any]] = {
         Cluster: SPACE.cluster,
         Layout: SPACE.layouts()[0],
         Device: H100,
-        Measured: Measured(value=1.0, source="here", unfitted=Stated(value=2, source="there")),
-        Stated: Stated(value=1.0, source="here"),
+        Measured: Measured(
+            value=1.0,
+            kind="fitted",
+            source="here",
+            unfitted=Stated(value=2, kind="assumed", source="there"),
+        ),
+        Stated: Stated(value=1.0, kind="stated", source="here"),
         Request: fake_request(),
     }.items()
 }
@@ -438,6 +444,7 @@ BAD_FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         "gpus_per_node": no_count,
         "device": no_object,
         "memory_gib": no_amount,
+        "network": no_object.filter(lambda value: value is not None),
     },
     Layout: {
         **dict.fromkeys(
@@ -752,7 +759,7 @@ BAD_RUNS: list[tuple[tuple[str, ...], object, str]] = [
     (
         (*DEVICE_OF_RUN, "constants", "x"),
         {},
-        "constants.x.value and space.cluster.device.constants.x.source are missing",
+        "device.constants.x.value, ",
     ),
     (("request", "space", "tensor_parallel"), [], "tensor_parallel must have at least one value"),
 ]

@@ -102,7 +102,7 @@ def test_out_of_memory_is_honest_and_the_host_goes_on(spec: TrialSpec, host: Loc
 def test_the_failing_rank_names_the_outcome(spec: TrialSpec, host: LocalHost) -> None:
     last = ended(dataclasses.replace(spec, data="/no/such/text"), host)
     assert last.outcome is Outcome.CRASHED
-    assert "--data: no such file or folder" in last.reason
+    assert "data: no such file or folder" in last.reason
 
 
 def test_a_killed_rank_is_a_crash_of_that_rank(spec: TrialSpec, host: LocalHost) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.calibration.fit import FITTED, accuracy, before_any_fit, fit, leave_one_out
+from autotune.calibration.fit import accuracy, before_any_fit, fit, leave_one_out
 from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
 from autotune.cluster import Cluster
 from autotune.commands.calibrate import main, with_constants
@@ -176,9 +176,9 @@ def test_a_fit_starts_from_what_was_known_before_any_fit(
         device = dataclasses.replace(A100, constants=constants)
         return dataclasses.replace(sweep, cluster=dataclasses.replace(CLUSTER, device=device))
 
-    earlier = Measured(value=0.5, source=f"{FITTED} something else")
+    earlier = Measured(value=0.5, kind="fitted", source="something else")
     assert fit([on({"gemm_efficiency": earlier})]) == fitted
-    measured = Measured(value=1.5, source="a ruler")
+    measured = Measured(value=1.5, kind="stated", source="a ruler")
     assert fit([on({"compiled_traffic": measured})])["compiled_traffic"] == 1.5
 
 
@@ -380,7 +380,9 @@ def test_a_second_calibration_does_not_build_on_the_first(
 def test_a_second_calibration_starts_where_the_first_did(
     tmp_path: Path, sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stated = {"stage_gb_per_second": Measured(value=100, source="as the maker states")}
+    stated = {
+        "stage_gb_per_second": Measured(value=100, kind="stated", source="as the maker states")
+    }
     start = dataclasses.replace(A100, constants=stated)
     first = tmp_path / "first.json"
     runs = written(tmp_path / "runs.csv", sweep)
@@ -439,7 +441,7 @@ def test_bad_input_is_one_line_and_status_2(
     runs = written(tmp_path / "runs.csv", sweep)
     bad = tmp_path / "bad.json"
     bad.write_text("{")
-    unknown = Measured(value=1, source="nowhere")
+    unknown = Measured(value=1, kind="stated", source="nowhere")
     wrong = hardware_file(
         tmp_path / "wrong.json", dataclasses.replace(A100, constants={"speed": unknown})
     )
@@ -474,7 +476,9 @@ def test_a_fit_beyond_what_a_constant_can_be_is_written_as_its_bound() -> None:
 
 
 def test_a_constant_that_is_not_known_is_refused() -> None:
-    device = dataclasses.replace(A100, constants={"speed": Measured(value=1, source="nowhere")})
+    device = dataclasses.replace(
+        A100, constants={"speed": Measured(value=1, kind="stated", source="nowhere")}
+    )
     with pytest.raises(InputError, match="got 'speed'"):
         constants_for(device, "deepspeed_llm")
 
