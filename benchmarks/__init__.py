@@ -1,1 +1,1 @@
-"""Measurements. Each prints ratios within one run: the machines are shared and noisy."""
+"""Benchmarks. Each prints ratios within one run, because the machines are shared and noisy."""

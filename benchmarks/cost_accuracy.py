@@ -1,9 +1,9 @@
-"""How good the cost model's predictions are on recorded sweeps that it has not seen.
+"""Cross-validation of the cost model on recorded sweeps: errors of step time, memory and ranking.
 
     python benchmarks/cost_accuracy.py --runs PATH --json OUT
 
-PATH is a CSV or .xlsx of recorded runs or a folder of them. Each sweep is judged with constants
-that know nothing of it: see `autotune.calibration.held_out`.
+PATH is a CSV or .xlsx of recorded runs or a folder of them. Each sweep is predicted with constants
+that were not fitted on it (leave one out): see `autotune.calibration.held_out`.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ _AVERAGED = ("step_time_mape", "oom_f1", "oom_precision", "oom_recall", "spearma
 @click.option("--runs", "path", type=click.Path(path_type=Path), required=True, metavar="PATH")
 @click.option("--json", "out", type=click.Path(path_type=Path), metavar="OUT")
 def main(path: Path, out: Path | None) -> int:
-    """Judge predictions of step time and memory, sweep by sweep."""
+    """Print the prediction errors of each recorded sweep."""
     sweeps = read_sweeps(path)
     constants = unseen_constants(sweeps, path)
     results = {
         sweep.name: dataclasses.asdict(accuracy(sweep, constants[sweep.name])) for sweep in sweeps
     }
-    mean = {name: _mean([found[name] for found in results.values()]) for name in _AVERAGED}
+    mean = {name: _mean([figures[name] for figures in results.values()]) for name in _AVERAGED}
     _print(results, mean)
     if out is not None:
         content = {"sweeps": results, "mean": mean}
@@ -54,17 +54,17 @@ def _print(results: dict[str, dict[str, Any]], mean: dict[str, float | None]) ->
     table.add_column("sweep")
     for heading in ("rows", "ok", "oom", "time error", "OOM F1", "precision", "recall", "Spearman"):
         table.add_column(heading, justify="right")
-    for sweep, found in results.items():
-        counts = (str(found[name]) for name in ("rows", "ok", "oom"))
-        table.add_row(sweep, *counts, *_figures(found))
+    for sweep, figures in results.items():
+        counts = (str(figures[name]) for name in ("rows", "ok", "oom"))
+        table.add_row(sweep, *counts, *_formatted(figures))
     table.add_section()
-    table.add_row("mean", "", "", "", *_figures(mean))
+    table.add_row("mean", "", "", "", *_formatted(mean))
     Console(width=_WIDTH).print(table)
 
 
-def _figures(found: dict[str, Any]) -> list[str]:
-    forms = {name: ".3f" for name in _AVERAGED} | {"step_time_mape": ".1%"}
-    return ["-" if found[n] is None else format(found[n], form) for n, form in forms.items()]
+def _formatted(figures: dict[str, Any]) -> list[str]:
+    formats = {name: ".3f" for name in _AVERAGED} | {"step_time_mape": ".1%"}
+    return ["-" if figures[n] is None else format(figures[n], f) for n, f in formats.items()]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What one GPU does with our worker: throughput, peers, curves, and how well all is predicted.
+"""Benchmark of one GPU: worker throughput, Hugging Face baseline, kernel curves, predictions.
 
     python benchmarks/gpu.py --out runs/gpu
 
-Takes less than nine minutes (`--minutes`). What was measured is in OUT/results.json as it comes,
-and a second call measures what is missing. OUT/report.md is the same for people, OUT/NAME.json the
-device's hardware file with its measured constants. Without a GPU the same runs small on a CPU.
+Takes less than nine minutes (`--minutes`). Each result is written to OUT/results.json at once; a
+second call measures only what is missing. OUT/report.md shows the results as tables. OUT/NAME.json
+is the device's hardware file with the measured constants. Without a GPU, small sizes run on a CPU.
 """
 
 import datetime
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a file, where nothing is installed
+if __package__ in (None, ""):  # run as a script, and the project may not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import click
@@ -44,28 +44,38 @@ from benchmarks.on_gpu.throughput import WARMUP_STEPS, Worker
 _CPU_MEMORY_GIB = 0.3
 _PEER_SECONDS = 180.0
 _CURVE_SECONDS = 120.0
-# No item is begun with less time left: it would hardly end in time.
+# An item is not started with less time left than this: it would probably not finish.
 _RESERVE_SECONDS = {"compiled": 75.0, "others": 15.0}
-# And none goes on for longer than this after the end.
+# A running item is stopped this long after the deadline.
 _GRACE_SECONDS = 20.0
-# Of the time, when a section makes room for the next; what it left out comes after the last.
+# Share of the time at which a section ends. Its remaining items run after the last section.
 _SHARES = {"throughput": 0.62, "side_by_side": 0.85, "curves": 1.0}
 
 Item = tuple[str, str, Callable[[], Any]]
-"""Section, name, and how to measure it."""
+"""Section, name, and the function that measures it."""
 
 
 @click.command()
 @click.option("--out", type=PATH, default=Path("runs/gpu"), show_default=True, metavar="DIR")
-@click.option("--minutes", type=AMOUNT, default=8.5, show_default=True, help="Time for all.")
-@click.option("--full", is_flag=True, help="All combinations instead of a choice: hours.")
+@click.option(
+    "--minutes",
+    type=AMOUNT,
+    default=8.5,
+    show_default=True,
+    help="Time limit for the whole benchmark.",
+)
+@click.option("--full", is_flag=True, help="All combinations instead of a selection (hours).")
 @click.option("--device", type=click.Choice(["auto", "gpu", "cpu"]), default="auto")
-@click.option("--gpu", metavar="NAME|FILE.json", help="The device, where its name says too little.")
-@click.option("--report-only", is_flag=True, help="Write the report of what is there; run nothing.")
+@click.option(
+    "--gpu", metavar="NAME|FILE.json", help="The device, if it is not recognised by its name."
+)
+@click.option(
+    "--report-only", is_flag=True, help="Write the report of existing results; run nothing."
+)
 def main(
     out: Path, minutes: float, full: bool, device: str, gpu: str | None, report_only: bool
 ) -> int:
-    """Measure this machine's device, and write results, report and hardware file to DIR."""
+    """Measure this machine's device and write results, report and hardware file to DIR."""
     kind = ("gpu" if local_gpus() else "cpu") if device == "auto" else device
     if gpu is not None:
         kind = device_of_option(gpu).kind
@@ -79,9 +89,9 @@ def main(
     elif kind == "cpu":
         stated = device_named("cpu")
     elif report_only:
-        raise InputError("--report-only needs --gpu: which device was it?")
+        raise InputError("--report-only needs --gpu, the device that the results are from")
     else:
-        stated = _known(facts["name"])
+        stated = _device_by_name(facts["name"])
     try:
         out.mkdir(parents=True, exist_ok=True)
         results = Results(out / "results.json", stated.name)
@@ -97,27 +107,27 @@ def main(
 
 
 def _facts(children: Children, kind: str) -> dict[str, Any]:
-    """What torch says of the device. Raises InputError where it cannot use it."""
+    """The device's properties from torch. Raises InputError if torch cannot use the device."""
     try:
-        found: dict[str, Any] = children.call(
+        facts: dict[str, Any] = children.call(
             curves.device_facts, kind, timeout_seconds=_CURVE_SECONDS
         )
-        return found
+        return facts
     except ChildFailed as error:
         raise InputError(f"--device {kind}: torch cannot use it: {error}") from None
 
 
-def _known(accelerator: str) -> Device:
-    """The device that CUDA calls so, such as NVIDIA H200. Raises InputError for unknown ones."""
+def _device_by_name(accelerator: str) -> Device:
+    """The device with that CUDA name, such as NVIDIA H200. Raises InputError if unknown."""
     short = accelerator.removeprefix("NVIDIA ").replace("-", " ").split()[0]
     device = device_of_accelerator(short)
     if device.peak_bf16_tflops is None:
-        raise InputError(f"{accelerator} is not known: describe it with --gpu FILE.json")
+        raise InputError(f"{accelerator} has no hardware file: describe it with --gpu FILE.json")
     return device
 
 
 class Benchmark:
-    """All sections on one device."""
+    """Runs all sections on one device."""
 
     def __init__(
         self,
@@ -139,36 +149,40 @@ class Benchmark:
         self._pairs = planner.side_by_side(small=self._small)
 
     def run(self, facts: dict[str, Any], deadline: float) -> None:
-        """Measure what is missing until the deadline (monotonic seconds)."""
+        """Measure the missing items until the deadline (monotonic seconds)."""
         began = time.monotonic()
         self._ends_at = deadline + _GRACE_SECONDS
         self._results.put("facts", facts)
         self._results.note_clocks()
         missing = {kernel: why_not_installed(kernel) for kernel in MODULES}
         with Worker(self._device, self._memory_gib, self._out / "logs") as worker:
-            items = [item for item in self._items(worker, missing)]
+            items = list(self._items(worker, missing))
             for section, share in _SHARES.items():
-                mine = [item for item in items if item[0] == section]
-                self._measure(mine, began + share * (deadline - began))
+                section_items = [item for item in items if item[0] == section]
+                self._measure(section_items, began + share * (deadline - began))
             self._measure(items, deadline)
         self._results.note_clocks()
         left = sum(not self._results.has(section, name) for section, name, _ in items)
         if left:
-            self._console.print(f"{left} of {len(items)} are left: call again to go on")
+            self._console.print(
+                f"{left} of {len(items)} items are not measured: call again to continue"
+            )
 
     def write(self) -> None:
-        """Predictions from what is there, the hardware file, and the report."""
+        """Write the report, and if all curves are there, the hardware file and predictions."""
         content = self._results.content
-        found = _gathered(content["curves"])
-        if found is not None:
+        measured_curves = _merged_curves(content["curves"])
+        if measured_curves is not None:
             source = f"measured by benchmarks/gpu.py, {datetime.date.today()}"
-            device = measured_device(self._device, found, source)
+            device = measured_device(self._device, measured_curves, source)
             path = self._out / f"{self._device.name}.json"
             path.write_text(device_to_json(device), "utf-8")
             predictions = predict(device, self._memory_gib, content["throughput"])
             self._results.put("prediction", predictions)
-        pairs = [(shape, [who for who, _ in some]) for shape, some in self._pairs]
-        page = markdown(content | {"curves": found or {}}, self._rows, pairs, self._device)
+        pairs = [(shape, [name for name, _ in contenders]) for shape, contenders in self._pairs]
+        page = markdown(
+            content | {"curves": measured_curves or {}}, self._rows, pairs, self._device
+        )
         (self._out / "report.md").write_text(page, "utf-8")
         self._console.print(f"wrote {self._out}/report.md", soft_wrap=True)
 
@@ -180,23 +194,23 @@ class Benchmark:
             if time.monotonic() + reserve > deadline and not self._small:
                 continue
             value = measure()
-            if not _is_to_be_tried_again(value):
+            if not _should_retry(value):
                 self._results.add(section, name, value)
             self._console.print(f"{section}: {name}: {_short(value)}", soft_wrap=True, markup=False)
 
     def _items(self, worker: Worker, missing: dict[Any, str | None]) -> Iterator[Item]:
         for row in self._rows:
             if reason := missing.get(row.layout.attention_kernel):
-                absent = f"{row.layout.attention_kernel} {reason}"
-                yield "throughput", row.name, lambda row=row, why=absent: worker.leave_out(row, why)
+                why = f"{row.layout.attention_kernel} {reason}"
+                yield "throughput", row.name, lambda row=row, why=why: worker.leave_out(row, why)
             else:
                 yield "throughput", row.name, lambda row=row: worker.train(row, self._seconds())
         for shape, contenders in self._pairs:
             shared = contenders[0][1]
-            assert shared is not None, "ours comes first"
-            for who, row in contenders:
-                measure = self._contender(worker, (who, row), shared)
-                yield "side_by_side", f"{shape}: {who}", measure
+            assert shared is not None, "the first contender is a row of this worker"
+            for name, row in contenders:
+                measure = self._contender(worker, (name, row), shared)
+                yield "side_by_side", f"{shape}: {name}", measure
         kind = self._device.kind
         for name, function in (
             ("matrix_products", curves.matrix_products),
@@ -212,16 +226,16 @@ class Benchmark:
                     lambda kernel=kernel: self._curve(curves.attention, kind, kernel),
                 )
         facts = self._results.content["facts"]
-        yield "curves", "overheads", lambda: _or_why_not(lambda: worker.overheads(facts))
+        yield "curves", "overheads", lambda: _value_or_reason(lambda: worker.overheads(facts))
 
     def _contender(
         self, worker: Worker, contender: Contender, shared: Row
     ) -> Callable[[], dict[str, Any]]:
-        who, row = contender
+        name, row = contender
         if row is not None:
             return lambda: worker.train(row, self._seconds())
         spec = TrialSpec(
-            trial_id=who,
+            trial_id=name,
             layout=shared.layout,
             model=shared.model,
             cluster=Cluster(nodes=1, gpus_per_node=1, device=self._device),
@@ -231,14 +245,14 @@ class Benchmark:
             log_dir=None,
             synthetic_data=True,
         )
-        return lambda: self._peer(who, spec)
+        return lambda: self._peer(name, spec)
 
-    def _peer(self, who: str, spec: TrialSpec) -> dict[str, Any]:
+    def _peer(self, name: str, spec: TrialSpec) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = self._children.call(
-                peers.train, who, spec, timeout_seconds=min(_PEER_SECONDS, self._seconds())
+            result: dict[str, Any] = self._children.call(
+                peers.train, name, spec, timeout_seconds=min(_PEER_SECONDS, self._seconds())
             )
-            return found
+            return result
         except ChildTookTooLong as error:
             return {"outcome": "timeout", "reason": str(error), "step_seconds": None, "mfu": None}
         except ChildFailed as error:
@@ -248,34 +262,34 @@ class Benchmark:
     def _curve(self, function: Callable[..., Any], *args: Any) -> Any:
         call = self._children.call
         limit = min(_CURVE_SECONDS, self._seconds())
-        return _or_why_not(lambda: call(function, *args, timeout_seconds=limit))
+        return _value_or_reason(lambda: call(function, *args, timeout_seconds=limit))
 
     def _seconds(self) -> float:
-        """How long an item may take that begins now."""
+        """Time limit for an item that starts now."""
         return max(1.0, self._ends_at - time.monotonic())
 
 
-def _or_why_not(measure: Callable[[], Any]) -> Any:
+def _value_or_reason(measure: Callable[[], Any]) -> Any:
     try:
         return measure()
     except ChildFailed as error:
         return f"not measured: {error}"
 
 
-def _gathered(found: dict[str, Any]) -> dict[str, Any] | None:
-    """The curves with attention's in one place; None where one is missing that all devices have."""
+def _merged_curves(measured: dict[str, Any]) -> dict[str, Any] | None:
+    """The curves, attention's in one dictionary; None if a required curve is missing."""
     needed = ("matrix_products", "bandwidth", "overheads")
-    if any(not isinstance(found.get(name), list | dict) for name in needed):
+    if any(not isinstance(measured.get(name), list | dict) for name in needed):
         return None
     prefix = "attention "
     attention = {
-        name.removeprefix(prefix): curve for name, curve in found.items() if prefix in name
+        name.removeprefix(prefix): curve for name, curve in measured.items() if prefix in name
     }
-    return {**{name: found[name] for name in needed}, "attention": attention}
+    return {**{name: measured[name] for name in needed}, "attention": attention}
 
 
-def _is_to_be_tried_again(value: Any) -> bool:
-    """Whether it was not measured for a reason that another call may not meet."""
+def _should_retry(value: Any) -> bool:
+    """Whether the next call should measure it again: a timeout, or a curve that failed."""
     return isinstance(value, str) or (isinstance(value, dict) and value.get("outcome") == "timeout")
 
 

@@ -1,10 +1,10 @@
-"""How fast the planner is: the whole space of a 70B model on 1,024 GPUs, beside llm-analysis.
+"""Speed of the planner on a 70B model with 1,024 GPUs, compared with llm-analysis.
 
     python benchmarks/planner_speed.py [--peer DIR] [--json OUT]
 
-DIR holds the package llm-analysis as `make .venv/peers` puts it there: it wants other versions of
-its dependencies than we have, and needs none of them to estimate. Both estimate in this process, in
-turns, on one core. Where DIR is missing its figures are null.
+DIR holds the package llm-analysis, installed by `make .venv/peers` without its dependencies: it
+pins other versions than this project, and needs none of them to estimate. Both estimators run in
+this process, alternately, on one core. Without DIR the figures of llm-analysis are null.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _PEER_CHECKPOINTING = {"none": "NONE", "selective": "SELECTIVE", "full": "FULL"}
 
 
 def space_of_70b() -> SearchSpace:
-    """Llama 70B on 128 nodes of 8 H100: every legal layout of generous dimensions."""
+    """Llama 70B on 128 nodes of 8 H100, with many values in every dimension."""
     return SearchSpace(
         name="70B on 1,024 GPUs",
         model=Model(
@@ -67,20 +67,20 @@ def main(peer: Path, out: Path | None) -> int:
     space = space_of_70b()
     layouts = space.layouts()
     model = CostModel(space.model, space.precision, space.cluster)
-    theirs = _llm_analysis(peer, space)
-    some = layouts[:: max(1, len(layouts) // _PEER_LAYOUTS)][:_PEER_LAYOUTS]
-    whole, ours_each, theirs_each, ratios = [], [], [], []
+    estimate_by_peer = _llm_analysis(peer, space)
+    sample = layouts[:: max(1, len(layouts) // _PEER_LAYOUTS)][:_PEER_LAYOUTS]
+    plan_seconds, own_seconds, peer_seconds, ratios = [], [], [], []
     for _ in range(_TURNS):
-        whole.append(_seconds(lambda: plan(space, model)))
-        ours_each.append(_seconds(lambda: model.estimate(layouts)) / len(layouts))
-        if theirs is not None:
-            theirs_each.append(_seconds(lambda: theirs(some)) / len(some))
-            ratios.append(theirs_each[-1] / ours_each[-1])
+        plan_seconds.append(_seconds(lambda: plan(space, model)))
+        own_seconds.append(_seconds(lambda: model.estimate(layouts)) / len(layouts))
+        if estimate_by_peer is not None:
+            peer_seconds.append(_seconds(lambda: estimate_by_peer(sample)) / len(sample))
+            ratios.append(peer_seconds[-1] / own_seconds[-1])
     results = {
         "layouts": len(layouts),
-        "generate_estimate_and_rank_seconds": statistics.median(whole),
-        "estimate_microseconds_per_layout": 1e6 * statistics.median(ours_each),
-        "llm_analysis_microseconds_per_layout": _median(theirs_each, 1e6),
+        "generate_estimate_and_rank_seconds": statistics.median(plan_seconds),
+        "estimate_microseconds_per_layout": 1e6 * statistics.median(own_seconds),
+        "llm_analysis_microseconds_per_layout": _median(peer_seconds, 1e6),
         "llm_analysis_over_ours": _median(ratios, 1.0),
     }
     table = Table(title=f"{space.name}, medians of {_TURNS} turns")
@@ -95,7 +95,7 @@ def main(peer: Path, out: Path | None) -> int:
 
 
 def _llm_analysis(peer: Path, space: SearchSpace) -> Callable[[Sequence[Layout]], None] | None:
-    """What estimates layouts with llm-analysis, one after the other; None without the package."""
+    """A function that estimates layouts with llm-analysis, in a loop; None without the package."""
     if not (peer / "llm_analysis").is_dir():
         return None
     sys.path.append(str(peer.resolve()))
@@ -112,14 +112,14 @@ def _llm_analysis(peer: Path, space: SearchSpace) -> Callable[[Sequence[Layout]]
         vocab_size=space.model.vocab_size,
         max_seq_len=space.model.sequence_length,
         num_key_value_heads=space.model.num_key_value_heads,
-        # It takes only multiples of the width; the time of an estimate does not depend on it.
+        # llm-analysis accepts only multiples of hidden_dim; the value does not change its speed.
         ffn_embed_dim=4 * space.model.hidden_size,
         model_type="llama",
     )
     device = space.cluster.device
     gpu = config.GPUConfig(
         name="h100",
-        mem_per_GPU_in_GB=1e6,  # so that it estimates what does not fit, too
+        mem_per_GPU_in_GB=1e6,  # unlimited, so that it also estimates layouts that do not fit
         hbm_bandwidth_in_GB_per_sec=device.memory_gb_per_second,
         intra_node_bandwidth_in_GB_per_sec=300,
         intra_node_min_message_latency=8e-6,
@@ -128,12 +128,12 @@ def _llm_analysis(peer: Path, space: SearchSpace) -> Callable[[Sequence[Layout]]
 
     def estimate(layouts: Sequence[Layout]) -> None:
         for layout in layouts:
-            _estimate_one(analysis, config, model, gpu, space, layout)
+            _estimate(analysis, config, model, gpu, space, layout)
 
     return estimate
 
 
-def _estimate_one(
+def _estimate(
     analysis: Any, config: Any, model: Any, gpu: Any, space: SearchSpace, layout: Layout
 ) -> None:
     parallel = config.ParallelismConfig(

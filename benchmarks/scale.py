@@ -1,9 +1,9 @@
-"""Simulated searches on many nodes: what the driver needs per trial, and how groups are made.
+"""Simulated searches on many nodes: driver time and memory per trial, placement group creation.
 
     python benchmarks/scale.py [--nodes N]... [--trials T] [--json OUT]
 
-Each size is one search of llm405b in a process of its own, with real Ray Tune trials in one real
-placement group of that many (logical) nodes.
+Each size is one search of llm405b in a separate process, with real Ray Tune trials in one real
+placement group of that many logical nodes.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from autotune.options.command_line import command_line
 from autotune.store.run_directory import open_run
 
 _WIDTH = 110
-# Ten thousand devices in groups of any of the space's sizes divide this batch.
+# 10,000 devices need a batch size that all data-parallel sizes divide.
 _GLOBAL_BATCH = {1250: 10_000}
 
 
@@ -41,8 +41,8 @@ def main(sizes: tuple[int, ...], trials: int, out: Path | None) -> int:
     names = list(next(iter(results.values())))
     for name in names:
         table.add_column(name.replace("_", " "), justify="right")
-    for nodes, found in results.items():
-        table.add_row(str(nodes), *(f"{found[name]:.3g}" for name in names))
+    for nodes, figures in results.items():
+        table.add_row(str(nodes), *(f"{figures[name]:.3g}" for name in names))
     Console(width=_WIDTH).print(table)
     if out is not None:
         out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -50,12 +50,12 @@ def main(sizes: tuple[int, ...], trials: int, out: Path | None) -> int:
 
 
 def measure(nodes: int, trials: int) -> dict[str, Any]:
-    """One search; seconds and MiB."""
+    """Run one search; returns times in seconds and memory in MiB."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "run"
         command = [
             *(sys.executable, "-m", "autotune.run", "--space", "llm405b", "--no-dashboard"),
-            # In any order: a guided search ends long before.
+            # Random order: a guided search would stop after a few trials.
             *("--trainable", "simulated", "--search", "random", "--out", str(directory)),
             *("--nodes", str(nodes), "--max-trials", str(trials)),
             *("--global-batch-size", str(_GLOBAL_BATCH.get(nodes, 2048))),
@@ -67,7 +67,7 @@ def measure(nodes: int, trials: int) -> dict[str, Any]:
             raise RuntimeError(f"the search on {nodes} nodes ended with status {search.returncode}")
         wall = time.monotonic() - start
         records = open_run(directory).trials()
-    took = [(r.finished_at - r.started_at).total_seconds() for r in records]
+    durations = [(r.finished_at - r.started_at).total_seconds() for r in records]
     between = [
         (later.finished_at - sooner.finished_at).total_seconds()
         for sooner, later in itertools.pairwise(records)
@@ -76,7 +76,7 @@ def measure(nodes: int, trials: int) -> dict[str, Any]:
     return {
         "trials": len(records),
         "wall_seconds": wall,
-        "first_trial_with_group_seconds": took[0],
+        "first_trial_with_group_seconds": durations[0],
         "median_seconds_per_trial": statistics.median(between),
         "driver_mib": last,
         "driver_mib_per_100_trials": 100 * (last - first) / max(1, memory[-1][0] - memory[0][0]),
@@ -86,9 +86,9 @@ def measure(nodes: int, trials: int) -> dict[str, Any]:
 def _memory_while_running(
     search: subprocess.Popen[bytes], directory: Path
 ) -> list[tuple[int, float]]:
-    """(finished trials, resident MiB of the driver) once a second from the first trial on."""
+    """(finished trials, resident MiB of the driver), every second from the first trial on."""
     process = psutil.Process(search.pid)
-    found = [(0, 0.0)]
+    samples = [(0, 0.0)]
     while search.poll() is None:
         finished = len(list(directory.glob("trials/*.parquet")))
         try:
@@ -96,9 +96,10 @@ def _memory_while_running(
         except psutil.NoSuchProcess:
             break
         if finished:
-            found = [*found, (finished, resident)] if found[0][0] else [(finished, resident)]
+            sample = (finished, resident)
+            samples = [*samples, sample] if samples[0][0] else [sample]
         time.sleep(1)
-    return found
+    return samples
 
 
 if __name__ == "__main__":

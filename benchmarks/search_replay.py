@@ -1,11 +1,11 @@
-"""How many trials each search needs on recorded sweeps.
+"""Number of trials that each search algorithm needs on recorded sweeps.
 
     python benchmarks/search_replay.py --runs PATH --seeds K --json OUT
 
-PATH is a CSV or .xlsx of recorded runs or a folder of them. A trial costs 120 s of start-up plus 15
-steps if it runs, times its GPUs; a search is over when a layout within 1 % of the sweep's best was
-run. Seeds vary 0.5 % of noise on the step times, and ties. The cost model has never seen the sweep
-that it guides: see `autotune.calibration.held_out`.
+PATH is a CSV or .xlsx of recorded runs or a folder of them. A trial costs 120 s of start-up, plus
+15 steps if it does not fail, times its GPUs. A search ends with the first layout whose step time is
+within 1 % of the sweep's best. Seeds vary the noise on step times (0.5 %) and the order of ties.
+The cost model is not fitted on the sweep that it guides: see `autotune.calibration.held_out`.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ SEARCHES = ("guided", "hyperopt", "random", "rules")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Replay:
-    """One search on one sweep, until it found a good layout."""
+    """Cost of one search on one sweep, until it ran a layout within 1 % of the best."""
 
     trials: int
     gpu_hours: float
@@ -54,7 +54,7 @@ def replay(name: str, sweep: Sweep, prior: Prior | None, seed: int) -> Replay:
     cost = TrialCost(
         seconds=lambda layout: (STARTUP_SECONDS, STEPS),
         devices=devices,
-        training_gpu_hours=math.inf,  # the question is when it finds, not when it stops
+        training_gpu_hours=math.inf,  # no early end: only the time to a good layout counts
         training_steps=1,
     )
     search = make_search(name, list(runs), seed=seed, prior=prior, cost=cost)
@@ -70,7 +70,7 @@ def replay(name: str, sweep: Sweep, prior: Prior | None, seed: int) -> Replay:
         observation = Observation(layout=layout, outcome=run.outcome, step_seconds=measured)
         search.tell(observation)
         left.discard(layout)
-        pruned = [found.layout for found in prune(observation, left)]
+        pruned = [pruned_layout.layout for pruned_layout in prune(observation, left)]
         left.difference_update(pruned)
         search.discard(pruned)
     raise AssertionError(f"{name} ended before it found a good layout of {sweep.name}")
@@ -85,7 +85,7 @@ def _is_good(run: RecordedRun, sweep: Sweep) -> bool:
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, metavar="K")
 @click.option("--json", "out", type=click.Path(path_type=Path), metavar="OUT")
 def main(path: Path, seeds: int, out: Path | None) -> int:
-    """Replay recorded sweeps with every search."""
+    """Replay recorded sweeps with every search algorithm."""
     sweeps = read_sweeps(path)
     constants = unseen_constants(sweeps, path)
     results: dict[str, dict[str, dict[str, float]]] = {}
@@ -110,11 +110,11 @@ def main(path: Path, seeds: int, out: Path | None) -> int:
 
 
 def _summary(replays: Sequence[Replay]) -> dict[str, float]:
-    trials = [found.trials for found in replays]
+    trials = [replay.trials for replay in replays]
     return {
         "median_trials": float(np.median(trials)),
         "p90_trials": float(np.quantile(trials, 0.9)),
-        "median_gpu_hours": float(np.median([found.gpu_hours for found in replays])),
+        "median_gpu_hours": float(np.median([replay.gpu_hours for replay in replays])),
     }
 
 
@@ -125,18 +125,18 @@ def _print(console: Console, results: dict[str, dict[str, dict[str, float]]], se
     table.add_column("sweep")
     for name in SEARCHES:
         table.add_column(name, justify="right")
-    for sweep, found in results.items():
+    for sweep, summaries in results.items():
         table.add_row(
             sweep,
             *(
-                f"{found[name]['median_trials']:g} ({found[name]['p90_trials']:g}; "
-                f"{found[name]['median_gpu_hours']:.0f})"
+                f"{summaries[name]['median_trials']:g} ({summaries[name]['p90_trials']:g}; "
+                f"{summaries[name]['median_gpu_hours']:.0f})"
                 for name in SEARCHES
             ),
         )
     totals = {
         name: [
-            sum(found[name][key] for found in results.values())
+            sum(summaries[name][key] for summaries in results.values())
             for key in ("median_trials", "median_gpu_hours")
         ]
         for name in SEARCHES

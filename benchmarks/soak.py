@@ -1,10 +1,10 @@
-"""Many trials in one process: does anything grow?
+"""Soak test: looks for leaks of memory, files and processes over many trials in one process.
 
     python benchmarks/soak.py [--simulated N] [--real N] [--json OUT]
 
-A simulated search of llm13b, then a real one of the tiny space. After every trial the search's own
-process and its descendants (Ray, the trainable's actor, host processes) are looked at. Exit status
-1 where open files, processes or shared memory grew, or memory by more than a tenth.
+Runs a simulated search of llm13b, then a real search of the tiny space. After every trial it
+samples the search process and its descendants (Ray, the trainable's actor, host processes). Exit
+status 1 if open files, processes or shared memory grew, or memory grew by more than 10 %.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from trainables.simulated import SimulatedTrainable
 
 _WIDTH = 110
 _MIB = 2**20
-# Caches fill in the first trials: growth is counted from the second tenth of them to the last.
+# Growth is from the second tenth of the trials to the last: caches fill during the first tenth.
 _PARTS = 10
 _LARGEST_MEMORY_GROWTH = 0.10
 
@@ -47,13 +47,13 @@ _LARGEST_MEMORY_GROWTH = 0.10
 @click.option("--real", type=click.IntRange(min=20), default=60, show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), metavar="OUT")
 def main(simulated: int, real: int, out: Path | None) -> int:
-    """Run both searches in this process and compare their beginning with their end."""
-    before = _after_everything()
+    """Run both searches in this process and compare the first trials with the last."""
+    before = _left_over()
     results = {
         f"{simulated} simulated trials": soak("llm13b", simulated, SimulatedTrainable()),
         f"{real} real trials": soak("tiny", real, DeepSpeedLlm(device_kind="cpu")),
     }
-    after = _after_everything()
+    after = _left_over()
     console = Console(width=_WIDTH)
     for title, figures in results.items():
         table = Table(title=title)
@@ -64,8 +64,8 @@ def main(simulated: int, real: int, out: Path | None) -> int:
         console.print(table)
     console.print(f"before and after both searches: {before}, {after}", highlight=False)
     if out is not None:
-        found = {**results, "before": before, "after": after}
-        out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        content = {**results, "before": before, "after": after}
+        out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     grown = [what for figures in results.values() for what in figures if _grew(what, figures[what])]
     grown += [f"{what} left at the end" for what in after if after[what] > before[what]]
     if grown:
@@ -75,14 +75,14 @@ def main(simulated: int, real: int, out: Path | None) -> int:
 
 
 def soak(space: str, trials: int, trainable: Trainable) -> dict[str, tuple[float, float]]:
-    """One search; each figure's median in the second and in the last tenth of its trials."""
+    """Run one search; returns each figure's median in the second and last tenth of the trials."""
     simulated = isinstance(trainable, SimulatedTrainable)
     whole = load_space(space)
     cluster = dataclasses.replace(whole.cluster, nodes=2)
     request = Request(
         space=whole.replaced({"cluster": cluster}, what="cluster"),
         trainable="simulated" if simulated else "deepspeed",
-        search="random",  # a guided one would end long before
+        search="random",  # a guided search would stop after a few trials
         max_trials=trials - CONFIRMED,
         stop_factor=100.0,
     )
@@ -103,7 +103,7 @@ def soak(space: str, trials: int, trainable: Trainable) -> dict[str, tuple[float
 
 
 class Samples:
-    """Looks at this process and its descendants after every trial. A `Listener`."""
+    """Samples this process and its descendants after every trial. A `Listener`."""
 
     def __init__(self) -> None:
         self.taken: list[dict[str, float]] = []
@@ -120,17 +120,17 @@ class Samples:
     def trial_finished(self, record: TrialRecord) -> None:
         """Take a sample."""
         driver = psutil.Process()
-        family = list(_alive(driver.children(recursive=True)))
-        others = [p for p in family if _is(p, "ray::LayoutTrial") or _is_host(p)]
+        descendants = list(_alive(driver.children(recursive=True)))
+        workers = [p for p in descendants if _is(p, "ray::LayoutTrial") or _is_host(p)]
         self.taken.append(
             {
                 "memory of the search, MiB": _memory_mib([driver]),
-                "memory of trainable and hosts, MiB": _memory_mib(others),
-                "memory of all descendants, MiB": _memory_mib(family),
+                "memory of trainable and hosts, MiB": _memory_mib(workers),
+                "memory of all descendants, MiB": _memory_mib(descendants),
                 "open files of the search": driver.num_fds(),
-                "open files of trainable and hosts": sum(p.num_fds() for p in others),
+                "open files of trainable and hosts": sum(p.num_fds() for p in workers),
                 "threads of the search": driver.num_threads(),
-                "descendants": len(family),
+                "descendants": len(descendants),
                 "shared memory files": len(os.listdir("/dev/shm")),
             }
         )
@@ -139,7 +139,7 @@ class Samples:
 def _memory_mib(processes: list[psutil.Process]) -> float:
     total = 0.0
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):  # a rank that has just been ended
+        with contextlib.suppress(psutil.NoSuchProcess):  # a rank that has just exited
             total += process.memory_info().rss / _MIB
     return total
 
@@ -158,14 +158,15 @@ def _is(process: psutil.Process, word: str) -> bool:
 
 
 def _is_host(process: psutil.Process) -> bool:
-    """Whether it owns ranks; they are its copies, and some may not have gone yet."""
+    """Whether it is a host process, not a rank: ranks are forks with the same command line."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = process.parent()
         return _is(process, "host_process") and not (parent and _is(parent, "host_process"))
     return False
 
 
-def _after_everything() -> dict[str, int]:
+def _left_over() -> dict[str, int]:
+    """Descendants and shared-memory files that exist now."""
     return {
         "descendants": len(list(_alive(psutil.Process().children(recursive=True)))),
         "shared memory files": len(os.listdir("/dev/shm")),

@@ -1,9 +1,9 @@
-"""What a trial costs beside its steps, and whether the exported layout keeps its promise.
+"""Overhead of trials outside training steps, and step time of the exported launch script.
 
     python -m benchmarks.trials
 
-Three parts, all on this machine: the tiny search; a search whose trials train about 20 s; and the
-best layout by its exported script, in turns with a trial of it.
+Three parts, all on this machine: a search of the tiny space; a search whose trials train for about
+20 s; and the best layout, run alternately by its exported script and as a trial.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def space():
     return dataclasses.replace(tiny.space(), name="long", measured_steps=60)
 """
 LONG_TRIALS = 4
-# Layouts with steps of about a third of a second, none of which runs out of memory.
+# Layouts with step times of about 1/3 s, none of which runs out of memory.
 LONG_LAYOUTS = ("--fix", "pipeline_parallel=4", "--fix", "micro_batch_size=1,2")
 TURNS = 3
 STEPS_PER_TURN = 15
@@ -42,17 +42,17 @@ STEPS_PER_TURN = 15
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SearchCost:
-    """Where the reserved time of a search went."""
+    """How the reserved time of a search was spent."""
 
     outcomes: dict[str, int]
     reserved_seconds: float
     """From the first trial's start to the last one's end."""
     step_seconds: float
-    """Of that, in training steps (slowest rank), warm-up included."""
+    """The part of it in training steps (slowest rank), including warm-up."""
     startups: list[float]
-    """Of each trial after the first: until every rank could begin its first step."""
+    """Start-up of each trial after the first, until every rank is ready for its first step."""
     besides_steps: list[float]
-    """Of each successful trial after the first: everything but its steps."""
+    """Time outside training steps of each successful trial after the first."""
 
     @property
     def share_in_steps(self) -> float:
@@ -61,11 +61,11 @@ class SearchCost:
 
 
 def search_cost(directory: Path) -> SearchCost:
-    """Read it off a run directory."""
+    """Compute it from a run directory."""
     store = open_run(directory)
     records = store.trials()
     in_steps = {record.trial_id: _seconds_in_steps(store, record) for record in records}
-    held = {
+    durations = {
         record.trial_id: (record.finished_at - record.started_at).total_seconds()
         for record in records
     }
@@ -77,7 +77,7 @@ def search_cost(directory: Path) -> SearchCost:
         step_seconds=sum(in_steps.values()),
         startups=[r.startup_seconds for r in later if r.startup_seconds is not None],
         besides_steps=[
-            held[r.trial_id] - in_steps[r.trial_id] for r in later if r.outcome is Outcome.OK
+            durations[r.trial_id] - in_steps[r.trial_id] for r in later if r.outcome is Outcome.OK
         ],
     )
 
@@ -91,14 +91,14 @@ def _seconds_in_steps(store: RunStore, record: TrialRecord) -> float:
 
 
 def run_search(directory: Path, *arguments: str) -> SearchCost:
-    """Run a search in a process of its own."""
+    """Run a search in a separate process."""
     command = [sys.executable, "-m", "autotune.run", "--out", str(directory), *arguments]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return search_cost(directory)
 
 
 def export_ratios(directory: Path) -> list[float]:
-    """Step time of the exported script over that of a trial, in turns; both are medians."""
+    """Median step time of the exported script over that of a trial, in alternating runs."""
     store = open_run(directory)
     best = min(
         (r for r in store.trials() if r.outcome is Outcome.OK),
@@ -118,17 +118,19 @@ def export_ratios(directory: Path) -> list[float]:
     pairs = []
     with LocalHost(device_kind="cpu") as first, LocalHost(device_kind="cpu") as second:
         for _ in range(TURNS):
-            pairs.append((_by_script(directory / "export"), _by_trial(spec, [first, second])))
+            pairs.append(
+                (_script_seconds(directory / "export"), _trial_seconds(spec, [first, second]))
+            )
     return [script / trial for script, trial in pairs]
 
 
-def _by_trial(spec: TrialSpec, hosts: Sequence[LocalHost]) -> float:
+def _trial_seconds(spec: TrialSpec, hosts: Sequence[LocalHost]) -> float:
     events = DeepSpeedLlm(device_kind="cpu").run(spec, hosts)
     steps = [event.step_seconds for event in events if isinstance(event, StepReport)]
     return statistics.median(steps[spec.warmup_steps :])
 
 
-def _by_script(export: Path) -> float:
+def _script_seconds(export: Path) -> float:
     environment = {**os.environ, "PYTHON": sys.executable, "STEPS": str(STEPS_PER_TURN)}
     script = subprocess.run(
         [export / "launch.sh"], env=environment, capture_output=True, text=True, check=True
@@ -137,7 +139,7 @@ def _by_script(export: Path) -> float:
 
 
 def main() -> None:
-    """Run all three parts and print them."""
+    """Run all three parts and print the results."""
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -146,8 +148,8 @@ def main() -> None:
         arguments = ("--max-trials", str(LONG_TRIALS), *LONG_LAYOUTS)
         long = run_search(root / "long", "--space", str(root / "long.py"), *arguments)
         ratios = export_ratios(root / "tiny")
-    table = Table(title="What trials cost beside their steps")
-    for heading in ("search", "outcomes", "start-up s", "beside steps s", "share in steps"):
+    table = Table(title="Trial overhead outside training steps")
+    for heading in ("search", "outcomes", "start-up s", "overhead s", "time in steps"):
         table.add_column(heading)
     for name, cost, target in (("tiny", tiny, 0.6), ("20 s of steps", long, 0.8)):
         table.add_row(
@@ -159,7 +161,7 @@ def main() -> None:
         )
     console.print(table)
     console.print(
-        "exported script / trial, median step times in turns: "
+        "exported script / trial, median step times of alternating runs: "
         f"{', '.join(f'{ratio:.2f}' for ratio in ratios)} (target 0.85 to 1.15)"
     )
 

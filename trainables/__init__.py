@@ -1,1 +1,1 @@
-"""What a trial runs: one protocol, several implementations."""
+"""Trainables: implementations of `autotune.trial.trainable.Trainable`, which runs one trial."""

@@ -1,6 +1,6 @@
-"""A trainable that trains nothing: for tests and demonstrations of everything around it.
+"""A fake trainable for tests and demonstrations: it trains nothing.
 
-Its step times follow from the layout by a simple formula and mean nothing.
+Step times come from a simple formula of the layout. They predict no real hardware.
 """
 
 import time

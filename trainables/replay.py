@@ -1,4 +1,4 @@
-"""A trainable that trains nothing: it gives back what others measured."""
+"""A trainable that trains nothing and returns the results of recorded runs."""
 
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""A trainable that trains nothing: the cost model says how long steps take and what runs out.
+"""A simulated trainable: step times and out-of-memory errors come from the cost model plus noise.
 
-Its world is not quite the one that the search's cost model knows: constants are off by chance, and
-so is every layout a little. What a search finds here shows how it works, never what is fast.
+The simulation differs from the cost model that the search uses: each constant and each layout gets
+a random error, so that the search has something to correct. Use it to test search algorithms. Its
+step times are not evidence of which layout is fast on real hardware.
 """
 
 import dataclasses

@@ -1,1 +1,1 @@
-"""What `benchmarks/gpu.py` runs, section by section."""
+"""The sections of `benchmarks/gpu.py`."""

@@ -1,6 +1,6 @@
-"""Functions run in fresh processes: a GPU's memory, and what a library left behind, end with them.
+"""Runs functions in fresh processes, so that GPU memory and library state are released afterwards.
 
-They are forked from a server that has imported torch but never touched CUDA.
+The processes are forked from a server that has imported torch but has not initialised CUDA.
 """
 
 import multiprocessing
@@ -11,18 +11,18 @@ from typing import Any
 
 
 class ChildFailed(Exception):
-    """The function raised, its process died, or it took too long; the message says which."""
+    """The function raised an exception, its process died, or it timed out; see the message."""
 
 
 class ChildTookTooLong(ChildFailed):
-    """The function was not done in time."""
+    """The function timed out."""
 
 
 class Children:
     """Runs functions of importable modules, one at a time."""
 
     def __init__(self, preload: list[str]) -> None:
-        """`preload`: modules that the server imports before its first child."""
+        """`preload`: modules that the fork server imports."""
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(preload)
 

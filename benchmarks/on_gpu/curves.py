@@ -1,6 +1,6 @@
-"""Section 3: how fast the device is at what layers are made of, by size.
+"""Section 3: microbenchmarks of the operations of a layer, by size.
 
-Nothing of a whole step is timed here but the smallest one, whose time is all overhead.
+Matrix products, attention and memory bandwidth are each timed alone, not within a training step.
 """
 
 import functools
@@ -35,7 +35,7 @@ _SMALL = {
 
 
 def device_facts(device_kind: str) -> dict[str, Any]:
-    """What torch says of the device and its libraries; nulls on CPUs."""
+    """Properties of the device and versions of its libraries, from torch; nulls on CPUs."""
     import torch
 
     names = ("name", "total_memory_gib", "multiprocessors", "cuda", "cudnn", "nccl")
@@ -54,38 +54,41 @@ def device_facts(device_kind: str) -> dict[str, Any]:
 
 
 def matrix_products(device_kind: str) -> list[dict[str, Any]]:
-    """The three products of every matrix of a layer, as its forward and backward pass compute them:
-    outputs, gradients of the inputs, and gradients of the weights."""
+    """TFLOP/s of the three products of each weight matrix: outputs (forward pass), gradients of the
+    inputs and of the weights (backward pass)."""
     import torch
 
     sizes, device, dtype = _setting(device_kind)
-    found = []
+    points = []
     for tokens, width in itertools.product(sizes["tokens"], sizes["widths"]):
         hidden, inner, *_ = WIDTHS[width]
         matrices = (hidden, hidden), (hidden, inner), (inner, hidden), (hidden, sizes["vocabulary"])
         for inputs, outputs in matrices:
-            made = functools.partial(torch.randn, device=device, dtype=dtype)
-            x, weight, slope = made(tokens, inputs), made(outputs, inputs), made(tokens, outputs)
+            randn = functools.partial(torch.randn, device=device, dtype=dtype)
+            x, weight = randn(tokens, inputs), randn(outputs, inputs)
+            gradient = randn(tokens, outputs)
             flops = 2 * tokens * inputs * outputs
             for rows, columns, left, right in (
                 (tokens, outputs, x, weight.t()),
-                (tokens, inputs, slope, weight),
-                (outputs, inputs, slope.t(), x),
+                (tokens, inputs, gradient, weight),
+                (outputs, inputs, gradient.t(), x),
             ):
                 seconds = _seconds(functools.partial(torch.mm, left, right))
-                found.append({"rows": rows, "columns": columns, "tflops": flops / seconds / 1e12})
-    return found
+                points.append({"rows": rows, "columns": columns, "tflops": flops / seconds / 1e12})
+    return points
 
 
 def attention(device_kind: str, kernel: str) -> list[dict[str, Any]]:
-    """Causal attention forward and backward by sequence length; FLOPs of the causal half."""
+    """TFLOP/s of causal attention, forward and backward, by sequence length.
+
+    FLOPs of the causal half only."""
     import torch
 
-    from trainables.deepspeed_llm.kernels import attention as attention_by
+    from trainables.deepspeed_llm import kernels
 
     sizes, device, dtype = _setting(device_kind)
-    attend = attention_by(kernel)  # type: ignore[arg-type]
-    found = []
+    attend = kernels.attention(kernel)  # type: ignore[arg-type]
+    points = []
     for length in sizes["lengths"]:
         batch, heads = max(1, sizes["attention_tokens"] // length), sizes["heads"]
         shape = (length, batch, heads, _HEAD_SIZE)
@@ -95,19 +98,20 @@ def attention(device_kind: str, kernel: str) -> list[dict[str, Any]]:
         )
         gradient = torch.randn_like(attend(query, key, value))
 
-        def both(
+        def forward_and_backward(
             query: Any = query, key: Any = key, value: Any = value, gradient: Any = gradient
         ) -> None:
             torch.autograd.grad(attend(query, key, value), (query, key, value), gradient)
 
-        # Two products forward and five backward, of which causality leaves half.
+        # Two matrix products forward and five backward; the causal mask leaves half of each.
         flops = (2 + 5) * 2 * batch * heads * length**2 * _HEAD_SIZE / 2
-        found.append({"sequence_length": length, "tflops": flops / _seconds(both) / 1e12})
-    return found
+        seconds = _seconds(forward_and_backward)
+        points.append({"sequence_length": length, "tflops": flops / seconds / 1e12})
+    return points
 
 
 def bandwidth(device_kind: str) -> dict[str, float]:
-    """GB/s of memory, read and written, by a copy and by what surrounds the products."""
+    """Memory bandwidth (read plus write) in GB/s of a copy and of each element-wise operation."""
     import torch
 
     from trainables.deepspeed_llm import loss, pointwise
@@ -118,38 +122,40 @@ def bandwidth(device_kind: str) -> dict[str, float]:
     tokens = sizes["tokens"][-1]
     hidden, inner, heads, _ = WIDTHS[sizes["widths"][len(sizes["widths"]) // 3]]
     element = 2 if dtype == torch.bfloat16 else 4
-    made = functools.partial(torch.randn, device=device, dtype=dtype)
+    randn = functools.partial(torch.randn, device=device, dtype=dtype)
 
-    found = {"copy": _copied_gb_per_second(sizes["copied_bytes"], device)}
+    gb_per_second = {"copy": _copied_gb_per_second(sizes["copied_bytes"], device)}
 
-    x, weight = made(tokens, 1, hidden).requires_grad_(), made(hidden).requires_grad_()
-    normed = functools.partial(rms_norm, x, weight, 1e-5, "fused")
-    moved = {"rms_norm": (_there_and_back(normed, (x, weight)), 7 * tokens * hidden)}
+    x, weight = randn(tokens, 1, hidden).requires_grad_(), randn(hidden).requires_grad_()
+    norm = functools.partial(rms_norm, x, weight, 1e-5, "fused")
+    moved = {"rms_norm": (_forward_backward_seconds(norm, (x, weight)), 7 * tokens * hidden)}
     with torch.no_grad():
         added = _seconds(lambda: x + x)
-    moved["add"] = (added, 2 * tokens * hidden)  # of the same tensor: read once, written once
+    moved["add"] = (added, 2 * tokens * hidden)  # x + x reads one tensor and writes one
 
-    rotated = made(tokens, 1, heads, hidden // heads).requires_grad_()
+    query = randn(tokens, 1, heads, hidden // heads).requires_grad_()
     table = rotary_table(tokens, hidden // heads, 10_000.0, device, dtype)
-    turn = functools.partial(pointwise.rotate, rotated, *table)
-    moved["rotation"] = (_there_and_back(turn, (rotated,)), 4 * tokens * hidden)
+    rotate = functools.partial(pointwise.rotate, query, *table)
+    moved["rotation"] = (_forward_backward_seconds(rotate, (query,)), 4 * tokens * hidden)
 
     with torch.no_grad():
-        gate, up, slope = (made(tokens, 1, inner) for _ in range(3))
+        gate, up, gradient = (randn(tokens, 1, inner) for _ in range(3))
         forward = _seconds(lambda: pointwise._gated(gate, up))
-        backward = _seconds(lambda: pointwise._gated_backward(slope, gate, up))
+        backward = _seconds(lambda: pointwise._gated_backward(gradient, gate, up))
     moved["gate"] = (forward + backward, 9 * tokens * inner)
 
-    logits = made(min(tokens, 8192), sizes["vocabulary"])
+    logits = randn(min(tokens, 8192), sizes["vocabulary"])
 
     def softmax() -> None:
         loss._turn_into_softmax(logits, loss._log_sum_exp(logits))
 
-    # Once for the sum, if the device keeps rows at hand twice, and once there and back.
+    # log-sum-exp: two reads, for maximum and sum. Softmax: one read, one write.
     moved["loss"] = (_seconds(softmax), 4 * logits.numel())
-    found |= {name: count * element / seconds / 1e9 for name, (seconds, count) in moved.items()}
-    found["optimizer"] = _optimizer_gb_per_second(sizes["optimised_parameters"], device)
-    return found
+    gb_per_second |= {
+        name: count * element / seconds / 1e9 for name, (seconds, count) in moved.items()
+    }
+    gb_per_second["optimizer"] = _optimizer_gb_per_second(sizes["optimised_parameters"], device)
+    return gb_per_second
 
 
 def _copied_gb_per_second(count: int, device: Any) -> float:
@@ -169,7 +175,7 @@ def _optimizer_gb_per_second(count: int, device: Any) -> float:
     return 28 * count / _seconds(optimizer.step) / 1e9
 
 
-def _there_and_back(function: Callable[[], Any], inputs: Sequence[Any]) -> float:
+def _forward_backward_seconds(function: Callable[[], Any], inputs: Sequence[Any]) -> float:
     import torch
 
     gradient = torch.randn_like(function())
@@ -177,13 +183,13 @@ def _there_and_back(function: Callable[[], Any], inputs: Sequence[Any]) -> float
 
 
 def _seconds(function: Callable[[], Any]) -> float:
-    """Mean of calls in a row; torch's timer waits for the device before and after them."""
+    """Mean time of successive calls; torch's Timer synchronises with the GPU before and after."""
     from torch.utils.benchmark import Timer
 
     timer = Timer("function()", globals={"function": function})
-    timer.timeit(1)  # chooses and loads the kernels
-    roughly = timer.timeit(2).mean
-    return float(timer.timeit(max(3, int(_SECONDS_PER_TIMING / roughly))).mean)
+    timer.timeit(1)  # warm-up: selects and loads the kernels
+    estimate = timer.timeit(2).mean
+    return float(timer.timeit(max(3, int(_SECONDS_PER_TIMING / estimate))).mean)
 
 
 def _setting(device_kind: str) -> tuple[dict[str, Any], Any, Any]:

@@ -1,5 +1,6 @@
-"""From the curves of section 3 to the device's hardware file: measured constants, nothing fitted to
-whole steps."""
+"""Turns the curves of section 3 into constants of the device's hardware file.
+
+Nothing is fitted to step times."""
 
 import dataclasses
 import statistics
@@ -12,7 +13,7 @@ from autotune.cost.constants import assumed_constants, known_constants
 from autotune.cost.matrix_products import tile_efficiency
 from autotune.hardware import Device, Measured, Stated
 
-# Which part of the traffic each bandwidth stands for.
+# Constant of memory traffic -> the bandwidth measurements that it is scaled by.
 _TRAFFIC = {
     "residual_traffic": ("rms_norm", "add"),
     "rotation_traffic": ("rotation",),
@@ -21,15 +22,15 @@ _TRAFFIC = {
     "optimizer_traffic": ("optimizer",),
 }
 _LONGEST_HALF_LENGTH = 65_536.0
-# The time of the smallest step is the host's: behind a large step's work nothing is seen of it.
-_WHY_ASSUMED = "the host runs ahead of the device, whose memory grows page by page"
+# The smallest step is bound by the host; in a large step, GPU work hides that time.
+_WHY_ASSUMED = "kernel launches overlap GPU work; allocator uses expandable segments"
 _ASSUMED = {"step_seconds": 0.0, "launch_seconds": 0.0, "pressure": 0.0, "fragmentation": 0.01}
 
 
 def measured_device(stated: Device, curves: Mapping[str, Any], source: str) -> Device:
-    """The device with what `curves` say in the place of what was stated or assumed.
+    """The device with measured constants in place of those that were stated or assumed.
 
-    Raises KeyError where a curve is missing that every device has.
+    Raises KeyError if a required curve is missing.
     """
     bandwidth = curves["bandwidth"]
     device = dataclasses.replace(stated, memory_gb_per_second=_rounded(bandwidth["copy"]))
@@ -38,29 +39,31 @@ def measured_device(stated: Device, curves: Mapping[str, Any], source: str) -> D
     overheads = curves["overheads"]
     peak_tflops = stated.peak_bf16_tflops or stated.peak_fp32_tflops
     assert peak_tflops is not None
-    found = {"gemm_efficiency": _gemm_efficiency(curves["matrix_products"], device, peak_tflops)}
+    constants = {
+        "gemm_efficiency": _gemm_efficiency(curves["matrix_products"], device, peak_tflops)
+    }
     if stated.kind == "cpu":
-        found["step_seconds"] = overheads["step_seconds"]
+        constants["step_seconds"] = overheads["step_seconds"]
     if overheads.get("context_gib"):
-        found["context_gib"] = overheads["context_gib"]
+        constants["context_gib"] = overheads["context_gib"]
     if overheads.get("usable_memory"):
-        found["usable_memory"] = overheads["usable_memory"]
+        constants["usable_memory"] = overheads["usable_memory"]
     counted = assumed_constants("deepspeed_llm")
     for name, parts in _TRAFFIC.items():
         achieved = statistics.harmonic_mean(bandwidth[part] for part in parts)
-        found[name] = counted[name] * bandwidth["copy"] / achieved
+        constants[name] = counted[name] * bandwidth["copy"] / achieved
     for kernel, curve in curves["attention"].items():
         if isinstance(curve, list):
             efficiency, half_length = saturation(curve, peak_tflops)
-            found[f"attention.{kernel}.efficiency"] = efficiency
-            found[f"attention.{kernel}.half_length"] = half_length
-    return _with_constants(device, found, source)
+            constants[f"attention.{kernel}.efficiency"] = efficiency
+            constants[f"attention.{kernel}.half_length"] = half_length
+    return _with_constants(device, constants, source)
 
 
 def _gemm_efficiency(
     products: Sequence[Mapping[str, float]], device: Device, peak_tflops: float
 ) -> float:
-    """The median share of the peak, over what the tiles leave of it."""
+    """Median fraction of the peak FLOP/s, after dividing out the tile and wave efficiency."""
     assert device.multiprocessors is not None
     rows, columns = (np.array([p[name] for p in products]) for name in ("rows", "columns"))
     tiles = tile_efficiency(rows, columns, device.multiprocessors)
@@ -71,14 +74,14 @@ def _gemm_efficiency(
 def saturation(curve: Sequence[Mapping[str, float]], peak_tflops: float) -> tuple[float, float]:
     """(efficiency, half_length): share of the peak = efficiency * length / (length + half_length).
 
-    A straight line through 1/share over 1/length, each point weighed by its own share.
+    A linear fit of 1/share over 1/length, each point weighted by its share.
     """
     lengths = np.array([point["sequence_length"] for point in curve], dtype=float)
     shares = np.array([point["tflops"] for point in curve]) / peak_tflops
     if len(lengths) < 2:
         return float(shares[0]), 0.0
     slope, intercept = np.polyfit(1 / lengths, 1 / shares, 1, w=shares)
-    if slope <= 0 or intercept <= 0:  # it does not saturate within these lengths
+    if slope <= 0 or intercept <= 0:  # no saturation in the measured range
         return float(np.median(shares)), 0.0
     return float(1 / intercept), float(min(slope / intercept, _LONGEST_HALF_LENGTH))
 

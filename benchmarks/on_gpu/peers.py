@@ -1,7 +1,7 @@
-"""Section 2: the same shapes in plain PyTorch with Hugging Face's Llama.
+"""Section 2: baseline in plain PyTorch with Hugging Face's Llama, on the same shapes.
 
-What a careful user would write without us: bf16 weights with fp32 copies for a fused AdamW, SDPA
-attention, gradient clipping; as it is, and with torch.compile.
+bf16 weights with fp32 master weights for a fused AdamW, SDPA attention and gradient clipping; eager
+and with torch.compile.
 """
 
 import time
@@ -15,7 +15,7 @@ PEERS: tuple[Peer, ...] = ("hugging_face", "hugging_face_compiled")
 
 
 def train(peer: Peer, spec: TrialSpec) -> dict[str, Any]:
-    """Train the spec's shape on this process's device; runs in a process of its own."""
+    """Train the spec's model on the device. Call in a fresh process."""
     import torch
 
     device = torch.device("cuda" if spec.cluster.device.kind == "gpu" else "cpu")
@@ -60,7 +60,7 @@ def _timed(trainer: "_Trainer", number: int) -> RankStep:
 
 
 class _Trainer:
-    """Model, optimiser and step, as short as they can be."""
+    """A minimal training loop: model, optimiser and step."""
 
     def __init__(self, spec: TrialSpec, device: Any) -> None:
         import torch
@@ -95,7 +95,7 @@ class _Trainer:
         self._optimizer = torch.optim.AdamW(self._masters, lr=3e-4, weight_decay=0.1, fused=True)
 
     def batch(self) -> Any:
-        """Random tokens of one step, [sequences, sequence_length]."""
+        """Random tokens of one step, [global_batch_size, sequence_length]."""
         import torch
 
         model = self._spec.model
@@ -103,7 +103,7 @@ class _Trainer:
         return torch.randint(model.vocab_size, shape, device=self.device)
 
     def step(self, batch: Any) -> tuple[float, float]:
-        """One optimiser step; its loss and gradient norm."""
+        """One optimiser step; returns loss and gradient norm."""
         import torch
 
         layout = self._spec.layout

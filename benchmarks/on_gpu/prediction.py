@@ -1,4 +1,4 @@
-"""Section 4: the cost model, which knows only section 3, against every row of section 1."""
+"""Section 4: predictions of the cost model (constants of section 3) for every row of section 1."""
 
 import math
 import statistics
@@ -21,10 +21,10 @@ def predict(
 ) -> dict[str, dict[str, Any]]:
     """Predicted step time, peak memory and fit of each row that ran or ran out of memory.
 
-    Rows whose element-wise operations were not compiled are left out: no model is meant for them.
+    Rows with eager element-wise operations are skipped: the cost model does not describe them.
     """
     cluster = Cluster(nodes=1, gpus_per_node=1, device=device, memory_gib=memory_gib)
-    found = {}
+    predictions = {}
     for name, row in rows.items():
         if row["outcome"] not in ("ok", "oom") or row["environment"]:
             continue
@@ -33,24 +33,24 @@ def predict(
         estimate = cost.estimate([Layout(**row["layout"])])
         step, peak = float(estimate.step_seconds[0]), float(estimate.peak_memory_gib[0])
         ran_out = row["outcome"] == "oom"
-        said = float(estimate.fit_probability[0]) < 0.5
-        found[name] = {
+        predicted_oom = float(estimate.fit_probability[0]) < 0.5
+        predictions[name] = {
             "predicted_step_seconds": step,
             "predicted_peak_memory_gib": peak,
             "predicted_memory_share": peak / estimate.capacity_gib,
             "predicted_fit_probability": float(estimate.fit_probability[0]),
             "step_time_error": None if ran_out else step / row["step_seconds"] - 1,
             "memory_error": None if ran_out else peak / row["peak_memory_gib"] - 1,
-            "oom_is_right": said == ran_out,
+            "oom_is_right": predicted_oom == ran_out,
         }
-    return found
+    return predictions
 
 
 def summary(
     predictions: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, float | int | None]:
-    """Median absolute errors, the share of right answers about memory, and how many rows were at
-    its edge. Null where nothing was measured."""
+    """Median absolute errors, accuracy of the out-of-memory prediction, and the number of rows near
+    the memory capacity. Null if nothing was measured."""
 
     def median_of(name: str) -> float | None:
         errors = [abs(p[name]) for p in predictions.values() if p[name] is not None]

@@ -1,4 +1,4 @@
-"""The results file: grows row by row, and is read again by the next call."""
+"""The results file: saved after each measurement, and continued by the next call."""
 
 import contextlib
 import importlib.metadata
@@ -16,10 +16,10 @@ _CLOCKS = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,te
 
 
 class Results:
-    """Everything measured so far, by section and name; each addition is on disk at once."""
+    """All measurements so far, by section and name. Each one is saved at once."""
 
     def __init__(self, path: Path, device: str) -> None:
-        """Read `path` or begin it. Raises InputError where it was measured elsewhere."""
+        """Read `path` or create it. Raises InputError if it is of another device or version."""
         self._path = path
         self.content: dict[str, Any] = {
             "device": device,
@@ -31,55 +31,55 @@ class Results:
         if not path.exists():
             return
         try:
-            found = json.loads(path.read_text("utf-8"))
-            same = all(found[key] == self.content[key] for key in ("device", "versions"))
-            complete = found.keys() == self.content.keys()
+            saved = json.loads(path.read_text("utf-8"))
+            same = all(saved[key] == self.content[key] for key in ("device", "versions"))
+            complete = saved.keys() == self.content.keys()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"results {str(path)!r}: cannot be read: {error!r}") from None
         if not same or not complete:
             raise InputError(
-                f"results {str(path)!r} must be from this device and these versions to go on, got "
-                f"{found.get('device')} with {found.get('versions')}; name another --out"
+                f"results {str(path)!r} must be from this device and these versions, got "
+                f"{saved.get('device')} with {saved.get('versions')}; choose another --out"
             )
-        self.content = found
+        self.content = saved
 
     def has(self, section: str, name: str) -> bool:
-        """Whether that was measured already."""
+        """Whether it is measured already."""
         return name in self.content[section]
 
     def add(self, section: str, name: str, value: Any) -> None:
-        """Keep a result."""
+        """Save the result of one item."""
         self.content[section][name] = value
         self.save()
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a fact about the whole."""
+        """Save a value that belongs to the whole run."""
         self.content[key] = value
         self.save()
 
     def note_clocks(self) -> None:
-        """Read the GPU's clocks, now; null where there is no nvidia-smi."""
+        """Record the GPU's current clocks; null without nvidia-smi."""
         self.content["clocks"].append(clocks())
         self.save()
 
     def save(self) -> None:
-        """Write everything in one step."""
+        """Write the file atomically."""
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         temporary.write_text(json.dumps(self.content, indent=1) + "\n", "utf-8")
         os.replace(temporary, self._path)
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what decides the figures; null where it is not installed."""
-    found: dict[str, str | None] = dict.fromkeys(_PACKAGES)
+    """Versions of the packages that affect performance; null if not installed."""
+    installed: dict[str, str | None] = dict.fromkeys(_PACKAGES)
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def clocks() -> dict[str, str] | None:
-    """Name, driver, clocks, power limit and temperature, as nvidia-smi says them."""
+    """Name, driver, clocks, power limit and temperature from nvidia-smi; None without it."""
     command = ["nvidia-smi", f"--query-gpu={_CLOCKS}", "--format=csv,noheader"]
     try:
         line = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)

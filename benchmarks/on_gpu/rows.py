@@ -1,7 +1,7 @@
-"""Which shapes and layouts are measured: a centre, one factor at a time, corners, and the edge.
+"""The shapes and layouts to measure: a centre point, one factor at a time, corners, and edge rows.
 
-The edge is where the cost model expects the memory to end: of every edge shape one row has the most
-layers that are predicted to fit, and one has a layer more.
+Edge rows are near the memory capacity. Each edge shape has two rows: one with the most layers that
+the cost model predicts to fit, and one with a layer more.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from autotune.model import Model
 from autotune.space import precision_on
 from autotune.trial.deepspeed_config import POINTWISE_SWITCH
 
-# Tensors of a width: hidden size, feed-forward size, heads, key-value heads.
+# Hidden size, feed-forward size, heads, key-value heads.
 WIDTHS = {
     "7b": (4096, 11008, 32, 32),
     "13b": (5120, 13824, 40, 40),
@@ -39,30 +39,30 @@ class Row:
     """One shape in one layout on one device."""
 
     name: str
-    """Unique; says what is different from the centre."""
+    """Unique; names the difference from the centre."""
     group: str
     """centre, factor, corner, edge, again or cross."""
     model: Model
     layout: Layout
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """For the rank, on top of its own."""
+    """Extra environment variables for the rank."""
 
 
 Contender = tuple[str, Row | None]
-"""Who trains a shape: a row of ours by any name, or a peer of that name."""
+"""Name, and a row of this worker; None: the baseline of `peers` with that name."""
 
 
 class Planner:
-    """Rows for one device, whose memory decides how many layers a row has."""
+    """Plans the rows for one device. Its memory determines the number of layers of a row."""
 
     def __init__(self, device: Device, memory_gib: float | None = None) -> None:
-        """`memory_gib`: the rank's budget, where it is not the device's memory."""
+        """`memory_gib`: memory limit of the rank; None: the memory of the device."""
         self._cluster = Cluster(nodes=1, gpus_per_node=1, device=device, memory_gib=memory_gib)
         self.precision = precision_on(device.kind)
         self.kernels = device.attention_kernels
 
     def rows(self, *, full: bool = False) -> list[Row]:
-        """The rows of a GPU, in the order of their worth; `full` has the whole cross."""
+        """The rows of a GPU, most informative first; `full`: the full factorial design."""
         if full:
             return list(self._cross())
         rows = [self._row("centre", "centre", _CENTRE)]
@@ -79,7 +79,7 @@ class Planner:
         return rows
 
     def small_rows(self) -> list[Row]:
-        """The same on CPUs in seconds: every mechanism once, a real out-of-memory among them."""
+        """A few small rows for CPUs (seconds): every code path once, with a real out-of-memory."""
         changes: list[tuple[str, dict[str, Any]]] = [
             ("attention=math", {"attention_kernel": "math"}),
             ("rmsnorm=plain", {"rmsnorm_kernel": "plain"}),
@@ -96,14 +96,14 @@ class Planner:
         ]
 
     def side_by_side(self, *, small: bool = False) -> list[tuple[str, list[Contender]]]:
-        """Shapes, and who trains them: rows of ours, and Hugging Face's Llama as it is or compiled.
+        """Shapes with their contenders: rows of this worker, and Hugging Face's Llama.
 
-        Compiling takes half a minute each: only some shapes are compiled.
+        torch.compile takes half a minute per contender: only some shapes have compiled ones.
         """
         if small:
             ours = self._row("ours sdpa_flash", "pair", _SMALL_CENTRE)
             return [("small", [("ours sdpa_flash", ours), ("hugging_face", None)])]
-        found = []
+        planned = []
         for number, (name, shape) in enumerate(_pairs()):
             changes: dict[str, dict[str, Any]] = {
                 "ours sdpa_flash": {},
@@ -112,14 +112,14 @@ class Planner:
             if number in _COMPILED_PAIRS:
                 changes["ours compiled"] = {"torch_compile": True, **changes["ours sdpa_cudnn"]}
             contenders: list[Contender] = [
-                (who, self._row(f"{name}: {who}", "pair", {**shape, "accumulation": 2}, change))
-                for who, change in changes.items()
+                (label, self._row(f"{name}: {label}", "pair", {**shape, "accumulation": 2}, change))
+                for label, change in changes.items()
             ]
             contenders.append(("hugging_face", None))
             if number in _COMPILED_PAIRS:
                 contenders.append(("hugging_face_compiled", None))
-            found.append((name, contenders))
-        return found
+            planned.append((name, contenders))
+        return planned
 
     def _cross(self) -> Iterator[Row]:
         axes: dict[str, Sequence[Any]] = {
@@ -143,7 +143,7 @@ class Planner:
         change: Mapping[str, Any] = MappingProxyType({}),
         extra_layers: int | None = None,
     ) -> Row:
-        """`extra_layers` beyond those that are predicted to fit; None: well within the memory."""
+        """`extra_layers`: more layers than are predicted to fit; None: well within the memory."""
         values = {**shape, **change}
         width = values.pop("width")
         environment = values.pop("environment", {})
@@ -176,19 +176,19 @@ class Planner:
         )
 
     def _layers_within(self, model: Any, layout: Layout, share: float) -> int:
-        """The most layers whose predicted peak is at most that share of the memory."""
+        """The most layers with a predicted peak of at most that share of the memory capacity."""
         layers = 0
         while self._predicted_share(model(layers + 1), layout) <= share:
             layers += 1
         return layers
 
     def _predicted_share(self, model: Model, layout: Layout) -> float:
-        found = CostModel(model, self.precision, self._cluster).estimate([layout])
-        return float(found.peak_memory_gib[0]) / found.capacity_gib
+        estimates = CostModel(model, self.precision, self._cluster).estimate([layout])
+        return float(estimates.peak_memory_gib[0]) / estimates.capacity_gib
 
 
 def _factors() -> list[tuple[str, dict[str, Any]]]:
-    """One thing changed at a time; a change of the sequence keeps the tokens."""
+    """One factor changed at a time; rows of another sequence length keep the tokens per step."""
     return [
         ("attention=sdpa_cudnn", {"attention_kernel": "sdpa_cudnn"}),
         ("attention=flash_attn_4", {"attention_kernel": "flash_attn_4"}),
@@ -227,14 +227,14 @@ def _shape(width: str, vocabulary: int, length: int, size: int, **more: Any) -> 
 def _edges() -> list[tuple[str, dict[str, Any]]]:
     full, plain = {"activation_checkpointing": "full"}, {"rmsnorm_kernel": "plain"}
     return [
-        # Activations decide where the memory ends,
+        # Activations determine the peak memory.
         ("7b 8k x 8", _shape("7b", 32_000, 8192, 8)),
         ("13b 8k x 4, 128k", _shape("13b", 128_256, 8192, 4)),
         ("30b 4k x 8", _shape("30b", 32_000, 4096, 8)),
         ("70b 8k x 2", _shape("70b", 32_000, 8192, 2)),
         ("13b 4k x 8, plain", _shape("13b", 32_000, 4096, 8, **plain)),
         ("7b 2k x 8, accumulation", _shape("7b", 32_000, 2048, 8, accumulation=2)),
-        # or what the optimiser needs while it updates.
+        # The optimiser step determines the peak memory.
         ("13b 4k x 4", _shape("13b", 32_000, 4096, 4)),
         ("70b 4k x 1, 128k", _shape("70b", 128_256, 4096, 1)),
         ("7b 8k x 1, full", _shape("7b", 32_000, 8192, 1, **full)),

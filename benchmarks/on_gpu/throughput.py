@@ -1,4 +1,4 @@
-"""Section 1: rows trained by the worker itself, as a trial would."""
+"""Section 1: throughput of the worker, measured as in a trial."""
 
 import dataclasses
 import math
@@ -26,8 +26,8 @@ _ROW_SECONDS = 60.0
 _COMPILED_ROW_SECONDS = 180.0
 _FIRST_ROW_SECONDS = 300.0
 
-_NEXT_TO_NOTHING = Row(
-    name="next to nothing",
+_SMALLEST_STEP = Row(
+    name="smallest step",
     group="overheads",
     model=Model(
         num_hidden_layers=1,
@@ -44,7 +44,7 @@ _NEXT_TO_NOTHING = Row(
 
 
 class Worker:
-    """One host process for each environment that rows ask for, kept while it lasts."""
+    """Trains rows in host processes: one per set of environment variables, reused between rows."""
 
     def __init__(self, device: Device, memory_gib: float | None, logs: Path) -> None:
         self._device, self._logs = device, logs
@@ -59,10 +59,10 @@ class Worker:
             host.close()
 
     def train(self, row: Row, seconds: float = math.inf) -> dict[str, Any]:
-        """Train a row, within that time, and say what came of it; every outcome is a result.
+        """Train a row with that time limit and return its result, whatever the outcome.
 
-        A host's first row comes after a very small one, which pays for what is only once: imports,
-        libraries, the first kernels.
+        A new host process trains a very small row first, as warm-up: it imports modules, loads
+        libraries and the first kernels.
         """
         environment = tuple(sorted(row.environment.items()))
         trainable = DeepSpeedLlm(device_kind=self._device.kind, env=dict(environment))
@@ -70,9 +70,9 @@ class Worker:
             self._hosts[environment] = LocalHost(
                 device_kind=self._device.kind, env=dict(environment)
             )
-            first = self.train(dataclasses.replace(_NEXT_TO_NOTHING, environment=row.environment))
-            if first["outcome"] != "ok":
-                return {**self.leave_out(row, first["reason"]), "outcome": "crashed"}
+            warm_up = self.train(dataclasses.replace(_SMALLEST_STEP, environment=row.environment))
+            if warm_up["outcome"] != "ok":
+                return {**self.leave_out(row, warm_up["reason"]), "outcome": "crashed"}
         log_dir = self._logs / row.name.replace("/", "-").replace(" ", "_")
         log_dir.mkdir(parents=True, exist_ok=True)
         spec = TrialSpec(
@@ -110,7 +110,7 @@ class Worker:
         }
 
     def leave_out(self, row: Row, reason: str) -> dict[str, Any]:
-        """A row that cannot be run here: null figures."""
+        """The result of a row that cannot run here: null figures and the reason."""
         figures = dict.fromkeys(field.name for field in dataclasses.fields(Measurement))
         return {
             "group": row.group,
@@ -123,8 +123,8 @@ class Worker:
         }
 
     def overheads(self, facts: Mapping[str, Any]) -> dict[str, float | None]:
-        """A step whose arithmetic is next to nothing; memory that no tensor explains."""
-        row = self.train(_NEXT_TO_NOTHING)
+        """Fixed costs: time of the smallest step, and memory outside the tensors (CUDA context)."""
+        row = self.train(_SMALLEST_STEP)
         if row["outcome"] != "ok":
             raise ChildFailed(f"the smallest row: {row['outcome']}: {row['reason']}")
         total, nominal = facts["total_memory_gib"], self._device.memory_gib
@@ -143,4 +143,4 @@ def _longest_seconds(row: Row) -> float:
 
 def _most_reserved(steps: Sequence[StepReport]) -> float | None:
     reserved = [rank.peak_reserved_gib for step in steps for rank in step.ranks]
-    return max((some for some in reserved if some is not None), default=None)
+    return max((gib for gib in reserved if gib is not None), default=None)

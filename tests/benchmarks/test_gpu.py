@@ -1,4 +1,4 @@
-"""The GPU benchmark: whole and small on CPUs, and what it would run on an H200."""
+"""The GPU benchmark: a small run on a CPU, and the rows that it would run on an H200."""
 
 import json
 import subprocess
@@ -55,7 +55,7 @@ def test_the_peer_trains_the_same_shape(run: Path) -> None:
     found = content(run)["side_by_side"]
     assert {row["outcome"] for row in found.values()} == {"ok"}
     ours, theirs = found["small: ours sdpa_flash"], found["small: hugging_face"]
-    # Fresh weights know nothing: both losses are that of 512 tokens by chance.
+    # Untrained weights: both losses are near ln(512) = 6.24, that of a uniform prediction.
     assert ours["final_loss"] == pytest.approx(6.2, abs=0.2)
     assert theirs["final_loss"] == pytest.approx(6.2, abs=0.2)
 
@@ -173,7 +173,7 @@ def test_curves_become_constants() -> None:
     assert device.constants["usable_memory"].value == 0.99
     stated = device.constants["usable_memory"].unfitted
     assert stated is not None and stated.value == H200.constants["usable_memory"].value
-    # A quarter of the copy's speed: four times the counted bytes, 18 per element of the gate.
+    # At a quarter of the copy bandwidth, the constant is 4 times the counted 18 bytes per element.
     assert ours["gate_traffic"] == 72
     assert ours["residual_traffic"] == 140
     assert ours["attention.sdpa_flash.efficiency"] == pytest.approx(0.4)

@@ -1,4 +1,4 @@
-"""The benchmarks on recorded runs: their output's form, and their promises on what is at hand."""
+"""The benchmarks on recorded runs: format of the output, and targets on the available sweeps."""
 
 import json
 import statistics

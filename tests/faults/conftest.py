@@ -1,4 +1,4 @@
-"""The table of the fault suite: every test adds rows, the last lines of the output show them."""
+"""The table of the fault suite: tests add rows, and pytest prints it at the end of its output."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ ROWS = pytest.StashKey[list["Row"]]()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one fault led to, for docs/reliability.md."""
+    """Effect of one fault, for the table in docs/reliability.md."""
 
     fault: str
     recorded: str

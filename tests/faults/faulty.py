@@ -1,4 +1,4 @@
-"""A trainable for the fault suite: real ranks that fail on purpose, nodes that go away."""
+"""A trainable for the fault suite: injects failures of real ranks and losses of nodes."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 from trainables.fake import fake_step_seconds
 
-# Those that are no fault of a rank; they strike in the first attempt.
+# Faults outside the ranks, injected in the first attempt only.
 ACTOR_FAULTS = (
     "trainable's actor is killed",
     "node's actor is killed",
@@ -36,7 +36,7 @@ class FaultyDeepSpeedLlm(DeepSpeedLlm):
     """
 
     def __init__(self, faults: Mapping[str, str], notes: Path) -> None:
-        """`faults` by trial_id; `notes` is a folder for what happened when."""
+        """`faults` by trial_id; `notes` is a folder for the times of faults."""
         super().__init__(device_kind="cpu")
         self._faults, self._notes = dict(faults), notes
         notes.mkdir(exist_ok=True)
@@ -80,7 +80,7 @@ class FaultyDeepSpeedLlm(DeepSpeedLlm):
                     return
 
     def _note_the_delay(self, trial_id: str) -> None:
-        """How long ago the fault was that ended the trial."""
+        """Write down the time since the fault that ended the trial."""
         fault = self._notes / "fault"
         if fault.exists():
             delay = time.time() - float(fault.read_text())

@@ -1,8 +1,8 @@
-"""A host process whose ranks fail on purpose: run in the place of the real one.
+"""A host process that injects faults into its ranks; it replaces the real one.
 
-The environment variable FAULTS says which trial has which fault: {"0002": "exit"}. Everything else
-is the real thing; a fault happens inside a real rank, before its second step. When it happens is
-written down, so that the time until it is noticed can be told.
+The environment variable FAULTS maps trials to faults: {"0002": "exit"}. Everything else is the real
+code: a fault happens inside a real rank, before its second step. Its time is written to a file, to
+measure how long it takes until the fault is noticed.
 """
 
 import ctypes
@@ -25,12 +25,12 @@ from trainables.deepspeed_llm import host_process, probe, rank, rank_process
 
 FAULTY_RANK = 1
 FAULTY_STEP = 1
-# Recognised in the list of processes.
+# A command that is easy to find in the process list.
 ORPHAN = ("sleep", "86399")
 
 
 def main() -> None:
-    """Break what the ranks will run, then be the real host process."""
+    """Patch the engine that the ranks will run, then run the real host process."""
     faults: dict[str, str] = json.loads(os.environ["FAULTS"])
     real_train, real_engine = rank_process.train, rank.build_engine
     current: list[str | None] = [None]
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 class FaultyEngine:
-    """An engine that does something else before one of its steps."""
+    """An engine that triggers the fault before one of its steps."""
 
     def __init__(self, engine: Any, fault: Callable[[Any], None]) -> None:
         self._engine, self._fault, self._steps = engine, fault, 0
@@ -74,7 +74,7 @@ class FaultyEngine:
 
 
 def note_the_time() -> None:
-    """Of day: read by another process of this machine."""
+    """Write the time of day, which another process on this machine compares with its own."""
     Path(os.environ["FAULT_TIME"]).write_text(repr(time.time()))
 
 
@@ -137,7 +137,7 @@ def _close_the_output(engine: Any) -> None:
 
 
 def _leave_children(engine: Any) -> None:
-    """One in the rank's process group, one in its own, one whose parent has gone as well."""
+    """One in the rank's process group, one in its own, one whose parent has exited."""
     subprocess.Popen(ORPHAN)
     subprocess.Popen(ORPHAN, start_new_session=True)
     subprocess.run(["sh", "-c", f"setsid {' '.join(ORPHAN)} & exit 0"], check=True)

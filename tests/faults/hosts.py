@@ -30,7 +30,7 @@ _RAY_STARTED_SECONDS = 90
 
 
 def why_not() -> str | None:
-    """Why hosts cannot be made here; None where they can."""
+    """Why this machine cannot create network namespaces; None if it can."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "needs root on Linux, to make network namespaces"
     if shutil.which("ip") is None or shutil.which("ss") is None:
@@ -65,7 +65,7 @@ class Host:
         return subprocess.run(self.command(*arguments), capture_output=True, text=True, **options)
 
     def processes(self, *, with_word: str = "") -> list[psutil.Process]:
-        """What runs on this host, with that word in its command line."""
+        """Processes on this host with that word in their command line."""
         listed = subprocess.run(
             ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True
         )
@@ -89,11 +89,11 @@ class Host:
         return addresses
 
     def cut_off(self) -> None:
-        """Pull the cable: the host keeps its addresses, and hears nothing more."""
+        """Disconnect the host: it keeps its addresses but receives no packets."""
         _ip("-n", self._switch, "link", "set", self._port, "down")
 
     def heal(self) -> None:
-        """Put the cable back."""
+        """Reconnect the host."""
         _ip("-n", self._switch, "link", "set", self._port, "up")
 
     def kill_all(self) -> None:
@@ -111,10 +111,10 @@ class Host:
 
 @contextlib.contextmanager
 def network(count: int) -> Iterator[list[Host]]:
-    """Joined hosts; removed on the way out, with all that runs on them.
+    """Connected hosts; removed on exit, with all processes on them.
 
-    Ray looks for its like in all processes of the machine, whatever their network: addresses differ
-    from one network to the next.
+    Each network has other addresses than the last: Ray searches all processes of the machine for
+    other Ray processes, whatever their network.
     """
     number = next(_NUMBERS)
     unique = f"autotune-{os.getpid()}-{number}"
@@ -141,7 +141,7 @@ def network(count: int) -> Iterator[list[Host]]:
 
 
 def _connect(host: Host, number: int, switch: str) -> None:
-    # What `ip netns exec` shows as /etc/hosts: this machine's name leads to the wrong network.
+    # `ip netns exec` mounts this as /etc/hosts: the host name resolves to the wrong network.
     elsewhere = f"198.51.100.{number}"
     (_ETC / host.name).mkdir(parents=True)
     names = f"127.0.0.1 localhost\n{elsewhere} {os.uname().nodename}\n"

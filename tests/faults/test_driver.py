@@ -1,4 +1,4 @@
-"""What happens to the search's own process and its directory: killed, interrupted, no room left.
+"""Faults of the search process and its run directory: killed, interrupted, disk full.
 
 The trials are simulated, so that an undisturbed search can be compared with row by row.
 """
@@ -26,7 +26,7 @@ from tests.faults.conftest import Row
 pytestmark = [pytest.mark.timeout(300)]
 
 SEARCH = ("--space", "llm13b", "--nodes", "2", "--trainable", "simulated", "--max-trials", "12")
-# Times of day and what was measured of this machine differ from run to run; nothing else does.
+# Columns that differ between runs: times of day and durations on this machine.
 OF_THIS_RUN = {"started_at", "finished_at", "startup_seconds"}
 EXPLORED_ONE_BY_ONE = ("--search", "random", "--seed", "3")
 
@@ -143,7 +143,7 @@ def test_a_search_that_is_ended_goes_on_as_if_nothing_had_happened(
 
 @contextlib.contextmanager
 def small_disk(directory: Path, size: str) -> Iterator[Path]:
-    """A file system of its own in memory, taken away at the end."""
+    """A small file system in memory (tmpfs), unmounted at the end."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     directory.mkdir()
@@ -214,7 +214,7 @@ def test_a_directory_that_turns_read_only_ends_the_search_in_one_sentence(
 
 
 def remount(disk: Path, mode: str) -> None:
-    """As an administrator would: a file that is being written makes it wait for a moment."""
+    """Remount as an administrator would; retries while a file is open for writing."""
     for _ in range(200):
         done = subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], capture_output=True)
         if done.returncode == 0:
@@ -274,7 +274,7 @@ def test_a_second_search_in_the_same_directory_is_refused(
 
 
 def test_two_signals_at_once_still_leave_nothing(tmp_path: Path) -> None:
-    """An impatient person presses Ctrl-C twice, and the batch system sends SIGTERM as well."""
+    """SIGINT twice (Ctrl-C pressed twice) and SIGTERM from the batch system."""
     search = started(*SEARCH, "--out", tmp_path / "run")
     wait_for(lambda: finished(tmp_path / "run") >= 1, search)
     family = family_of(search.pid)

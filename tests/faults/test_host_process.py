@@ -1,4 +1,4 @@
-"""The host process outlives whatever its ranks do while they are being stopped."""
+"""The host process survives whatever its ranks do while they are being stopped."""
 
 import json
 from pathlib import Path

@@ -45,7 +45,7 @@ def space():
     )
 """
 BEST = Layout(data_parallel=4, micro_batch_size=2)
-# What a host is noticed to be gone in: 10 s, and as much again for a machine that is busy.
+# Limit for noticing a lost host: 10 s, doubled for a busy machine.
 NOTICED_SECONDS = 20
 RANKS = "deepspeed_llm.host_process"
 NODE_ACTOR = "_NodeActor"
@@ -114,7 +114,7 @@ def wait_until(condition: Callable[[], bool], problem: str, seconds: float = 60)
 
 @contextlib.contextmanager
 def ray_on_two_hosts(folder: Path, **of_ray: str) -> Iterator[RayOnHosts]:
-    """Ray as it starts where a token is found: it wants that token from everybody."""
+    """A Ray cluster with token authentication, which Ray enables when it finds a token file."""
     home = folder / "home"
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text(secrets.token_hex(32), encoding="utf-8")
@@ -134,7 +134,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayOnHosts]:
 
 
 def wait_for_ranks(search: subprocess.Popen[str], out: Path, hosts: list[Host]) -> None:
-    """Until the ranks of the first trial are there: two and their parent on either host."""
+    """Wait until the ranks of the first trial run: two and their parent process on each host."""
 
     def are_there() -> bool:
         assert search.poll() is None, search.communicate()[0]
@@ -167,7 +167,7 @@ def test_without_its_token_a_cluster_is_not_searched(cluster: RayOnHosts, tmp_pa
 def test_ranks_of_two_hosts_meet_at_their_own_addresses(
     cluster: RayOnHosts, tmp_path: Path
 ) -> None:
-    """The hosts' own names lead to another interface, over which they do not reach each other."""
+    """The host names resolve to another interface, over which the hosts are not connected."""
     out = tmp_path / "run"
     search = cluster.search(out)
     wait_for_ranks(search, out, cluster.hosts)

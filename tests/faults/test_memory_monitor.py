@@ -1,4 +1,4 @@
-"""A rank eats the main memory of its node: Ray ends the node's actor before the kernel does."""
+"""A rank fills its node's main memory: Ray's memory monitor kills the node's actor."""
 
 import os
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.faults.conftest import Row
 from tests.faults.faulty import FaultyDeepSpeedLlm
 from tests.faults.test_ranks import request_of
 
-# Whatever else runs on this machine counts for the monitor as well.
+# The monitor also counts the memory of all other processes on this machine.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 _ROOM_GIB = 1.5
@@ -26,7 +26,7 @@ _ROOM_GIB = 1.5
 def test_the_layout_is_out_of_memory_and_the_search_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: Callable[[Row], None]
 ) -> None:
-    # The monitors of all raylets of one machine see the same memory: only one may look.
+    # All raylets of a machine monitor the same memory: enable only one monitor.
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
     nodes = RayNodes(
         initialize_head=True,

@@ -46,7 +46,7 @@ def nodes() -> Iterator[RayNodes]:
 @pytest.fixture
 def two_nodes(nodes: RayNodes) -> Iterator[RayNodes]:
     """A head without devices, and two nodes with them."""
-    wait_for(lambda: len(whole_nodes(CLUSTER)) == len(nodes.worker_nodes))  # the dead are noticed
+    wait_for(lambda: len(whole_nodes(CLUSTER)) == len(nodes.worker_nodes))  # losses are noticed
     for _ in range(2 - len(whole_nodes(CLUSTER))):
         nodes.add_node(**NODE)
     wait_for(lambda: len(whole_nodes(CLUSTER)) == 2)
@@ -82,7 +82,7 @@ class Waits(FakeTrainable):
             is_second_step = isinstance(event, StepReport) and event.step == 1
             if spec.trial_id == "0002" and is_second_step and not reached.exists():
                 reached.touch()
-                while True:  # as a real trial does: this is where it notices
+                while True:  # as a real trial does: events() raises NodeLost
                     for host in hosts:
                         host.events(0.2)
             yield event

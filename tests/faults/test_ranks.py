@@ -1,4 +1,4 @@
-"""One real search in which nearly every trial fails in another way; the others go on."""
+"""One real search in which nearly every trial fails in a different way; the others succeed."""
 
 import contextlib
 import dataclasses
@@ -56,7 +56,7 @@ FAULTS = {f"{number:04d}": fault for number, fault in enumerate(EXPECTED, start=
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """What is left of the search."""
+    """Results of the search."""
 
     records: dict[str, TrialRecord]
     best: TrialRecord
@@ -87,7 +87,7 @@ def a_space() -> SearchSpace:
 
 
 def left_behind(before: set[int], shared_memory: set[str]) -> list[str]:
-    """What a search should have taken away and has not, a few seconds after its end."""
+    """Resources that a search should have released, a few seconds after its end."""
     deadline = time.monotonic() + 10
     while (left := found_now(before, shared_memory)) and time.monotonic() < deadline:
         time.sleep(0.2)

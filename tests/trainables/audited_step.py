@@ -1,10 +1,10 @@
-"""Run as a module: trains a layout in this process, and prints what its steps asked of the device.
+"""Run as a module: trains a layout and prints synchronisations, traffic and peak memory of a step.
 
     python -m tests.trainables.audited_step '{"micro_batch_size": 4}' '{"hidden_size": 256, ...}'
 
-A line of JSON: `waits`, where the host asked a tensor for its value within a step;
-`update_bytes_per_parameter`, what the update read and wrote; and `peak_bytes`, the most that torch
-had allocated at once. A GPU counts the same bytes: they come from the same operations.
+A line of JSON: `waits`, the stack of each host synchronisation (read of a tensor's value) within a
+step; `update_bytes_per_parameter`, read and written by the optimiser step; and `peak_bytes`, the
+peak of torch's allocations. A GPU runs the same operations, so its byte counts are the same.
 """
 
 import json
@@ -31,7 +31,7 @@ _FUSED_ADAMW = 28  # bytes per parameter: reads four tensors of fp32 and writes 
 
 
 class _FusedRmsNorm(torch.autograd.Function):
-    """Keeps what CUDA's fused kernel keeps; on CPUs torch has none and keeps more."""
+    """Saves the same tensors as CUDA's fused kernel: torch's CPU implementation saves more."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -47,7 +47,7 @@ class _FusedRmsNorm(torch.autograd.Function):
 
 
 class _Audit(TorchDispatchMode):
-    """Counts bytes that operations read and write, and remembers where the host waited."""
+    """Counts bytes that operations read and write, and records host synchronisations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def _tensors(value: Any) -> Any:
 
 
 def main() -> None:
-    """Two steps, of which the second is looked at."""
+    """Profile two steps for the peak memory of the second, then audit a third."""
     model = Model(**json.loads(sys.argv[2]))
     layout = layout_from_mapping(json.loads(sys.argv[1]), model)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -89,7 +89,7 @@ def main() -> None:
     os.environ.update(worker_environment("cpu"))
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
     os.environ.update(LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    # As small against the model as 100 MB are against billions of parameters.
+    # Scales the communication bucket down with the model: by default it would exceed the model.
     configuration.LARGEST_BUCKET = configuration.SMALLEST_BUCKET
 
     from trainables.deepspeed_llm import llama
@@ -144,7 +144,7 @@ def main() -> None:
 
 
 def _peak_bytes(profiled: Any) -> int:
-    """The most bytes at once, of all that torch's allocator gave out and took back."""
+    """Peak of the bytes allocated minus freed by torch's allocator."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiled.export_chrome_trace(str(path))

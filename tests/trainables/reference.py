@@ -1,4 +1,4 @@
-"""The same training in one plain process: no DeepSpeed, no process group, no sharding."""
+"""Reference training in a single process: no DeepSpeed, no process group, no sharding."""
 
 import functools
 
@@ -13,7 +13,7 @@ from trainables.deepspeed_llm.tensor_parallel import TensorParallel
 
 
 def plain_llama(model: Model, layout: Layout | None = None) -> Llama:
-    """The whole model on this process, in fp32."""
+    """The unsharded model, in fp32."""
     build = Build(
         model=model,
         layout=layout or Layout(attention_kernel="math", rmsnorm_kernel="plain"),

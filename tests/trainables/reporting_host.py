@@ -1,4 +1,4 @@
-"""A host process whose ranks train nothing and write down which device they would take."""
+"""A host process whose ranks do not train but report the device that they would use."""
 
 import json
 import os
@@ -14,13 +14,13 @@ _VARIABLES = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES", 
 
 
 def main() -> None:
-    """Put a report in the place of the training, and be the real host process."""
+    """Replace the training by a report, then run the real host process."""
 
     def train(spec: TrialSpec, place: rank.Place, **callbacks: Any) -> None:
         report = {name: os.environ[name] for name in _VARIABLES}
         report["place"] = [place.rank, place.local_rank, place.world_size]
         Path(os.environ["REPORTS"], f"{place.rank}.json").write_text(json.dumps(report))
-        # Rank 0 has the rendezvous: it must not leave before the others have come.
+        # Rank 0 serves the rendezvous: it must not exit before the other ranks have joined.
         size, store = place.world_size, place.store
         dist.init_process_group("gloo", store=store, rank=place.rank, world_size=size)
         dist.barrier()

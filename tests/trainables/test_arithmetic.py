@@ -1,4 +1,4 @@
-"""The worker's own autograd functions, against the plain expressions that they stand for."""
+"""The worker's autograd functions, compared with the PyTorch expressions that they replace."""
 
 from collections.abc import Callable
 
@@ -96,7 +96,7 @@ def test_the_gated_matrix_is_silu_times_up() -> None:
 
 @pytest.mark.parametrize("name", ["_rotated", "_gated", "_gated_backward"])
 def test_what_gpus_compile_traces_whole_and_says_the_same(name: str) -> None:
-    """Traced as on a GPU, but run by the same operations: a CPU has no such kernels to compare."""
+    """Traced as on a GPU, but executed eagerly: the fused GPU kernels cannot run on a CPU."""
     function = getattr(pointwise, name).__wrapped__
     traced = torch.compile(function, dynamic=False, fullgraph=True, backend="aot_eager")
     tables = rotary_table(SEQUENCE, 8, 10_000.0, torch.device("cpu"), torch.float32)

@@ -1,4 +1,4 @@
-"""`python -m trainables.deepspeed_llm`, alone and under torchrun."""
+"""`python -m trainables.deepspeed_llm`, run directly and under torchrun."""
 
 import json
 import os

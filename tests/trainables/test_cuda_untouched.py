@@ -1,4 +1,4 @@
-"""Ranks are forked: what their parent imports must leave CUDA alone."""
+"""The host process's imports must not initialise CUDA: forked ranks could not use it then."""
 
 import ctypes
 import os
@@ -11,8 +11,8 @@ import pytest
 from autotune.trial.deepspeed_config import worker_environment
 from trainables.deepspeed_llm import preload
 
-# Each of these asks the CUDA runtime, and so initialises it, unless NVML answers instead. A CPU
-# build of torch never gets that far, so the calls themselves are counted.
+# Each of these functions initialises the CUDA runtime, unless NVML answers instead. A CPU build of
+# torch has no CUDA to initialise, so the test counts the calls.
 WATCH = """
 import sys, torch
 calls = []

@@ -1,4 +1,4 @@
-"""On a real Ray cluster with (made-up) GPUs: each rank takes a device of its own."""
+"""On a real Ray cluster that declares GPUs (there are none): each rank gets a different device."""
 
 import functools
 import json
@@ -72,6 +72,6 @@ def test_local_ranks_count_the_devices_that_ray_made_visible(
         assert report["place"] == [rank, local_rank, 8]
         assert (report["RANK"], report["LOCAL_RANK"]) == (str(rank), str(local_rank))
         visible = report["CUDA_VISIBLE_DEVICES"].split(",")
-        # cuda:LOCAL_RANK is the LOCAL_RANKth of these: there is one for each rank of the node.
+        # cuda:LOCAL_RANK is the device at that index: there is one for each rank of the node.
         assert len(set(visible)) == GPUS_PER_NODE == int(report["LOCAL_WORLD_SIZE"])
         assert report["DS_ACCELERATOR"] == "cuda"

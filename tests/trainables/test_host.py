@@ -1,4 +1,4 @@
-"""The life of ranks: none outlives its owner, the first failure names the outcome."""
+"""Life cycle of ranks: none is left behind, and the first failure determines the outcome."""
 
 import dataclasses
 import json
@@ -58,7 +58,7 @@ def ranks_of(host: LocalHost) -> list[psutil.Process]:
 
 
 class Falsifying:
-    """Passes everything on, but changes what one rank says."""
+    """A host that forwards all calls, but changes the events of one rank."""
 
     def __init__(self, host: LocalHost, changes: dict[str, object], rank: int = 1) -> None:
         self._host, self._changes, self._rank = host, changes, rank
@@ -148,7 +148,7 @@ def test_an_unfit_node_is_named(spec: TrialSpec, host: LocalHost) -> None:
 
 
 class Vanishing:
-    """The node of rank 1 dies: its rank is silent, and after a while so is the node."""
+    """The node of rank 1 dies: its rank falls silent, and later the host raises NodeLost."""
 
     def __init__(self, host: LocalHost, seconds: float) -> None:
         self._host, self._seconds = host, seconds
@@ -170,7 +170,7 @@ class Vanishing:
 
 
 def test_a_node_that_dies_is_not_blamed_on_the_layout(spec: TrialSpec, host: LocalHost) -> None:
-    """Its peers hear closed connections long before anybody hears of the node."""
+    """Its peers report closed connections long before the node is reported lost."""
     long = dataclasses.replace(spec, measured_steps=10_000)
     with pytest.raises(NodeLost, match="node 1"):
         list(WORKER.run(long, [Vanishing(host, seconds=2)]))

@@ -1,4 +1,4 @@
-"""Our Llama against one that nobody here wrote."""
+"""The worker's Llama, compared with Hugging Face's implementation."""
 
 import dataclasses
 

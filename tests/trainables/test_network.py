@@ -1,4 +1,4 @@
-"""Over which address and interface the ranks of a node meet the others."""
+"""Address and network interface of the rendezvous and of the ranks' connections."""
 
 import psutil
 

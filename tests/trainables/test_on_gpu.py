@@ -1,6 +1,6 @@
-"""What only a GPU can show. `pytest -m gpu` on a machine with one; elsewhere all of it is skipped.
+"""Tests that need a GPU: `pytest -m gpu`. They are skipped on machines without one.
 
-Everything runs in ranks or in processes of its own: this one never touches CUDA.
+GPU code runs in ranks or in subprocesses: the test process never initialises CUDA.
 """
 
 import json
@@ -107,7 +107,7 @@ def test_compiled_chains_are_the_written_ones() -> None:
 
 
 def test_the_host_never_waits_for_the_device_within_a_step() -> None:
-    """torch raises where it would wait; reading loss and norm at the end is let through."""
+    """torch raises on a synchronisation; the read of loss and norm at the end is allowed."""
     said = python(
         """if True:
         import torch

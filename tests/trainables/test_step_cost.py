@@ -1,4 +1,4 @@
-"""What a step asks of its device, read off the operations themselves: a GPU runs the same ones."""
+"""Host synchronisations, peak memory and traffic of a step, counted by its operations on CPUs."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ SHAPE: dict[str, Any] = {
 }
 LONG = {"num_hidden_layers": 8, "vocab_size": 512, "sequence_length": 512}
 SHORT = {"num_hidden_layers": 8, "vocab_size": 512, "sequence_length": 16}
-# CPUs convert the logits to fp32 before log_softmax, which on GPUs is one kernel: 4 bytes more.
+# On CPUs the logits are converted to fp32 in a separate tensor: 4 bytes per logit more.
 ON_CPUS = {"context_gib": 0.0, "fragmentation": 0.0, "logit_bytes": 10}
 
 
@@ -92,5 +92,5 @@ def test_the_peak_is_predicted_from_what_is_kept(
 def test_the_update_moves_what_the_cost_model_counts() -> None:
     moved = audit({"micro_batch_size": 4}, SHAPE)["update_bytes_per_parameter"]
     constants = assumed_constants("deepspeed_llm")
-    # Of the rank's share, laying gradients out is done before the update: a copy of 4 bytes.
+    # The flattening of gradients, a copy of 4 bytes per parameter, happens before the update.
     assert moved == pytest.approx(constants["optimizer_traffic"] - 4, rel=0.05)

@@ -1,4 +1,5 @@
 """A short, real DeepSpeed training of a Llama under one layout.
 
-Importing this package imports neither torch nor DeepSpeed: the owner of a node stays small.
+Importing this package imports neither torch nor DeepSpeed, so the actor that owns a node uses
+little memory.
 """

@@ -1,7 +1,7 @@
-"""`python -m trainables.deepspeed_llm`: train one layout without Ray, and print what happened.
+"""`python -m trainables.deepspeed_llm`: train one layout without Ray and print the steps as JSON.
 
-Alone it starts the layout's ranks on this machine; under torchrun it is one of them. Each step is a
-line of JSON on the standard output, the last line is the summary.
+Run directly, it starts all ranks of the layout on this machine. Run under torchrun, the process is
+one rank. Standard output gets one line of JSON per step, then one summary line.
 """
 
 import json
@@ -38,20 +38,24 @@ _RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PO
 @click.option(
     "--warmup",
     type=click.IntRange(min=0),
-    help="First steps that are left out of the timing  [default: 1, or 0 for a single step]",
+    help="First steps, excluded from the step time  [default: 1, or 0 for a single step]",
 )
-@click.option("--memory-gib", type=AMOUNT, help="Limit per rank.")
+@click.option("--memory-gib", type=AMOUNT, help="Memory limit per rank.")
 @click.option("--data", metavar="PATH", help="File or folder whose bytes are the tokens.")
 @click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["auto", "gpu", "cpu"]), default="auto")
-@click.option("--gpu", metavar="NAME", help="Name of the GPU, for its peak (MFU).")
+@click.option("--gpu", metavar="NAME", help="Name of the GPU, for its peak FLOP/s (MFU).")
 @click.option(
     "--share-gpus",
     is_flag=True,
-    help="Let ranks share GPUs, over gloo: to try a layout out, not to time it.",
+    help="Let several ranks share a GPU, over gloo: to test a layout, not to time it.",
 )
-@click.option("--deepspeed-config", metavar="FILE", help="Use this instead of the layout's own.")
+@click.option(
+    "--deepspeed-config",
+    metavar="FILE",
+    help="DeepSpeed configuration, instead of the one made from the layout.",
+)
 @click.option("--trial-timeout", type=SECONDS, metavar="SECONDS")
 def main(**options: Any) -> int:
     """Train one layout for a few steps and print each step as JSON."""
@@ -88,7 +92,7 @@ def _run_here(spec: TrialSpec) -> Iterator[StepReport | Ended]:
 
 
 def _under_torchrun() -> bool:
-    """Whether this process is one rank of several, started by torchrun or in its manner."""
+    """Whether torchrun (or a launcher that sets the same variables) started this process."""
     return os.environ.keys() >= _RANK_VARIABLES
 
 
@@ -99,7 +103,7 @@ def _check_torchrun(world_size: int) -> None:
 
 
 def _set_environment(spec: TrialSpec) -> None:
-    """Before torch and DeepSpeed are imported; what the user set stays."""
+    """Set the worker's variables, without overriding the user's. Call before importing torch."""
     for name, value in worker_environment(spec.cluster.device.kind).items():
         os.environ.setdefault(name, value)
 
@@ -146,7 +150,9 @@ def _spec(
         if not share_gpus or not gpus:
             raise InputError(f"layout: needs {world_size} GPUs, this machine has {gpus}")
         if the_layout.pipeline_parallel > 1:
-            raise InputError("--share-gpus must be without pipeline stages: gloo cannot send them")
+            raise InputError(
+                "--share-gpus must be without pipeline stages: gloo cannot send GPU tensors"
+            )
     check_data(data, synthetic=synthetic_data, model=the_model)
     cluster = {"gpus_per_node": world_size, "device": hardware, "memory_gib": memory_gib}
     return TrialSpec(

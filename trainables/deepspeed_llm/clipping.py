@@ -1,8 +1,8 @@
-"""The global gradient norm and clipping by it, without waiting for the device.
+"""Global gradient norm and gradient clipping, without synchronising with the GPU.
 
-DeepSpeed's own converts every gradient to fp64 on the way (8 bytes per element of the largest
-weight) and asks the device three times per step whether a number is infinite. This one reads the
-fp32 gradients that the optimiser is about to use, once.
+DeepSpeed's own clipping converts every gradient to fp64 (8 bytes per element of the largest weight)
+and synchronises three times per step to test for infinities. This one reads the fp32 gradients that
+the optimiser is about to use, once.
 """
 
 from typing import Any
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from autotune.trial.deepspeed_config import GRADIENT_CLIPPING
 
-# On CPUs the norm is taken in fp64, of this many elements at a time.
+# On CPUs the norm is computed in fp64, over chunks of this many elements.
 _FP64_ELEMENTS = 2**20
 
 
 class ClippedNorm:
-    """Computes the norm and clips at the beginning of every optimiser step."""
+    """Computes the global norm and clips the gradients, as a hook before each optimiser step."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, model_parallel: dist.ProcessGroup) -> None:
-        """`model_parallel` holds the ranks that share one replica's parameters."""
+        """`model_parallel`: process group of the ranks that hold one replica's parameters."""
         self.value: Tensor | None = None
         """The norm before clipping, on the device; None before the first step."""
         self._model_parallel = model_parallel
@@ -29,10 +29,10 @@ class ClippedNorm:
         optimizer.register_step_pre_hook(self._clip)
 
     def count_shard_of(self, zero_optimizer: Any) -> None:
-        """Say that the gradient is ZeRO's flat shard of DeepSpeed 0.19's stage 1 and 2 optimiser.
+        """Use the flat gradient shard of DeepSpeed 0.19's ZeRO stage 1 and 2 optimiser.
 
-        Of a weight that all tensor-parallel ranks hold only the first one's gradient counts, so the
-        others leave out where it lies in the shard.
+        Weights that are replicated over tensor-parallel ranks must count once in the norm: the
+        first rank counts them, the others skip their positions in the shard.
         """
         rank = dist.get_rank(group=zero_optimizer.real_dp_process_group[0])
         size = int(zero_optimizer.partition_size[0])
@@ -58,7 +58,7 @@ class ClippedNorm:
             (flat,) = parameters
             own = [flat.grad[start:end] for start, end in self._counted]
             squares = _sum_of_squares(own, flat.device)
-            dist.all_reduce(squares)  # shards of all replicas, too
+            dist.all_reduce(squares)  # over all replicas too: each holds a shard
         self.value = squares.sqrt()
         coefficient = (GRADIENT_CLIPPING / (self.value + 1e-6)).clamp(max=1.0)
         for parameter in parameters:
@@ -68,9 +68,9 @@ class ClippedNorm:
 def counted_ranges(
     parameters: list[Tensor], offsets: list[int], *, first: int, size: int
 ) -> list[tuple[int, int]]:
-    """Where the elements lie in the shard [first, first + size) that this rank counts.
+    """Ranges (start, end) of the elements in the shard [first, first + size) that this rank counts.
 
-    `offsets` say where each parameter begins in the flat whole; neighbours become one range.
+    `offsets`: where each parameter begins in the flat tensor. Adjacent ranges are merged.
     """
     ranges: list[tuple[int, int]] = []
     for parameter, offset in zip(parameters, offsets, strict=True):
@@ -85,7 +85,7 @@ def counted_ranges(
 
 
 def _sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:
-    """In fp32 on GPUs; on CPUs such a norm is off in its fifth digit, so in fp64."""
+    """In fp32 on GPUs. In fp64 on CPUs, where torch's fp32 norm is wrong in the fifth digit."""
     if not tensors:
         return torch.zeros((), device=device)
     if device.type == "cuda":

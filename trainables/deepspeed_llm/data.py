@@ -1,4 +1,4 @@
-"""Tokens: bytes of real text by memory map, the same global batch in every layout."""
+"""Training tokens: bytes of memory-mapped text files, or random; every layout gets the same."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from autotune.errors import InputError
 
 
 class TokenSource(Protocol):
-    """An endless stream of tokens that can be read from anywhere."""
+    """An endless stream of tokens with random access."""
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Tokens [start, start + count) as int64."""
 
 
 class TextTokens:
-    """The bytes of files, one after another and round again; each byte is a token."""
+    """The bytes of all files in a row, repeated endlessly; each byte is a token."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        """Map the files, in the order given. Raises InputError where there is no byte to read."""
+        """Memory-map the files, in the order given. Raises InputError if all are empty."""
         try:
             maps = [np.memmap(f, dtype=np.uint8, mode="r") for f in files if f.stat().st_size]
         except OSError as error:
@@ -48,7 +48,7 @@ class TextTokens:
 
 
 class SyntheticTokens:
-    """Uniformly random tokens; a function of seed and position."""
+    """Uniformly random tokens, determined by seed and position."""
 
     _BLOCK = 4096
 
@@ -78,7 +78,7 @@ def batch_slice(
 ) -> tuple[Tensor, Tensor]:
     """Inputs and targets of one replica, both [global_batch_size / replicas, sequence_length].
 
-    The global batch depends on the step only; a replica takes a contiguous part of it.
+    The global batch depends only on the step. Each replica gets a contiguous part of it.
     """
     sequences = global_batch_size // replicas
     first = step * global_batch_size + replica * sequences

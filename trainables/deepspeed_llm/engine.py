@@ -1,4 +1,4 @@
-"""One optimiser step of a layout in DeepSpeed's engines, whichever it needs."""
+"""Build the DeepSpeed engine that a layout needs (plain or pipeline) and run optimiser steps."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -39,15 +39,16 @@ class Engine(Protocol):
     """Trains one layout."""
 
     def step(self, batch: Batch) -> StepResult:
-        """One optimiser step over this replica's [sequences, sequence_length] tokens, which are on
-        its device. The host waits for the device only to read loss and norm at the end."""
+        """One optimiser step over this replica's [sequences, sequence_length] tokens on its device.
+
+        The host synchronises with the GPU only once, at the end, to read loss and norm."""
 
 
 class Mesh:
-    """The ranks of a layout by tensor, pipeline and data parallel place."""
+    """The process groups of a layout: tensor, pipeline and data parallel."""
 
     def __init__(self, layout: Layout) -> None:
-        """Make the process groups; a collective call over all ranks."""
+        """Create the process groups. A collective call: every rank must make it."""
         self.topology = PipeModelDataParallelTopology(
             num_pp=layout.pipeline_parallel,
             num_mp=layout.tensor_parallel,
@@ -56,35 +57,35 @@ class Mesh:
         self.parallel = TensorParallel()
         if layout.tensor_parallel > 1:
             self.parallel = self._tensor_parallel(layout)
-        # The pipeline module makes its own, equal grid.
+        # PipelineModule creates an equal grid itself.
         self.grid = None
         if engine_of(layout) == "plain":
             self.grid = PipelineParallelGrid(topology=self.topology)
 
     def _tensor_parallel(self, layout: Layout) -> TensorParallel:
-        rank, mine = dist.get_rank(), None
+        rank, own_group = dist.get_rank(), None
         for ranks in self.topology.get_axis_comm_lists("model"):
             group = dist.new_group(ranks)
             if rank in ranks:
-                mine = TensorParallel(
+                own_group = TensorParallel(
                     size=len(ranks),
                     rank=ranks.index(rank),
                     sequence_parallel=layout.sequence_parallel,
                     group=group,
                 )
-        assert mine is not None, "every rank is in one tensor-parallel group"
-        return mine
+        assert own_group is not None, "every rank is in one tensor-parallel group"
+        return own_group
 
 
 def build_engine(build: Build, mesh: Mesh, config: dict[str, Any], precision: Precision) -> Engine:
-    """Build the model of the layout, its optimiser and DeepSpeed's engine around them."""
+    """Build the layout's model, its optimiser and the DeepSpeed engine around them."""
     if engine_of(build.layout) == "pipeline":
         return _PipelineEngine(build, mesh, config, precision)
     return _PlainEngine(build, mesh, config, precision)
 
 
 class _PlainEngine:
-    """DeepSpeed's engine without stages: all ZeRO stages."""
+    """DeepSpeed's engine without pipeline stages, for every ZeRO stage."""
 
     def __init__(
         self, build: Build, mesh: Mesh, config: dict[str, Any], precision: Precision
@@ -93,9 +94,9 @@ class _PlainEngine:
         self._layout = build.layout
         self._device = build.device
         self._data_group = mesh.grid.get_data_parallel_group()
-        # ZeRO 3 shards each layer as soon as it is built: the whole model is never in one place.
-        # Its dtype follows from the configuration: given as an argument, DeepSpeed 0.19.8 ignores
-        # it on CPUs.
+        # ZeRO 3 shards each layer as soon as it is built, so no rank ever holds the whole model.
+        # The dtype is taken from the configuration: DeepSpeed 0.19.8 ignores the `dtype` argument
+        # on CPUs.
         with deepspeed.zero.Init(
             data_parallel_group=self._data_group,
             config_dict_or_path=config,
@@ -140,7 +141,7 @@ class _PipelineEngine:
                 LayerSpec(Head, build),
             ],
             topology=mesh.topology,
-            # On the last stage, the only one that asks for it, the last layer is the head.
+            # Only the last stage calls this, and its last layer is the head.
             loss_fn=lambda hidden, targets: module.forward_funcs[-1].lm_head(hidden, targets),
             partition_method="type:Block",
         )
@@ -159,7 +160,7 @@ class _PipelineEngine:
 
 
 def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
-    """Cut a replica's batch into contiguous micro-batches of `size` sequences."""
+    """Split a replica's batch into contiguous micro-batches of `size` sequences."""
     tokens, targets = batch
     yield from zip(tokens.split(size), targets.split(size), strict=True)
 
@@ -182,5 +183,5 @@ def _count_shard(norm: ClippedNorm | None, engine: Any, layout: Layout) -> None:
 
 def _grad_norm(norm: ClippedNorm | None, engine: Any) -> float:
     value = norm.value if norm is not None else engine.get_global_grad_norm()
-    assert value is not None, "DeepSpeed computes the norm in every other case"
+    assert value is not None, "DeepSpeed computes the norm where ClippedNorm does not"
     return float(cast(Tensor | float, value))

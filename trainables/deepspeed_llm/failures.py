@@ -1,4 +1,4 @@
-"""The one boundary where an exception in a rank becomes an outcome. Logs are never searched."""
+"""Maps an exception in a rank to a trial outcome, by type and message. Logs are not searched."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ import torch.distributed as dist
 
 from autotune.trial.trial import Outcome
 
-# Messages of plain RuntimeErrors: torch has no type of its own for these.
+# Messages of out-of-memory errors that torch raises as a plain RuntimeError.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "_STATUS_ALLOC_FAILED")
-# For want of memory where a limit is in force: a thread's stack and a library's pages count, and
-# an interpreter that cannot even make its MemoryError says the last.
+# Further out-of-memory messages under a memory limit. Thread stacks and library pages count towards
+# it. The last two come from an interpreter that has no memory left to create its MemoryError.
 _OUT_OF_LIMITED_MEMORY = (
     "can't start new thread",
     "Resource temporarily unavailable",
@@ -24,23 +24,23 @@ _LONGEST_REASON = 600
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a rank ended."""
+    """Why a rank failed."""
 
     outcome: Outcome
     reason: str
     """One sentence that starts with the type of the exception."""
     consequence: bool
-    """True where another rank's end caused it: that one names the outcome."""
+    """True if another rank's failure caused it: that rank's failure determines the outcome."""
 
 
 def classify(error: BaseException, *, memory_limited: bool) -> Failure:
-    """Type a failure from its exception; `memory_limited`: the trial has a limit."""
+    """Classify an exception; `memory_limited`: the trial runs under a memory limit."""
     message = " ".join(str(error).split())
     reason = f"{type(error).__name__}: {message}"[:_LONGEST_REASON]
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return Failure(outcome=Outcome.OOM, reason=reason, consequence=False)
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
-        # NCCL and the store only fail because a peer did, or its memory was short.
+        # NCCL and the store fail because a peer failed, or because memory ran out.
         is_memory = any(sign in message for sign in _OUT_OF_MEMORY)
         outcome = Outcome.OOM if is_memory else Outcome.CRASHED
         return Failure(outcome=outcome, reason=reason, consequence=not is_memory)

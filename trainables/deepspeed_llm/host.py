@@ -1,4 +1,4 @@
-"""The owner's side of a host process: start it, command it, hear it, and leave nothing behind."""
+"""Client of the host process: start it, send commands, read events, and end it with its ranks."""
 
 import contextlib
 import json
@@ -17,14 +17,14 @@ import psutil
 from autotune.errors import NodeCheckFailed, NodeLost
 from autotune.trial.deepspeed_config import worker_environment
 
-# The imports of torch and DeepSpeed from a cold disk can take this long.
+# Importing torch and DeepSpeed from a cold disk can take this long.
 _PRELOAD_TIMEOUT_SECONDS = 300
 _ANSWER_TIMEOUT_SECONDS = 60
 _CLOSE_TIMEOUT_SECONDS = 10
 
 
 class LocalHost:
-    """The ranks of this machine. A `RankHost`."""
+    """Starts and stops ranks on this machine, through a host process. A `RankHost`."""
 
     def __init__(
         self,
@@ -36,8 +36,8 @@ class LocalHost:
     ) -> None:
         """Start the host process.
 
-        `address` is this node's own, where other nodes find its ranks; `env` comes on top of this
-        process's environment; `program` is the module that is run as the host process.
+        `address`: this node's address, at which other nodes reach its ranks. `env`: variables that
+        override this process's environment. `program`: the module to run as the host process.
         """
         self._address = address
         environment = {
@@ -46,7 +46,7 @@ class LocalHost:
             **os.environ,
             **(env or {}),
         }
-        environment["PYTHONPATH"] = _with_our_code(environment.get("PYTHONPATH"))
+        environment["PYTHONPATH"] = _with_project_root(environment.get("PYTHONPATH"))
         read_fd, write_fd = os.pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", program, str(write_fd)],
@@ -64,37 +64,37 @@ class LocalHost:
         self._is_ready = False
 
     def listen(self) -> tuple[str, int]:
-        """Open the rendezvous of the next job; its address and port."""
-        answer = self._ask({"command": "listen", "address": self._address}, "listening")
+        """Open the rendezvous socket of the next job; returns its address and port."""
+        answer = self._request({"command": "listen", "address": self._address}, "listening")
         return self._address, answer["port"]
 
     def start(self, job: Mapping[str, Any]) -> None:
         """Fork this node's ranks of the job."""
         self._job_id = job["job_id"]
-        self._command({"command": "start", **job})
+        self._send({"command": "start", **job})
 
     def events(self, timeout_seconds: float) -> list[dict[str, Any]]:
-        """What the current job's ranks said; waits up to the timeout for the first event."""
+        """Events of the current job's ranks; waits up to the timeout for the first."""
         events: list[dict[str, Any]] = []
         try:
-            events.append(self._alive(self._events.get(timeout=timeout_seconds)))
+            events.append(self._checked(self._events.get(timeout=timeout_seconds)))
             while True:
-                events.append(self._alive(self._events.get_nowait()))
+                events.append(self._checked(self._events.get_nowait()))
         except queue.Empty:
             if not events and self._process.poll() is not None:
-                raise self._lost() from None  # a child of a rank may hold its pipe open
+                raise self._exit_error() from None  # a child of a rank may still hold the pipe open
             return [event for event in events if event.get("job_id") == self._job_id]
 
     def stop(self) -> None:
-        """Kill the current ranks and return when they are gone."""
-        self._ask({"command": "stop"}, "stopped")
+        """Kill the current ranks and return when they have exited."""
+        self._request({"command": "stop"}, "stopped")
         self._job_id = None
-        self._events.put({"event": "wake"})  # whoever waits for events need not wait any longer
+        self._events.put({"event": "wake"})  # unblocks a thread that waits in events()
 
     def close(self) -> None:
-        """End the host process, and with it every rank."""
+        """End the host process and all of its ranks."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already
+        with contextlib.suppress(BrokenPipeError):  # it has exited already
             self._process.stdin.close()
         try:
             self._process.wait(_CLOSE_TIMEOUT_SECONDS)
@@ -114,71 +114,71 @@ class LocalHost:
             for line in lines:
                 event = json.loads(line)
                 (self._events if "job_id" in event else self._answers).put(event)
-        for waiting in (self._events, self._answers):
-            waiting.put(None)
+        for events in (self._events, self._answers):
+            events.put(None)
 
-    def _ask(self, command: Mapping[str, Any], answer_event: str) -> dict[str, Any]:
+    def _request(self, command: Mapping[str, Any], answer_event: str) -> dict[str, Any]:
         if self._process.poll() is not None:
-            raise self._lost()  # there is nobody to wait for
+            raise self._exit_error()
         if not self._is_ready:
             self._await_answer("ready", _PRELOAD_TIMEOUT_SECONDS)
             self._is_ready = True
-        self._command(command)
+        self._send(command)
         return self._await_answer(answer_event, _ANSWER_TIMEOUT_SECONDS)
 
-    def _command(self, command: Mapping[str, Any]) -> None:
+    def _send(self, command: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
             self._process.stdin.flush()
         except (BrokenPipeError, ValueError):
-            raise self._lost() from None
+            raise self._exit_error() from None
 
     def _await_answer(self, event: str, timeout_seconds: float) -> dict[str, Any]:
         try:
-            answer = self._alive(self._answers.get(timeout=timeout_seconds))
+            answer = self._checked(self._answers.get(timeout=timeout_seconds))
         except queue.Empty:
-            self._process.kill()  # a late answer would be taken for that to another question
+            self._process.kill()  # a late answer would be taken for the answer to the next command
             raise NodeLost(
                 f"the host process did not answer within {timeout_seconds} s ({event})"
             ) from None
         assert answer["event"] == event, f"expected {event}, got {answer}"
         return answer
 
-    def _alive(self, event: dict[str, Any] | None) -> dict[str, Any]:
+    def _checked(self, event: dict[str, Any] | None) -> dict[str, Any]:
         if event is None:
-            raise self._lost()
+            raise self._exit_error()
         return event
 
-    def _lost(self) -> NodeLost | NodeCheckFailed:
+    def _exit_error(self) -> NodeLost | NodeCheckFailed:
         status = self._process.wait()
         if not self._is_ready and status > 0:
             return NodeCheckFailed(
                 f"the host process cannot start (exit status {status}): torch or DeepSpeed cannot "
-                "be imported there, or --env keeps them from it"
+                "be imported on this node, or a variable set by --env prevents it"
             )
         return NodeLost(f"the host process ended with status {status}")
 
 
 def network_environment(address: str) -> dict[str, str]:
-    """Names the interface that carries the node's address to gloo and NCCL.
+    """Variables that make gloo and NCCL use the network interface with the node's address.
 
-    Left alone, gloo takes the one that the host's own name resolves to, and NCCL the first that
-    is up. Empty where no interface carries the address.
+    By default gloo uses the interface that the host name resolves to, and NCCL the first that is
+    up. Empty if no interface has the address.
     """
-    for name, carried in psutil.net_if_addrs().items():
-        if any(entry.address == address for entry in carried):
-            # NCCL reads a bare name as a prefix: eth1 would be eth10, too.
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            # "=" for an exact match: NCCL reads a bare name as a prefix, so eth1 would match eth10.
             return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
     return {}
 
 
-def _with_our_code(python_path: str | None) -> str:
-    """The search path with our code in front: nothing else may lead there on another machine."""
+def _with_project_root(python_path: str | None) -> str:
+    """PYTHONPATH with this project in front: on another node it may not be installed."""
     root = str(Path(__file__).resolve().parent.parent.parent)
     return root if not python_path else os.pathsep.join((root, python_path))
 
 
 def new_job_id() -> str:
-    """A name that no other job has."""
+    """A unique name for a job."""
     return uuid.uuid4().hex

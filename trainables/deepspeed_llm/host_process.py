@@ -1,14 +1,14 @@
-"""The process that owns a node's devices: it has torch and DeepSpeed imported, and forks ranks.
+"""The host process of a node: imports torch and DeepSpeed once and forks the ranks of each trial.
 
-Run as `python -m trainables.deepspeed_llm.host_process EVENTS_FD` by `host.LocalHost`. It is small
-and plain on purpose: its children are copies of it. Commands come as JSON lines on the standard
-input; events go as JSON lines into the pipe EVENTS_FD, which the ranks write as well (a line is
-shorter than PIPE_BUF, so lines never mix). CUDA is not touched here: a copy could not use it.
+`host.LocalHost` runs it as `python -m trainables.deepspeed_llm.host_process EVENTS_FD`. Commands
+come as JSON lines on standard input. Events go as JSON lines into the pipe EVENTS_FD, which the
+ranks write too; each line is shorter than PIPE_BUF, so writes are atomic and lines never mix. It
+never initialises CUDA: a forked process could not use it.
 
-No rank outlives its owner: when the standard input ends, this process kills its ranks and leaves;
-when this process is killed, the kernel kills its ranks (PR_SET_PDEATHSIG). What ranks start goes
-with them, in whatever process group it is (PR_SET_CHILD_SUBREAPER). What ranks print comes through
-pipes, so that neither a flood nor a full disk touches the training.
+No rank is left behind. When standard input ends, this process kills its ranks and exits. When this
+process is killed, the kernel kills its ranks (PR_SET_PDEATHSIG). Processes that ranks start are
+killed after the trial, whatever their process group (PR_SET_CHILD_SUBREAPER). Output of ranks goes
+through pipes, so excessive output or a full disk cannot make the training fail.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class _Rank:
 
 
 class HostProcess:
-    """Reads commands, forks ranks, reports their ends."""
+    """Reads commands, forks ranks and reports when they exit."""
 
     def __init__(self, events_fd: int) -> None:
         self._events_fd = events_fd
@@ -59,15 +59,15 @@ class HostProcess:
         self._ranks: dict[int, _Rank] = {}  # by process id
 
     def serve(self) -> None:
-        """Work until the standard input ends, then leave no rank behind."""
+        """Serve commands until standard input ends, then kill all ranks."""
         self._emit({"event": "ready"})
         try:
             while True:
                 for key, _ in self._selector.select():
                     if self._selector.get_map().get(key.fd) is not key:
-                        continue  # what came before it in this turn has closed it
+                        continue  # an earlier event of this iteration has closed it
                     if isinstance(key.data, RankLog):
-                        if not key.data.copy():  # the rank has closed it
+                        if not key.data.copy():  # end of file: the rank has exited
                             self._selector.unregister(key.fd)
                     elif key.data is not None:
                         self._reap(key.data)
@@ -90,7 +90,7 @@ class HostProcess:
         return bool(chunk)
 
     def _listen(self, command: dict[str, Any]) -> None:
-        """Bind the rendezvous here and now: rank 0 inherits it, so its port cannot be taken."""
+        """Bind the rendezvous socket. Rank 0 inherits it, so no other process can take the port."""
         self._close_rendezvous()
         family = socket.AF_INET6 if ":" in command["address"] else socket.AF_INET
         self._rendezvous = socket.create_server((command["address"], 0), family=family)
@@ -122,7 +122,7 @@ class HostProcess:
         rank = self._ranks.pop(pid)
         self._selector.unregister(rank.pidfd)
         os.close(rank.pidfd)
-        _kill_group(pid)  # whatever the rank started goes with it
+        _kill_group(pid)  # also kills child processes of the rank
         _, status = os.waitpid(pid, 0)
         if rank.log.read_fd in self._selector.get_map():
             self._selector.unregister(rank.log.read_fd)
@@ -142,7 +142,7 @@ class HostProcess:
     def _become_rank(
         self, job: dict[str, Any], rank: int, local_rank: int, owner: int, log_fd: int
     ) -> None:
-        """In the child: turn into a rank, and never return."""
+        """In the forked child: run the rank, and never return."""
         status = 1
         try:
             os.setpgid(0, 0)
@@ -154,7 +154,7 @@ class HostProcess:
             rendezvous = None
             if self._rendezvous is not None and rank == 0:
                 rendezvous = self._rendezvous.detach()
-            self._close_rendezvous()  # a copy would keep peers waiting after rank 0 has gone
+            self._close_rendezvous()  # an open copy would keep peers waiting after rank 0 exits
             entry = importlib.import_module("trainables.deepspeed_llm.rank_process")
             status = entry.main(
                 job,
@@ -178,23 +178,23 @@ class HostProcess:
 
     def _emit(self, event: Mapping[str, Any]) -> None:
         line = json.dumps(event, ensure_ascii=False).encode(errors="replace") + b"\n"
-        assert len(line) <= _LONGEST_EVENT, "events are written in one piece"
+        assert len(line) <= _LONGEST_EVENT, "longer events would not be written atomically"
         os.write(self._events_fd, line)
 
 
 def _redirect(log_fd: int) -> None:
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
+    dev_null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(dev_null, 0)
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
     os.close(log_fd)
-    faulthandler.enable()  # where a rank that the kernel kills was
+    faulthandler.enable()  # logs the stack of a rank that dies by SIGSEGV and the like
 
 
 def _kill_orphans() -> None:
-    """Kill what ranks left behind in process groups of their own: it is this process's child now.
+    """Kill orphans of ranks in other process groups: as the subreaper, this process adopts them.
 
-    Its own children may come only then, so this is done until there are none.
+    Killing one may orphan its own children in turn, so repeat until none is left.
     """
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     while orphans := children.read_text().split():
@@ -209,14 +209,15 @@ def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)  # before its setpgid
+        os.kill(pid, signal.SIGKILL)  # it may not have called setpgid yet
 
 
 def _shrink_thread_stacks() -> None:
-    """Give threads 1 MB stacks; glibc reads the size once, when a program starts.
+    """Give threads 1 MB stacks. glibc reads the size at program start, hence the exec.
 
-    A stack counts as private memory whether used or not, and a pipeline's process groups start a
-    dozen threads: at the usual 8 MB they would outweigh the activations of a small model.
+    A stack counts towards the memory limit whether used or not, and the process groups of a
+    pipeline start a dozen threads: at the default of 8 MB they would need more memory than the
+    activations of a small model.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     if soft != _THREAD_STACK_BYTES:
@@ -230,15 +231,15 @@ def main() -> None:
     """Import everything that ranks need, then serve."""
     if os.environ["DS_ACCELERATOR"] == "cpu":
         _shrink_thread_stacks()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner handles Ctrl-C
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     events_fd = int(sys.argv[1])
     os.set_inheritable(events_fd, False)
     import_what_ranks_need()
     if not cuda_is_untouched():
-        sys.exit("an import has initialised CUDA, which forked ranks could not use then")
+        sys.exit("an import has initialised CUDA: forked ranks could not use it")
     gc.collect()
-    gc.freeze()  # keeps the collector from copying the parent's pages in every rank
+    gc.freeze()  # avoids copy-on-write of the parent's pages by garbage collection in ranks
     HostProcess(events_fd).serve()
 
 

@@ -1,4 +1,4 @@
-"""One task on all hosts of a group: ranks everywhere, one stream of what they say."""
+"""Runs one task on all hosts of a placement group and merges the events of its ranks."""
 
 import contextlib
 import queue
@@ -16,7 +16,7 @@ _POLL_SECONDS = 1.0
 
 
 class Job:
-    """One task on all hosts; leaving the context kills its ranks."""
+    """One task on all hosts. Leaving the context kills its ranks."""
 
     def __init__(self, task: str, spec: TrialSpec, hosts: Sequence[RankHost]) -> None:
         self._task, self._spec, self._hosts = task, spec, hosts
@@ -69,11 +69,11 @@ class Job:
         with ThreadPoolExecutor(len(self._hosts)) as pool:
             stops = [pool.submit(host.stop) for host in self._hosts]
         for stop in stops:
-            with contextlib.suppress(Exception):  # a lost node has been reported already
+            with contextlib.suppress(Exception):  # a lost node was reported already
                 stop.result()
 
     def node_of(self, rank: int) -> str:
-        """The node of a rank, for people."""
+        """Name of a rank's node, for messages."""
         return f"node {rank // self._per_node}"
 
     def next_event(self, deadline: float | None) -> Mapping[str, Any] | None:
@@ -88,7 +88,7 @@ class Job:
         return event
 
     def events_during(self, seconds: float) -> list[Mapping[str, Any]]:
-        """Everything heard within that time."""
+        """All events within that time."""
         deadline = time.monotonic() + seconds
         return list(iter(lambda: self.next_event(deadline), None))
 
@@ -97,6 +97,6 @@ class Job:
             try:
                 for event in host.events(_POLL_SECONDS):
                     self._events.put(event)
-            except BaseException as error:  # handed to whoever waits for events
+            except BaseException as error:  # raised by next_event
                 self._events.put(error)
                 return

@@ -1,4 +1,4 @@
-"""The one place where a layout's kernel names become calls."""
+"""Attention and RMSNorm functions by the kernel names of a layout."""
 
 import importlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from autotune.hardware.kernels import MODULES, InstalledKernel
 from autotune.layout import RmsnormKernel
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Causal attention over [batch, heads, sequence, head_size]; there may be fewer key-value heads."""
+"""Causal attention over [batch, heads, sequence, head_size]; keys, values may have fewer heads."""
 
 _BACKENDS = {
     "math": SDPBackend.MATH,
@@ -23,7 +23,7 @@ _BACKENDS = {
 
 
 def attention(kernel: AttentionKernel) -> Attention:
-    """Causal attention by that kernel; one that is missing or unfit fails loudly."""
+    """Causal attention by that kernel. Raises if it is not installed or rejects the inputs."""
     if kernel == "flash_attn" or kernel == "flash_attn_4":
         return _flash_attn(kernel)
     backend = _BACKENDS[kernel]
@@ -43,16 +43,16 @@ def _flash_attn(kernel: InstalledKernel) -> Attention:
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch_first = (x.transpose(1, 2) for x in (query, key, value))
-        found = flash_attn_func(*batch_first, causal=True)
+        output = flash_attn_func(*batch_first, causal=True)
         # Version 4 also returns the log-sum-exp.
-        attended: Tensor = found[0] if isinstance(found, tuple) else found
+        attended: Tensor = output[0] if isinstance(output, tuple) else output
         return attended.transpose(1, 2)
 
     return attend
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, kernel: RmsnormKernel) -> Tensor:
-    """x / rms(x) * weight over the last dimension; statistics in fp32."""
+    """x / rms(x) * weight over the last dimension; the mean square is computed in fp32."""
     if kernel == "fused":
         return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
     wide = x.float()

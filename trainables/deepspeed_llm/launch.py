@@ -1,4 +1,4 @@
-"""The DeepSpeed trainable: runs a layout on the hosts of a group and says how it went."""
+"""The DeepSpeed trainable: runs a layout on a group of hosts and reports steps and outcome."""
 
 import functools
 import math
@@ -17,24 +17,24 @@ from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.job import Job
 
-# After the first failure, how long to hear whether another rank has the better reason.
+# After the first failure, wait this long for the failures of other ranks: one may be the cause.
 _GRACE_SECONDS = 0.3
-# A node that died is noticed through Ray later than its ranks' connections by their peers.
-_CAUSE_SECONDS = 12.0
+# When a node dies, its peers see closed connections before Ray reports the loss: wait this long.
+_NODE_LOSS_SECONDS = 12.0
 _CHECK_TIMEOUT_SECONDS = 120.0
-# More than this in use before we start is somebody else's job.
+# If more than this is in use before we start, another job runs on the device.
 _IDLE_DEVICE_GIB = 2.0
 
 _rank_step = pydantic.TypeAdapter(RankStep)
 
 
 class DeepSpeedLlm:
-    """Trains layouts with DeepSpeed for real. A `Trainable`."""
+    """Trains layouts with DeepSpeed. A `Trainable`."""
 
     def __init__(
         self, *, device_kind: Literal["gpu", "cpu"], env: Mapping[str, str] | None = None
     ) -> None:
-        """`env` is the ranks' environment, on top of the node's."""
+        """`env`: variables for the ranks, which override the node's."""
         self._device_kind: Literal["gpu", "cpu"] = device_kind
         self._env = dict(env or {})
 
@@ -44,7 +44,7 @@ class DeepSpeedLlm:
         return functools.partial(LocalHost, device_kind=self._device_kind, env=self._env)
 
     def check(self, cluster: Cluster, hosts: Sequence[RankHost]) -> None:
-        """A small product on every device and an all-reduce over all of them."""
+        """Check each device with a small matrix product and all of them with an all-reduce."""
         with Job("check", _check_spec(cluster), hosts) as job:
             deadline = time.monotonic() + _CHECK_TIMEOUT_SECONDS
             waiting = set(range(job.world_size))
@@ -66,7 +66,7 @@ class DeepSpeedLlm:
                 if problem or event["event"] == "checked":
                     waiting.discard(event["rank"])
             if consequences:
-                job.events_during(_CAUSE_SECONDS)  # raises NodeLost where that is the cause
+                job.events_during(_NODE_LOSS_SECONDS)  # raises NodeLost if a node has died
                 raise NodeCheckFailed(consequences[0])
 
     def run(
@@ -82,9 +82,9 @@ class DeepSpeedLlm:
                     yield progress.timeout()
                     return
                 if _is_failure(event):
-                    yield progress.failure(_with_its_cause(event, job))
+                    yield progress.failure(_collect_failures(event, job))
                     return
-                if report := progress.heard(event):
+                if report := progress.record(event):
                     if not _is_finite(report):
                         reason = f"step {report.step}: loss {report.loss}, {report.grad_norm}"
                         yield progress.end(Outcome.INVALID, f"{reason} as gradient norm")
@@ -96,7 +96,7 @@ class DeepSpeedLlm:
 
 
 class _Progress:
-    """What is known of a running trial, and when it is too late."""
+    """The state of a running trial: steps so far, deadlines and outcome."""
 
     def __init__(self, spec: TrialSpec, started: float) -> None:
         self._spec = spec
@@ -114,7 +114,7 @@ class _Progress:
 
     @property
     def deadline(self) -> float | None:
-        """Monotonic time at which the trial is cut; None: never."""
+        """Monotonic time at which the trial times out; None: never."""
         return min(filter(None, (self._trial_deadline, self._step_deadline)), default=None)
 
     @property
@@ -126,11 +126,11 @@ class _Progress:
     def _step_deadline(self) -> float | None:
         allowed = self._spec.step_deadline_seconds
         if allowed is None or self._last_step_at is None:
-            return None  # the first step also warms caches up: only the trial's deadline holds
+            return None  # the first step includes warm-up: only the trial's deadline applies
         return self._last_step_at + allowed
 
-    def heard(self, event: Mapping[str, Any]) -> StepReport | None:
-        """Take an event in; a report when it completes a step."""
+    def record(self, event: Mapping[str, Any]) -> StepReport | None:
+        """Record an event; returns a report if it completes a step on all ranks."""
         match event["event"]:
             case "ready_to_step":
                 self._waiting_for_ready -= 1
@@ -167,8 +167,8 @@ class _Progress:
         return self.end(Outcome.TIMEOUT, f"{what} was not done within its {allowed:g} s")
 
     def failure(self, failed: Sequence[Mapping[str, Any]]) -> Ended:
-        """The outcome named by the rank that failed on its own, not by its peers' end."""
-        cause = min(failed, key=_precedence)  # the first of equals
+        """The outcome of the rank that caused the failure, not of ranks that failed as a result."""
+        cause = min(failed, key=_precedence)  # the earliest of equal precedence
         if cause["event"] == "failed":
             outcome, reason = Outcome(cause["outcome"]), cause["reason"]
         else:
@@ -176,14 +176,14 @@ class _Progress:
         return self.end(outcome, f"rank {cause['rank']}: {reason}")
 
 
-def _with_its_cause(first: Mapping[str, Any], job: Job) -> list[Mapping[str, Any]]:
-    """The first failure and those that follow at once.
+def _collect_failures(first: Mapping[str, Any], job: Job) -> list[Mapping[str, Any]]:
+    """The first failure and those shortly after it.
 
-    If ranks were only left alone by another, the cause is waited for: it may be a node that has
-    died, and then no layout is to blame. Raises NodeLost.
+    If all of them are closed connections, wait for the cause: a node may have died, which is not
+    the layout's failure. Raises NodeLost.
     """
     failed = [first, *filter(_is_failure, job.events_during(_GRACE_SECONDS))]
-    deadline = time.monotonic() + _CAUSE_SECONDS
+    deadline = time.monotonic() + _NODE_LOSS_SECONDS
     while all(map(_is_consequence, failed)) and len({e["rank"] for e in failed}) < job.world_size:
         event = job.next_event(deadline)
         if event is None:
@@ -206,7 +206,7 @@ def _is_finite(report: StepReport) -> bool:
 
 
 def _precedence(event: Mapping[str, Any]) -> int:
-    """Failures on their own come before deaths by signal, and those before consequences."""
+    """Sort key: a rank's own exception, then an exit or signal, then failures caused by peers."""
     if event["event"] == "exited":
         return 1
     return 2 if _is_consequence(event) else 0
@@ -221,7 +221,7 @@ def _without_envelope(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_spec(cluster: Cluster) -> TrialSpec:
-    """The smallest trial over all devices; only its ranks matter."""
+    """A minimal trial with one rank per device: the check uses only its ranks."""
     model = Model(
         num_hidden_layers=1,
         hidden_size=2,
@@ -252,9 +252,9 @@ def _check_problem(event: Mapping[str, Any]) -> str | None:
     if event["event"] != "checked":
         return None
     if not event["product_is_right"]:
-        return f"device of rank {event['rank']} computes a matrix product wrong"
+        return f"device of rank {event['rank']} computes a matrix product incorrectly"
     if not event["all_reduce_is_right"]:
-        return f"an all-reduce arrives wrong at rank {event['rank']}"
+        return f"rank {event['rank']} got a wrong result from an all-reduce"
     if event["memory_in_use_gib"] > _IDLE_DEVICE_GIB:
         return (
             f"the device of rank {event['rank']} must be idle, has "

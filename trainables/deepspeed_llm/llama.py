@@ -1,9 +1,9 @@
-"""A Llama whose layers can be sharded by tensor parallelism and cut into pipeline stages.
+"""A Llama whose layers can be sharded by tensor parallelism and split into pipeline stages.
 
-Parameter names are Hugging Face's (`LlamaForCausalLM`), and so is the arithmetic: RMSNorm, rotary
+Parameter names and arithmetic are those of Hugging Face's `LlamaForCausalLM`: RMSNorm, rotary
 embeddings in rotate-half form, grouped-query attention, SwiGLU, untied embeddings, no biases.
-Every weight is drawn full size in fp32 from a generator seeded with its name, then sliced: all
-layouts of a model start from the same numbers.
+Every weight is initialised at full size in fp32 from a generator seeded with its name, then sliced,
+so all layouts of a model start from the same weights.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _INITIAL_STD = 0.02
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """Everything that a layer needs to build itself."""
+    """What a layer needs to construct its weights."""
 
     model: Model
     layout: Layout
@@ -39,23 +39,23 @@ class Build:
     seed: int = 0
 
     def weight(self, name: str, shape: tuple[int, int], *, shard: int, std: float) -> nn.Parameter:
-        """A matrix of that full shape, drawn by name and sliced along dimension `shard`."""
+        """This rank's slice, along dimension `shard`, of the weight matrix of full size `shape`."""
         digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
         generator = torch.Generator(self.device).manual_seed(int.from_bytes(digest[:6], "big"))
-        # Not torch.randn: ZeRO 3 wraps that one, and would round before the scaling.
+        # Not torch.randn: ZeRO 3 wraps it and would round to bf16 before the scaling by std.
         full = torch.normal(0.0, std, size=shape, generator=generator, device=self.device)
         sliced = self.parallel.shard(full, shard) if self.parallel.size > 1 else full
         return self._parameter(sliced, counted=True)
 
     def norm_weight(self) -> nn.Parameter:
-        """The weight of an RMSNorm: ones, held by every tensor-parallel rank."""
+        """The weight of an RMSNorm: ones, replicated on every tensor-parallel rank."""
         ones = torch.ones(self.model.hidden_size, device=self.device)
         return self._parameter(ones, counted=self.parallel.rank == 0)
 
     def _parameter(self, values: Tensor, *, counted: bool) -> nn.Parameter:
         parameter = nn.Parameter(values.to(self.dtype))
-        # DeepSpeed adds a parameter to the global gradient norm where this is set: replicated ones
-        # must count once.
+        # DeepSpeed counts a parameter in the global gradient norm only if this is set: replicated
+        # parameters must count once.
         parameter.model_parallel = counted  # type: ignore[attr-defined]
         return parameter
 
@@ -75,7 +75,7 @@ class RmsNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A matrix without bias, sharded by columns (shard=0) or by rows (shard=1)."""
+    """A linear layer without bias: column-parallel (shard=0) or row-parallel (shard=1)."""
 
     def __init__(
         self, build: Build, name: str, shape: tuple[int, int], *, shard: int, std: float
@@ -88,7 +88,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Vocabulary-parallel look-up: [batch, sequence] -> [sequence, batch, hidden]."""
+    """Vocabulary-parallel embedding: [batch, sequence] -> [sequence, batch, hidden]."""
 
     def __init__(self, build: Build) -> None:
         super().__init__()
@@ -102,9 +102,9 @@ class Embedding(nn.Module):
         if self.parallel.size == 1:
             return F.embedding(tokens, self.weight)
         local = tokens - self.parallel.rank * self.rows
-        elsewhere = (local < 0) | (local >= self.rows)
-        embedded = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
-        return self.parallel.leave(embedded.masked_fill(elsewhere[..., None], 0))
+        on_other_ranks = (local < 0) | (local >= self.rows)
+        embedded = F.embedding(local.masked_fill(on_other_ranks, 0), self.weight)
+        return self.parallel.leave(embedded.masked_fill(on_other_ranks[..., None], 0))
 
 
 @functools.cache
@@ -119,9 +119,9 @@ def rotary_table(
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Call the function, and again in the backward pass instead of keeping what it needs there.
+    """Activation checkpointing: call the function, and recompute it in the backward pass.
 
-    Nothing here draws random numbers: saving their state would wait for the device.
+    The random state is not saved: there is no dropout, and saving would synchronise with the GPU.
     """
     result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return result
@@ -138,39 +138,39 @@ class Attention(nn.Module):
         self.recompute = build.layout.activation_checkpointing == "selective"
         self.attend = attention(build.layout.attention_kernel)
         hidden, grouped = model.hidden_size, model.num_key_value_heads * model.head_size
-        into = functools.partial(Linear, build, shard=0, std=_INITIAL_STD)
-        self.q_proj = into(f"{name}.q_proj", (hidden, hidden))
-        self.k_proj = into(f"{name}.k_proj", (grouped, hidden))
-        self.v_proj = into(f"{name}.v_proj", (grouped, hidden))
+        column_parallel = functools.partial(Linear, build, shard=0, std=_INITIAL_STD)
+        self.q_proj = column_parallel(f"{name}.q_proj", (hidden, hidden))
+        self.k_proj = column_parallel(f"{name}.k_proj", (grouped, hidden))
+        self.v_proj = column_parallel(f"{name}.v_proj", (grouped, hidden))
         self.o_proj = Linear(
             build, f"{name}.o_proj", (hidden, hidden), shard=1, std=_output_std(model)
         )
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        query = self._by_head(rotate(self._heads(self.q_proj(x)), cosine, sine))
-        key = self._by_head(rotate(self._heads(self.k_proj(x)), cosine, sine))
-        value = self._by_head(self._heads(self.v_proj(x)))
+        query = self._heads_first(rotate(self._split_heads(self.q_proj(x)), cosine, sine))
+        key = self._heads_first(rotate(self._split_heads(self.k_proj(x)), cosine, sine))
+        value = self._heads_first(self._split_heads(self.v_proj(x)))
         if self.recompute and torch.is_grad_enabled():
             attended = recomputed(self.attend, query, key, value)
         else:
             attended = self.attend(query, key, value)
-        # In the order that the kernel wrote: another would be a copy, and one more tensor to keep.
+        # Keep the kernel's memory layout: another would need a copy, saved for the backward pass.
         batch_first = attended.transpose(1, 2)
         if batch_first.is_contiguous():
             return self.o_proj(batch_first.flatten(2)).transpose(0, 1)
         return self.o_proj(attended.permute(2, 0, 1, 3).flatten(2))
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         """[sequence, batch, heads * head_size] -> [sequence, batch, heads, head_size]."""
         return x.unflatten(-1, (-1, self.head_size))
 
-    def _by_head(self, x: Tensor) -> Tensor:
+    def _heads_first(self, x: Tensor) -> Tensor:
         """[sequence, batch, heads, head_size] -> [batch, heads, sequence, head_size]."""
         return x.permute(1, 2, 0, 3)
 
 
 class GatedLinear(Linear):
-    """The matrix of a SwiGLU that follows the gate: (gate, up) -> hidden."""
+    """The gate and the down projection of a SwiGLU: (gate, up) -> hidden."""
 
     def forward(self, gate: Tensor, up: Tensor) -> Tensor:  # type: ignore[override]
         return gated_linear(gate, up, self.weight)
@@ -183,9 +183,9 @@ class FeedForward(nn.Module):
         super().__init__()
         hidden, inner = build.model.hidden_size, build.model.intermediate_size
         std = _output_std(build.model)
-        into = functools.partial(Linear, build, shard=0, std=_INITIAL_STD)
-        self.gate_proj = into(f"{name}.gate_proj", (inner, hidden))
-        self.up_proj = into(f"{name}.up_proj", (inner, hidden))
+        column_parallel = functools.partial(Linear, build, shard=0, std=_INITIAL_STD)
+        self.gate_proj = column_parallel(f"{name}.gate_proj", (inner, hidden))
+        self.up_proj = column_parallel(f"{name}.up_proj", (inner, hidden))
         self.down_proj = GatedLinear(build, f"{name}.down_proj", (hidden, inner), shard=1, std=std)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block over the residual stream."""
+    """One transformer block with its residual connections."""
 
     def __init__(self, build: Build, index: int) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class Block(nn.Module):
         self.run = torch.compile(self._run) if build.layout.torch_compile else self._run
 
     def forward(self, x: Tensor) -> Tensor:
-        # Made outside of what is compiled, which would make it anew in every block.
+        # Outside the compiled function, which would recompute the table in every block.
         length, head_size = self.model.sequence_length, self.model.head_size
         table = rotary_table(length, head_size, self.model.rope_theta, x.device, x.dtype)
         if self.recompute and torch.is_grad_enabled():
@@ -224,7 +224,7 @@ class Block(nn.Module):
 
 
 class OutputMatrix(Linear):
-    """The output matrix and the loss behind it: one, so that no rank holds all its logits."""
+    """Output projection and loss in one function, so that a rank never stores all its logits."""
 
     def __init__(self, build: Build) -> None:
         shape = (build.model.vocab_size, build.model.hidden_size)
@@ -235,12 +235,12 @@ class OutputMatrix(Linear):
         return linear_cross_entropy(x, self.weight, targets, self.parallel)
 
     def logits(self, x: Tensor) -> Tensor:
-        """[sequence, batch, hidden] -> this rank's slice of the vocabulary."""
+        """[sequence, batch, hidden] -> [sequence, batch, this rank's slice of the vocabulary]."""
         return F.linear(x, self.weight)
 
 
 class Head(nn.Module):
-    """Final norm; [sequence, batch, hidden] whole on every rank. Its `lm_head` has the loss."""
+    """Final norm; returns the full [sequence, batch, hidden]. Its `lm_head` computes the loss."""
 
     def __init__(self, build: Build) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class Head(nn.Module):
 
 
 class Llama(nn.Module):
-    """All layers in one module, for engines without pipeline stages. Returns the loss."""
+    """All layers in one module, for the engine without pipeline stages. Returns the loss."""
 
     def __init__(self, build: Build) -> None:
         super().__init__()
@@ -278,5 +278,5 @@ class Llama(nn.Module):
 
 
 def _output_std(model: Model) -> float:
-    """Standard deviation of matrices that write into the residual stream (GPT-2's scaling)."""
+    """Initial standard deviation of projections into the residual stream (GPT-2's scaling)."""
     return _INITIAL_STD / math.sqrt(2 * model.num_hidden_layers)

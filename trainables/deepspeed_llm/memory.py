@@ -1,4 +1,4 @@
-"""How much memory a rank used, and a limit that the operating system enforces."""
+"""Measures and limits the memory of a rank."""
 
 import contextlib
 import resource
@@ -12,20 +12,20 @@ GIB = 2**30
 
 
 class PeakMemory(Protocol):
-    """Most memory of this process since the meter was made, in GiB."""
+    """Peak memory of this process since this object was created, in GiB."""
 
     def in_use(self) -> float:
-        """Memory that held something."""
+        """Peak of the memory in use."""
 
     def reserved(self) -> float:
-        """Memory that was set aside, used or not: what a limit counts."""
+        """Peak of the memory allocated, used or not. A memory limit counts this."""
 
 
 class CpuPeakMemory:
-    """Resident anonymous pages (from VmHWM, set back at the start) and private virtual memory.
+    """In use: resident anonymous pages (from VmHWM, reset on creation). Reserved: virtual memory.
 
-    Pages of libraries come in as they are first touched and are no memory of the layout: what of
-    them is resident is taken off. Both figures are growth since the start.
+    Resident pages of libraries are subtracted: they are loaded on first access and do not depend on
+    the layout. Both figures are the growth since this object was created.
     """
 
     def __init__(self) -> None:
@@ -38,26 +38,26 @@ class CpuPeakMemory:
         return (status["VmHWM"] - status["RssFile"] - self._anonymous) * 1024 / GIB
 
     def reserved(self) -> float:
-        # VmPeak has no counterpart for private memory alone; nothing else is mapped meanwhile.
+        # There is no peak of private memory alone; no files are mapped during the training.
         return (_status_kib()["VmPeak"] - self._virtual) * 1024 / GIB
 
 
 class CudaPeakMemory:
-    """The peaks of torch's caching allocator on the current device, and what else is in use there:
-    the CUDA context, libraries and communicators. The device must be this process's alone."""
+    """Peaks of torch's caching allocator on the current device, plus other memory in use there: the
+    CUDA context, libraries, communicators. No other process may use the device."""
 
     def __init__(self) -> None:
         torch.cuda.reset_peak_memory_stats()
 
     def in_use(self) -> float:
-        return (torch.cuda.max_memory_allocated() + _besides_torch()) / GIB
+        return (torch.cuda.max_memory_allocated() + _non_torch_bytes()) / GIB
 
     def reserved(self) -> float:
-        return (torch.cuda.max_memory_reserved() + _besides_torch()) / GIB
+        return (torch.cuda.max_memory_reserved() + _non_torch_bytes()) / GIB
 
 
-def _besides_torch() -> int:
-    """Bytes in use on the current device that torch's allocator knows nothing of."""
+def _non_torch_bytes() -> int:
+    """Bytes in use on the current device outside torch's allocator."""
     free, total = torch.cuda.mem_get_info()
     return max(0, total - free - torch.cuda.memory_reserved())
 
@@ -67,14 +67,15 @@ def memory_limit(budget_gib: float | None, device: torch.device) -> Iterator[Non
     """Let this process allocate at most `budget_gib` more than it holds now; None: no limit.
 
     On CPUs the kernel enforces it (RLIMIT_DATA), on GPUs torch's allocator does. An allocation
-    beyond it fails where it happens. The limit is lifted on the way out, also by an exception, so
-    that the failure can be reported.
+    beyond it raises. On CPUs the limit is lifted on exit, also after an exception, so that the
+    failure can be reported.
     """
     if budget_gib is None:
         yield
     elif device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        tensors = max(0.0, budget_gib * GIB - _besides_torch())  # the context counts, too
+        # The CUDA context counts towards the limit, too.
+        tensors = max(0.0, budget_gib * GIB - _non_torch_bytes())
         torch.cuda.set_per_process_memory_fraction(min(1.0, tensors / total), device)
         yield
     else:

@@ -8,7 +8,7 @@ from autotune.trial.trial import Ended, StepReport, TrialSpec
 
 
 def step_line(step: StepReport) -> dict[str, Any]:
-    """A step as it is printed."""
+    """The line of a step."""
     return {
         "step": step.step,
         "loss": step.loss,
@@ -18,7 +18,7 @@ def step_line(step: StepReport) -> dict[str, Any]:
 
 
 def summary_line(spec: TrialSpec, steps: list[StepReport], ended: Ended) -> dict[str, Any]:
-    """The last line: how it ended, and the figures."""
+    """The last line: outcome, reason and measured figures."""
     measured = dataclasses.asdict(measure(spec, steps))
     return {
         "summary": True,

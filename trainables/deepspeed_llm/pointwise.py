@@ -1,9 +1,9 @@
-"""Chains of element-wise operations that move more memory than they compute.
+"""Fused element-wise operations, which are bound by memory bandwidth: rotary embedding and SwiGLU.
 
-Each is an autograd function over plain tensor expressions: the backward pass recomputes what is
-cheap instead of keeping it. On GPUs the expressions are compiled (torch.compile) into one kernel
-each; for shapes that are known, as kernels for any shape divide and mask at every element.
-`AUTOTUNE_POINTWISE=eager` in the environment leaves that out. On CPUs they run as written.
+Each is an autograd function whose backward pass recomputes cheap values instead of saving them.
+On GPUs torch.compile turns each expression into one kernel, for static shapes: kernels for dynamic
+shapes spend time on index divisions and masks. The environment variable `AUTOTUNE_POINTWISE=eager`
+turns compilation off. On CPUs the expressions run eagerly.
 """
 
 import functools
@@ -23,24 +23,25 @@ _Result = TypeVar("_Result")
 
 
 def one_kernel(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Compile `function` at its first call with CUDA tensors; inside a compiled block it is
-    already part of one. Where that fails (no C compiler, say) one line says so, and the function
-    runs as written."""
+    """Compile `function` at its first call with CUDA tensors, unless called from compiled code.
+
+    If compilation fails (no C compiler, for example), print one line and run the function eagerly.
+    """
 
     @functools.cache
     def compiled() -> Callable[_Arguments, _Result]:
         return torch.compile(function, dynamic=False)
 
-    cannot: list[Exception] = []
+    errors: list[Exception] = []
 
     @functools.wraps(function)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        if cannot or not _is_compiled(args[0]):
+        if errors or not _is_compiled(args[0]):
             return function(*args, **kwargs)
         try:
             return compiled()(*args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            cannot.append(error)
+            errors.append(error)
             reason = " ".join(str(error).split())[:300]
             print(f"{function.__name__} is not compiled: {reason}", file=sys.stderr, flush=True)
             return function(*args, **kwargs)
@@ -50,8 +51,8 @@ def one_kernel(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, 
 
 def _is_compiled(tensor: object) -> bool:
     assert isinstance(tensor, Tensor)
-    on = tensor.is_cuda and os.environ.get(POINTWISE_SWITCH) != "eager"
-    return on and not torch.compiler.is_compiling()
+    enabled = tensor.is_cuda and os.environ.get(POINTWISE_SWITCH) != "eager"
+    return enabled and not torch.compiler.is_compiling()
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -65,11 +66,12 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 @one_kernel
 def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    (first, second), (cosines, more), (sines, others) = (
+    (x1, x2), (cosine1, cosine2), (sine1, sine2) = (
         tensor.chunk(2, dim=-1) for tensor in (x, cosine, sine)
     )
-    above = torch.addcmul(first * cosines, second, sines, value=-1)
-    return torch.cat((above, torch.addcmul(second * more, first, others)), dim=-1)
+    first_half = torch.addcmul(x1 * cosine1, x2, sine1, value=-1)
+    second_half = torch.addcmul(x2 * cosine2, x1, sine2)
+    return torch.cat((first_half, second_half), dim=-1)
 
 
 class _Rotation(torch.autograd.Function):
@@ -81,13 +83,13 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cosine, sine = ctx.saved_tensors
-        return _rotated(gradient, cosine, -sine), None, None  # back by the same angle
+        return _rotated(gradient, cosine, -sine), None, None  # rotate back
 
 
 def gated_linear(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-    """(silu(gate) * up) @ weight.T, of which only gate and up are kept.
+    """(silu(gate) * up) @ weight.T; only gate and up are saved for the backward pass.
 
-    [..., inner] twice and [hidden, inner] -> [..., hidden].
+    gate and up [..., inner], weight [hidden, inner] -> [..., hidden].
     """
     down: Tensor = _GatedLinear.apply(gate, up, weight)
     return down
@@ -100,7 +102,7 @@ def _gated(gate: Tensor, up: Tensor) -> Tensor:
 
 @one_kernel
 def _gated_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of gate and up, and silu(gate) * up once more."""
+    """Gradients of gate and up, and the recomputed silu(gate) * up."""
     activated = F.silu(gate)
     gate_gradient = torch.ops.aten.silu_backward(gradient * up, gate)
     return gate_gradient, gradient * activated, activated * up

@@ -1,10 +1,10 @@
-"""Import everything that a rank needs, before its memory is limited and its clock runs."""
+"""Imports the modules that ranks need, before the memory limit and the timing begin."""
 
 import contextlib
 import ctypes
 import importlib
 
-# What ranks would otherwise import one by one, several seconds each, or charged to their layout.
+# Otherwise each rank would import these: several seconds, and counted as memory of the layout.
 _MODULES = (
     "torch",
     "torch._dynamo",
@@ -28,7 +28,7 @@ _NOT_INITIALISED = 3  # CUDA_ERROR_NOT_INITIALIZED
 
 
 def cuda_is_untouched() -> bool:
-    """Whether CUDA has not been initialised in this process: only then can forked ranks use it."""
+    """Whether CUDA is not initialised in this process: otherwise forked ranks could not use it."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -38,7 +38,7 @@ def cuda_is_untouched() -> bool:
 
 
 def import_what_ranks_need() -> None:
-    """Import it; what another version of a library does not have, its ranks do without."""
+    """Import the modules; those that the installed versions do not have are skipped."""
     for module in _MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""What one rank does: join the others, build the layout, train its steps, say what happened."""
+"""One rank of a trial: join the process group, build the engine, train and report each step."""
 
 import contextlib
 import dataclasses
@@ -26,36 +26,36 @@ from trainables.deepspeed_llm.llama import Build
 from trainables.deepspeed_llm.memory import CpuPeakMemory, CudaPeakMemory, memory_limit
 from trainables.deepspeed_llm.probe import DeviceProbe
 
-# Our own deadlines end a trial that hangs; the collectives' timeout only has to be longer.
+# The tuner's own deadlines end a trial that hangs; this timeout only has to be longer.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a rank stands."""
+    """A rank's numbers and its rendezvous."""
 
     rank: int
     local_rank: int
     world_size: int
     store: Store | None = None
-    """The rendezvous; None takes the one that the environment names (torchrun)."""
+    """The rendezvous store; None: from the environment variables (torchrun)."""
 
 
 @contextlib.contextmanager
 def process_group(place: Place, device_kind: str) -> Iterator[torch.device]:
-    """Join the other ranks; yields this rank's device."""
+    """Join the default process group; yields this rank's device."""
     if device_kind == "gpu":
         gpus, ranks_here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         device = torch.device("cuda", place.local_rank % gpus)
-        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes its device from it
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed chooses its device by it
         torch.cuda.set_device(device)
-        # NCCL refuses two ranks on one GPU; gloo copies through the host.
+        # NCCL refuses two ranks on one GPU. gloo allows it, by copying through the host.
         backend = "nccl" if ranks_here <= gpus else "gloo"
     else:
         device = torch.device("cpu")
         torch.set_num_threads(1)
         backend = "gloo"
-        # Otherwise DeepSpeed compiles a shared-memory operation at the first start.
+        # Prevents DeepSpeed from compiling its shared-memory extension at the first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if place.store is None:
         dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
@@ -79,10 +79,10 @@ def train(
     on_step: Callable[[RankStep], None],
     config: dict[str, object] | None = None,
 ) -> None:
-    """Train the trial's steps on this rank, calling back as they end.
+    """Train the trial's steps on this rank; calls `on_step` after each.
 
-    `config` replaces the DeepSpeed configuration that the layout would get. Raises whatever the
-    training raises, with the memory limit already lifted.
+    `config` replaces the DeepSpeed configuration made from the layout. Exceptions of the training
+    pass through, after the memory limit is lifted.
     """
     layout, model, cluster = spec.layout, spec.model, spec.cluster
     source = _token_source(spec)
@@ -120,7 +120,7 @@ def train(
                     replica=replica,
                     replicas=layout.data_parallel,
                 )
-                # A training run fetches the next batch while a step computes.
+                # Not timed: a training run loads the next batch while a step computes.
                 batch = tokens.to(device), targets.to(device)
                 started = time.perf_counter()
                 result = engine.step(batch)
@@ -141,7 +141,7 @@ def train(
 
 
 def _synchronise(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it; CPUs have nothing pending."""
+    """Wait until the GPU has finished its queue; a no-op on CPUs."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

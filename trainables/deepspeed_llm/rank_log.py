@@ -1,4 +1,4 @@
-"""What a rank prints, kept in a file up to a limit; a rank never waits or fails for it."""
+"""Copies the output of a rank into a log file of limited size, without blocking the rank."""
 
 import contextlib
 import os
@@ -6,15 +6,15 @@ from pathlib import Path
 
 _LARGEST_BYTES = 16 * 2**20
 _CHUNK_BYTES = 2**16
-# A pipe holds no more than this many; more can only come from what outlives its rank.
-_PIECES_IN_A_PIPE = 16
+# A pipe holds at most this many chunks; more can only come from children that outlive the rank.
+_CHUNKS_IN_A_PIPE = 16
 
 
 class RankLog:
-    """A pipe that the rank writes, and the file that its owner copies it into."""
+    """A pipe that the rank writes to, and the log file that the host process copies it into."""
 
     def __init__(self, directory: str | None, rank: int) -> None:
-        """`directory` None copies to this process's standard error, without a limit."""
+        """`directory`: where to put the log file; None: copy to stderr, without a limit."""
         self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         self._file = 2
@@ -25,25 +25,25 @@ class RankLog:
             self._file = _opened(Path(directory), f"rank-{rank}.log")
 
     def close_write_end(self) -> None:
-        """The rank has its copy."""
+        """Close this process's copy of the write end, after the rank was forked."""
         os.close(self.write_fd)
 
     def copy(self) -> bool:
-        """Take a piece of what there is; False once the rank has closed its end."""
+        """Copy one chunk, if there is one; False at end of file."""
         try:
-            piece = os.read(self.read_fd, _CHUNK_BYTES)
+            chunk = os.read(self.read_fd, _CHUNK_BYTES)
         except BlockingIOError:
             return True
-        kept = piece[: int(min(self._left, len(piece)))]
+        kept = chunk[: int(min(self._left, len(chunk)))]
         self._left -= len(kept)
-        self._dropped += len(piece) - len(kept)
-        with contextlib.suppress(OSError):  # a full disk is no fault of the layout
+        self._dropped += len(chunk) - len(kept)
+        with contextlib.suppress(OSError):  # a full disk must not fail the trial
             os.write(self._file, kept)
-        return bool(piece)
+        return bool(chunk)
 
     def close(self) -> None:
-        """Take what is left in the pipe, and say how much was left out."""
-        for _ in range(_PIECES_IN_A_PIPE):
+        """Copy the rest of the pipe and note how many bytes were dropped."""
+        for _ in range(_CHUNKS_IN_A_PIPE):
             if not self.copy():
                 break
         if self._dropped:
@@ -58,5 +58,5 @@ def _opened(directory: Path, name: str) -> int:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         return os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError:  # as above
+    except OSError:  # a full disk must not fail the trial
         return os.open(os.devnull, os.O_WRONLY)

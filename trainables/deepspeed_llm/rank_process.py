@@ -1,4 +1,4 @@
-"""What a forked rank runs, between the host process and the training itself."""
+"""Entry point of a forked rank: sets up the rendezvous, runs the task and reports failures."""
 
 import os
 import signal
@@ -22,10 +22,10 @@ _CHECK_SIZE = 512
 def main(
     job: Mapping[str, Any], rank: int, local_rank: int, rendezvous: int | None, emit: Emit
 ) -> int:
-    """Run the job's task on this rank; the exit status.
+    """Run the job's task on this rank; returns the exit status.
 
-    A rank that fails says so and then waits to be killed: if it left, its peers would fail too, and
-    the first failure must be the first that is heard of.
+    A rank that fails reports it and then waits to be killed. If it exited, its peers would report
+    closed connections, perhaps before its own report arrives.
     """
     spec = trial_spec_from_json(job["spec"])
     os.environ.update(
@@ -86,7 +86,7 @@ def _store(job: Mapping[str, Any], rank: int, rendezvous: int | None) -> Store:
 
 
 def _check(spec: TrialSpec, place: Place) -> dict[str, Any]:
-    """A small matrix product and all-reduce with known results, and what else uses the device."""
+    """A matrix product and an all-reduce with known results, and the memory already in use."""
     with process_group(place, spec.cluster.device.kind) as device:
         in_use_gib = 0.0
         if device.type == "cuda":
@@ -95,11 +95,11 @@ def _check(spec: TrialSpec, place: Place) -> dict[str, Any]:
         ones = torch.ones(_CHECK_SIZE, _CHECK_SIZE, device=device)
         product = ones @ ones
         product_is_right = bool((product == _CHECK_SIZE).all())
-        total_rank = torch.tensor([float(place.rank)], device=device)
-        dist.all_reduce(total_rank)
+        rank_sum = torch.tensor([float(place.rank)], device=device)
+        dist.all_reduce(rank_sum)
         expected = place.world_size * (place.world_size - 1) / 2
         return {
             "product_is_right": product_is_right,
-            "all_reduce_is_right": float(total_rank) == expected,
+            "all_reduce_is_right": float(rank_sum) == expected,
             "memory_in_use_gib": in_use_gib,
         }

@@ -1,7 +1,7 @@
-"""Tensor and sequence parallelism after Megatron-LM: who holds which shard, and what crosses.
+"""Tensor and sequence parallelism after Megatron-LM: the shards and the collectives between them.
 
-Activations are sequence-first, [sequence, batch, hidden], so that gathering and scattering the
-sequence are single contiguous collectives (Korthikanti et al. 2022, arXiv 2205.05198).
+Activations are sequence-first, [sequence, batch, hidden], so that an all-gather or reduce-scatter
+along the sequence is one contiguous collective (Korthikanti et al. 2022, arXiv 2205.05198).
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TensorParallel:
-    """The ranks that share each matrix, seen from one of them."""
+    """A tensor-parallel group, as one of its ranks sees it."""
 
     size: int = 1
-    """Ranks in the group."""
+    """Number of ranks in the group."""
     rank: int = 0
-    """This rank's place in it."""
+    """This rank's index in the group."""
     sequence_parallel: bool = False
-    """Whether activations between the matrices are sharded along the sequence."""
+    """Whether activations outside the matrix products are sharded along the sequence."""
     group: dist.ProcessGroup | None = None
-    """The process group; None where size is 1."""
+    """The process group; None if size is 1."""
 
     def enter(self, x: Tensor) -> Tensor:
         """From the residual stream into column-parallel matrices.
@@ -37,7 +37,7 @@ class TensorParallel:
         return entered
 
     def leave(self, x: Tensor) -> Tensor:
-        """From row-parallel matrices back into the residual stream: the partial sums are added.
+        """From row-parallel matrices back into the residual stream: adds the ranks' partial sums.
 
         [sequence, batch, hidden] -> [sequence (/ size with sequence parallelism), batch, hidden].
         """
@@ -48,9 +48,9 @@ class TensorParallel:
         return left
 
     def replicated(self, weight: Tensor) -> Tensor:
-        """A weight that every rank holds whole and applies to its own part of the sequence.
+        """A replicated weight that each rank applies to its own part of the sequence.
 
-        With sequence parallelism its gradient is a partial sum, which is added here.
+        With sequence parallelism its gradient is partial on each rank, and all-reduced here.
         """
         if self.size == 1 or not self.sequence_parallel:
             return weight
@@ -64,7 +64,7 @@ class TensorParallel:
         return x
 
     def shard(self, full: Tensor, dimension: int) -> Tensor:
-        """This rank's slice of a full tensor, as its own memory."""
+        """This rank's slice of a full tensor, as a copy."""
         return full.chunk(self.size, dimension)[self.rank].clone()
 
 

@@ -1,4 +1,4 @@
-"""One rank of a layout under torchrun: no host process, the ranks speak for themselves."""
+"""One rank of a layout under torchrun: without a host process, a rank prints the results itself."""
 
 import contextlib
 import json
@@ -19,13 +19,13 @@ from trainables.deepspeed_llm.preload import import_what_ranks_need
 from trainables.deepspeed_llm.rank import Place, train
 
 _POLL_SECONDS = 1.0
-_SPOKESMAN_KEY = "autotune/who_reports_the_failure"
+_FIRST_FAILURE_KEY = "autotune/first_failed_rank"
 
 
 def train_as_one_rank(spec: TrialSpec, config: dict[str, Any] | None) -> None:
-    """Train this rank; rank 0, or the first rank that fails, prints what happened.
+    """Train this rank. Rank 0 prints the results, or the first rank that fails prints the failure.
 
-    Leaves the process with status 0: any outcome on record is a result.
+    The process exits with status 0 for every outcome: a failed trial is a valid result.
     """
     place = Place(
         rank=int(os.environ["RANK"]),
@@ -37,10 +37,10 @@ def train_as_one_rank(spec: TrialSpec, config: dict[str, Any] | None) -> None:
     with _json_output() as output:
         import_what_ranks_need()
 
-        def on_step(mine: RankStep) -> None:
+        def on_step(rank_step: RankStep) -> None:
             ranks: list[Any] = [None] * place.world_size
-            dist.all_gather_object(ranks, mine)
-            steps.append(StepReport(step=mine.step, ranks=tuple(ranks)))
+            dist.all_gather_object(ranks, rank_step)
+            steps.append(StepReport(step=rank_step.step, ranks=tuple(ranks)))
             if place.rank == 0:
                 print(json.dumps(step_line(steps[-1])), file=output, flush=True)
 
@@ -48,59 +48,57 @@ def train_as_one_rank(spec: TrialSpec, config: dict[str, Any] | None) -> None:
             train(
                 spec,
                 place,
-                on_ready=lambda: _leave_with_the_others(spec, steps, place, output),
+                on_ready=lambda: _start_watchdog(spec, steps, place, output),
                 on_step=on_step,
                 config=config,
             )
             ended = Ended(outcome=Outcome.OK, reason="")
-            speaks = place.rank == 0
+            prints_summary = place.rank == 0
         except Exception as error:
             traceback.print_exc()
             limited = spec.cluster.memory_gib is not None
             failure = classify(error, memory_limited=limited)
             ended = Ended(outcome=failure.outcome, reason=f"rank {place.rank}: {failure.reason}")
-            speaks = not failure.consequence and _speaks_for_all(place)
-        if speaks:
+            prints_summary = not failure.consequence and _is_first_to_fail(place)
+        if prints_summary:
             print(json.dumps(summary_line(spec, steps, ended)), file=output, flush=True)
-    _leave()
+    _exit_at_once()
 
 
-def _speaks_for_all(place: Place) -> bool:
-    """Whether this rank is the first to fail; tells the others to leave."""
+def _is_first_to_fail(place: Place) -> bool:
+    """Whether this rank fails first. Setting the key makes the other ranks exit."""
     if place.world_size == 1 or not dist.is_initialized():
         return True
     store = dist.distributed_c10d._get_default_store()
-    mine = str(place.rank)
-    first: bytes = store.compare_set(_SPOKESMAN_KEY, "", mine)
-    return first.decode() == mine
+    rank = str(place.rank)
+    first: bytes = store.compare_set(_FIRST_FAILURE_KEY, "", rank)
+    return first.decode() == rank
 
 
-def _leave_with_the_others(
-    spec: TrialSpec, steps: list[StepReport], place: Place, output: TextIO
-) -> None:
-    """Leave when another rank has failed: NCCL would wait for it; or when the time is up."""
+def _start_watchdog(spec: TrialSpec, steps: list[StepReport], place: Place, output: TextIO) -> None:
+    """Start a thread that exits when another rank fails (NCCL would hang) or at the time limit."""
     allowed = spec.trial_timeout_seconds
     deadline = None if allowed is None else time.monotonic() + allowed
     store = dist.distributed_c10d._get_default_store()
 
     def watch() -> None:
-        while not store.check([_SPOKESMAN_KEY]):
+        while not store.check([_FIRST_FAILURE_KEY]):
             if deadline is not None and time.monotonic() > deadline:
-                if _speaks_for_all(place):
+                if _is_first_to_fail(place):
                     reason = f"the trial was not done within its {allowed:g} s"
                     ended = Ended(outcome=Outcome.TIMEOUT, reason=reason)
                     print(json.dumps(summary_line(spec, steps, ended)), file=output, flush=True)
-                _leave()
+                _exit_at_once()
             time.sleep(_POLL_SECONDS)
-        time.sleep(_POLL_SECONDS)  # for the spokesman's last words, if it is this rank
-        _leave()
+        time.sleep(_POLL_SECONDS)  # if this rank failed first, it still has to print the summary
+        _exit_at_once()
 
     if place.world_size > 1 or deadline is not None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _leave() -> None:
-    """End the process without the usual shutdown: it would wait for peers that are gone."""
+def _exit_at_once() -> None:
+    """Exit without the usual shutdown, which would wait for ranks that have exited."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -108,7 +106,7 @@ def _leave() -> None:
 
 @contextlib.contextmanager
 def _json_output() -> Iterator[TextIO]:
-    """The standard output for our lines alone; libraries that print go to the standard error."""
+    """Standard output for JSON lines only: whatever libraries print goes to standard error."""
     with os.fdopen(os.dup(1), "w") as output:
         os.dup2(2, 1)
         yield output
