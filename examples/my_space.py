@@ -3,10 +3,7 @@
 A space file is code and runs with your rights.
 """
 
-from autotune.cluster import Cluster
-from autotune.hardware import device_named
-from autotune.model import Model
-from autotune.space import SearchSpace
+from autotune import Cluster, Model, SearchSpace, device
 
 
 def space() -> SearchSpace:
@@ -23,7 +20,7 @@ def space() -> SearchSpace:
             sequence_length=4096,
             global_batch_size=256,
         ),
-        cluster=Cluster(nodes=2, gpus_per_node=8, device=device_named("h100")),
+        cluster=Cluster(nodes=2, gpus_per_node=8, device=device("h100")),
         tensor_parallel=(1, 2, 4),
         pipeline_parallel=(1, 2, 4),
         activation_checkpointing=("none", "full"),

@@ -6,6 +6,7 @@ from autotune.cluster import Cluster
 from autotune.cost.columns import Array
 from autotune.cost.stages import Stages
 from autotune.errors import InputError
+from autotune.inputs import listed
 from autotune.model import Model, Precision
 
 GB = 1e9
@@ -53,21 +54,21 @@ def setting_of(model: Model, precision: Precision, cluster: Cluster) -> Setting:
     """Raises InputError where a figure of the device is not known."""
     device = cluster.device
     needed = {
-        "peak-tflops": device.peak_bf16_tflops or device.peak_fp32_tflops,
-        "memory-gib": cluster.memory_gib or device.memory_gib,
-        "memory-bandwidth": device.memory_gb_per_second,
+        "peak_bf16_tflops": device.peak_bf16_tflops or device.peak_fp32_tflops,
+        "memory_gib": cluster.memory_gib or device.memory_gib,
+        "memory_gb_per_second": device.memory_gb_per_second,
         "multiprocessors": device.multiprocessors,
     }
-    missing = [f"--{name}" for name, value in needed.items() if value is None]
+    missing = [name for name, value in needed.items() if value is None]
     if missing:
         raise InputError(
-            f"device {device.name} is not known well enough to estimate a layout: state "
-            f"{', '.join(missing)}"
+            f"device {device.name} is not known well enough to estimate a layout: "
+            f"{listed(missing)} of its hardware file must be given, got null"
         )
     peak = device.peak_bf16_tflops if precision == "bf16" else device.peak_fp32_tflops
-    peak = peak or needed["peak-tflops"]
+    peak = peak or needed["peak_bf16_tflops"]
     assert peak and device.memory_gb_per_second and device.multiprocessors
-    assert needed["memory-gib"]
+    assert needed["memory_gib"]
     return Setting(
         model=model,
         precision=precision,
@@ -76,5 +77,5 @@ def setting_of(model: Model, precision: Precision, cluster: Cluster) -> Setting:
         flops_per_second=peak * 1e12,
         memory_bytes_per_second=device.memory_gb_per_second * GB,
         multiprocessors=device.multiprocessors,
-        capacity_gib=needed["memory-gib"],
+        capacity_gib=needed["memory_gib"],
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import platform
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -74,7 +75,11 @@ def missing_nodes(
     larger = max(sizes, default=0) > cluster.gpus_per_node
     rule = " (a trial takes whole nodes)" if larger else ""
     left_out = f" ({len(avoid)} of them to be avoided)" if avoid else ""
-    return needed.too_small(f"the cluster has {has or 'none'}{rule}{left_out}")
+    how = ""
+    if resource == VIRTUAL_DEVICE and not max(sizes, default=0):
+        devices = json.dumps({VIRTUAL_DEVICE: cluster.gpus_per_node})
+        how = f" (start a node with them by ray start --resources '{devices}')"
+    return needed.too_small(f"the cluster has {has or 'none'}{rule}{left_out}{how}")
 
 
 def check_capacity(cluster: Cluster) -> None:

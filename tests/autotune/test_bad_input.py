@@ -38,6 +38,7 @@ from autotune.space import SearchSpace, load_space
 from autotune.trial.trial import to_json
 from tests.autotune.simulate import fake_request, new_store, run_to_the_end
 from tests.conftest import REPOSITORY
+from tests.trainables.recorded_runs import RECORDED_RUNS
 
 # The same examples every time: a failure in CI is one here. The fixtures may be shared by examples:
 # none of them changes anything.
@@ -65,14 +66,6 @@ MODEL = {
     "sequence_length": 16,
     "global_batch_size": 8,
 }
-RECORDED = """\
-sweep,model,sequence_length,world_size,global_batch_size,tensor_parallel,pipeline_parallel,\
-data_parallel,micro_batch_size,activation_checkpointing,sequence_parallel,attention_kernel,\
-rmsnorm_kernel,outcome,step_seconds
-small,13B,2048,32,2048,1,2,16,1,none,False,flash2,True,ok,56.5
-small,13B,2048,32,2048,2,1,16,1,none,True,flash2,True,ok,60.0
-small,13B,2048,32,2048,1,1,32,1,none,False,flash2,True,oom,
-"""
 
 
 def must_not_start(*_: object, **__: object) -> None:
@@ -240,7 +233,7 @@ def test_a_bad_value_of_an_option_is_one_line(
     words = [word for pair in needed.items() for word in pair]
     if command == "calibrate":
         runs = folder.parent / "runs.csv"
-        runs.write_text(RECORDED)
+        runs.write_text(RECORDED_RUNS)
         words.append(str(runs))
     line = refusal(capsys, command, *words)
     field = option.removeprefix("--").replace("-", "_")
@@ -469,14 +462,17 @@ BAD_FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         "attention_kernels": st.tuples(no_kernel) | st.integers() | texts | nothing,
         "ray_accelerator_types": st.tuples(no_text) | st.integers() | texts | nothing,
         "source": no_text,
+        "network": no_name.filter(lambda value: value is not None),
         "constants": no_constant,
         "trainers": no_constant | st.builds(lambda bad: {"deepspeed_llm": bad}, no_constant),
     },
     Stated: {
         "value": or_null(no_amount.filter(lambda value: value not in (0, 1e-300))) | nothing,
+        "kind": no_choice("stated", "fitted", "assumed"),
         "source": no_text,
     },
     Measured: {
+        "kind": no_choice("stated", "fitted", "assumed"),
         "value": no_amount.filter(lambda value: value not in (0, 1e-300)) | nothing,
         "source": no_text,
         "unfitted": or_null(no_object),
@@ -663,7 +659,7 @@ def test_a_bad_hardware_file_is_one_line(
     file = tmp_path / "device.json"
     file.write_text(json.dumps(changed(A100_JSON, place, new)))
     runs = tmp_path / "runs.csv"
-    runs.write_text(RECORDED)
+    runs.write_text(RECORDED_RUNS)
     given = [runs] if command == "calibrate" else ["--space", "llm13b"]
     assert sentence in refusal(capsys, command, *given, "--gpu", file)
 
@@ -849,7 +845,7 @@ def test_any_stored_request_is_taken_or_refused_in_one_sentence(
 
 # Recorded runs.
 
-COLUMNS = RECORDED.splitlines()[0].split(",")
+COLUMNS = RECORDED_RUNS.splitlines()[0].split(",")
 
 
 @settings(deterministic, max_examples=100)
@@ -861,7 +857,7 @@ def test_any_recorded_cell_is_taken_or_refused_in_one_line(
     column: str, value: str, tmp_path: Path, capsys: Capture
 ) -> None:
     file = tmp_path / "läufe 1.csv"
-    header, first, *rest = csv.reader(RECORDED.splitlines())
+    header, first, *rest = csv.reader(RECORDED_RUNS.splitlines())
     first[COLUMNS.index(column)] = value
     with file.open("w", encoding="utf-8", newline="") as lines:
         csv.writer(lines).writerows([header, first, *rest])
@@ -885,7 +881,7 @@ def test_a_fit_that_could_not_be_written_is_not_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     runs = tmp_path / "runs.csv"
-    runs.write_text(RECORDED)
+    runs.write_text(RECORDED_RUNS)
     out = tmp_path / "closed" / "mine.json"
     out.parent.mkdir()
     monkeypatch.setattr(autotune.commands.calibrate, "fit", must_not_start)
@@ -920,7 +916,7 @@ def test_paths_may_have_spaces_quotes_and_any_letters(odd: Path, capsys: Capture
     text = odd / "text ü"
     text.write_text("text")
     runs = odd / "läufe 1.csv"
-    runs.write_text(RECORDED.replace("small", "klein [b]"), encoding="utf-8")
+    runs.write_text(RECORDED_RUNS.replace("small", "klein [b]"), encoding="utf-8")
     where = ("--space", space, "--model", model, "--gpu", gpu)
     cases = [
         ("plan", *where),
@@ -1021,7 +1017,7 @@ def test_reading_runs_recordings_and_models_unpickles_nothing(tmp_path: Path) ->
     store = new_store(tmp_path / "run", trainable="simulated")
     run_to_the_end(store, trials=3)
     store.write_pruned([])
-    (tmp_path / "runs.csv").write_text(RECORDED)
+    (tmp_path / "runs.csv").write_text(RECORDED_RUNS)
     (tmp_path / "model.json").write_text(json.dumps(MODEL))
     (tmp_path / "device.json").write_text(device_to_json(H100))
     code = f"""

@@ -516,6 +516,6 @@ def test_a_device_that_is_not_known_well_enough_is_refused_with_what_to_state() 
     with pytest.raises(InputError) as error:
         CostModel(LLAMA, "bf16", on(8, unknown_gpu("x9")))
     assert str(error.value) == (
-        "device x9 is not known well enough to estimate a layout: state --peak-tflops, "
-        "--memory-gib, --memory-bandwidth, --multiprocessors"
+        "device x9 is not known well enough to estimate a layout: peak_bf16_tflops, memory_gib, "
+        "memory_gb_per_second and multiprocessors of its hardware file must be given, got null"
     )
