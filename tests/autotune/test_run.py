@@ -243,7 +243,7 @@ small,3,13B,2048,32,2048,2,1,16,1,none,True,flash2,True,ok,60.0,0.62
 
 
 BAD_INPUT = [
-    ((), "--space or --resume must be given"),
+    ((), "--space, --model or --resume must be given"),
     (("--space", "huge"), "--space must be one of"),
     (("--space", "no/such.py"), "no such file: 'no/such.py'"),
     (("--space", "tiny", "--nodes", "0"), "--nodes"),
@@ -255,8 +255,11 @@ BAD_INPUT = [
     (("--space", "tiny", "--trial-timeout", "0"), "--trial-timeout"),
     (("--space", "tiny", "--search", "annealing"), "--search must be one of"),
     (("--space", "tiny", "--trainable", "magic"), "--trainable"),
-    (("--space", "tiny", "--trainable", "replay"), "--runs must be given with --trainable replay"),
-    (("--space", "tiny", "--runs", "x.csv"), "--runs must be given with --trainable replay"),
+    (
+        ("--space", "tiny", "--trainable", "replay"),
+        "--runs must be given with a trainable that replays",
+    ),
+    (("--space", "tiny", "--runs", "x.csv"), "--runs must be given with a trainable that replays"),
     (("--trainable", "replay", "--runs", "no.csv"), "no such file or folder: 'no.csv'"),
     (
         ("--trainable", "replay", "--runs", "no.csv", "--fix", "tensor_parallel=1"),
@@ -267,7 +270,7 @@ BAD_INPUT = [
     (("--space", "tiny", "--training-gpu-hours", "0"), "--training-gpu-hours"),
     (
         ("--space", "llm13b", "--trainable", "simulated", "--address", "127.0.0.1:6379"),
-        "--address is for real trials",
+        "--address must be given for real trials only",
     ),
     (("--space", "tiny", "--fix", "tensor_parallel"), "--fix must be NAME=VALUE"),
     (("--space", "tiny", "--fix", "tensor_parallel=3"), "no layout is left"),
@@ -282,9 +285,12 @@ BAD_INPUT = [
     (("--space", "tiny", "--model", '{"dtype": []}'), "dtype must be float32 or bfloat16"),
     (("--space", "tiny", "--env", "NAME"), "--env must be NAME=VALUE"),
     (("--space", "tiny", "--data", "/no/such"), "--data: no such file or folder"),
-    (("--space", "tiny", "--data", "/tmp", "--synthetic-data"), "exclude each other"),
+    (
+        ("--space", "tiny", "--data", "/tmp", "--synthetic-data"),
+        "--data must not be given with synthetic_data",
+    ),
     (("--space", "tiny", "--model", "/no/such"), "--model: cannot read"),
-    (("--space", "tiny", "--model", '{"hidden_size": 3}'), "is missing"),
+    (("--space", "tiny", "--model", '{"hidden_size": 3}'), "are missing"),
     (("--space", "tiny", "--sequence-length", "0"), "--sequence-length"),
     (("--space", "tiny", "--global-batch-size", "7", "--fix", "data_parallel=4"), "no layout"),
     (("--resume", "/no/such/run"), "run.json is missing"),
@@ -312,8 +318,8 @@ def test_bad_input_is_one_line_and_status_2(
 
 
 def test_options_that_a_resumed_search_cannot_change(tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["--resume", str(tmp_path), "--max-trials", "3"])
-    assert "--max-trials cannot be changed by --resume" in str(result.exception)
+    result = CliRunner().invoke(main, ["--resume", str(tmp_path), "--seed", "3"])
+    assert "--seed cannot be changed by --resume" in str(result.exception)
 
 
 def test_dry_run_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -322,4 +328,5 @@ def test_dry_run_starts_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str
     text = capfd.readouterr().out
     assert "on 16 nodes of 8 a100-80gb" in text
     assert "would run at most 32 trials" in text and "Nothing was started." in text
+    assert "predicted to take about" in text
     assert not out.exists()
