@@ -21,8 +21,11 @@ class Prediction:
     """What is expected of one layout."""
 
     step_seconds: float
+    """Predicted step time when the layout was proposed, corrected by the trials before."""
     peak_memory_gib: float
+    """Predicted peak memory of the worst rank, likewise."""
     fit_probability: float
+    """Predicted probability that the layout does not run out of memory, likewise."""
 
 
 class Prior:

@@ -20,6 +20,7 @@ class Pruned:
 
     layout: Layout
     reason: str
+    """The trial that rules it out, and by which rule."""
 
 
 def prune(observation: Observation, candidates: Iterable[Layout]) -> list[Pruned]:

@@ -81,10 +81,15 @@ class TrialRecord:
     """A finished trial."""
 
     trial_id: str
+    """Number of the trial in its run, with leading zeros; also the name of its files."""
     trainable: str
+    """What ran it: deepspeed, simulated, replay, or the name of another package's trainable."""
     purpose: Purpose
+    """explore; reduced: explored by steps with fewer micro-batches; confirm: a longer trial of one
+    of the fastest layouts."""
     layout: Layout
     outcome: Outcome
+    """ok, stopped, oom, timeout, crashed, lost or invalid."""
     reason: str
     """Why it ended so; empty for ok."""
     measurement: Measurement
@@ -95,7 +100,9 @@ class TrialRecord:
     attempts: int
     """Starts that it took."""
     started_at: datetime.datetime
+    """When it was handed out."""
     finished_at: datetime.datetime
+    """When it was put on record."""
     slow_device: str | None = None
     """The device that was slow against its peers, and by how much; null: none was."""
     prediction: Prediction | None = None

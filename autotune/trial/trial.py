@@ -74,6 +74,7 @@ class RankStep:
     """One optimiser step, seen from one rank."""
 
     rank: int
+    """Global rank, from 0."""
     step: int
     """From 0; the warm-up steps come first."""
     step_seconds: float
