@@ -1,34 +1,44 @@
-"""The README's commands are accepted as they stand there."""
+"""The commands of README.md and docs/usage.md are accepted as they stand there."""
 
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = {name: (REPOSITORY / name).read_text("utf-8") for name in ("README.md", "docs/usage.md")}
 
 
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+def commands(page: str) -> list[list[str]]:
+    blocks = re.findall(r"```sh\n(.*?)```", PAGES[page], flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def test_the_targets_exist() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
-    targets = [words[1] for words in commands() if words[0] == "make"]
+    targets = [words[1] for words in commands("README.md") if words[0] == "make"]
     assert targets[:2] == ["run", "test"]
     assert all(f"\n{target}:" in makefile for target in targets)
 
 
 @pytest.mark.parametrize(
-    "words", [w for w in commands() if w[0] == "python" and "--resume" not in w], ids=" ".join
+    "words",
+    list(
+        {
+            tuple(words): words
+            for page in PAGES
+            for words in commands(page)
+            if words[0] == "python" and "--resume" not in words
+        }.values()
+    ),
+    ids=" ".join,
 )
-def test_commands_run(words: list[str], tmp_path) -> None:
+def test_commands_run(words: list[str], tmp_path: Path) -> None:
     arguments = [str(tmp_path / "run") if word.startswith("runs/") else word for word in words[1:]]
     if "autotune.run" in arguments and "--dry-run" not in arguments:
         arguments.append("--dry-run")
@@ -38,7 +48,34 @@ def test_commands_run(words: list[str], tmp_path) -> None:
     assert process.returncode == 0, process.stderr
 
 
-def test_modules_in_the_tree_exist() -> None:
-    tree = README.split("## The repository")[1]
-    for name in re.findall(r"\b([a-z_]+\.py)\b", tree):
-        assert list(REPOSITORY.glob(f"**/{name}")), name
+def test_every_option_that_is_named_exists() -> None:
+    """Of the usage page, those of our own commands."""
+    helps = "".join(
+        subprocess.run(
+            [sys.executable, "-m", *module, "--help"], capture_output=True, text=True, timeout=60
+        ).stdout
+        for module in (
+            ("autotune.run",),
+            ("autotune.plan",),
+            ("autotune", "export"),
+            ("trainables.deepspeed_llm",),
+        )
+    )
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGES["docs/usage.md"])):
+        assert option == "--help" or option in helps, option
+
+
+def test_python_examples_use_the_public_surface() -> None:
+    import autotune
+
+    for page, text in PAGES.items():
+        for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+            compile(block, page, "exec")
+            for name in re.findall(r"autotune\.(\w+)", block):
+                assert hasattr(autotune, name), name
+
+
+def test_links_lead_somewhere() -> None:
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert ((REPOSITORY / page).parent / target).exists(), (page, target)
