@@ -1,4 +1,4 @@
-"""Write docs/plan.svg, a terminal with a plan (predicted figures): `python docs/make_picture.py`."""
+"""Write docs/plan.svg, a terminal with a predicted plan: `python docs/make_picture.py`."""
 
 import os
 import sys

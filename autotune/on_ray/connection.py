@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -26,6 +27,7 @@ from autotune.on_ray.ray_internals import (
 # A raylet takes a second of a core to start, and 100 MB.
 _MOST_RAYLETS = 4
 _CONNECT_TIMEOUT_SECONDS = 5.0
+_HOST_AND_PORT = re.compile(r".+:\d+")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,8 @@ def _refuse_unreachable(address: str) -> None:
     if "://" in address:
         return  # Ray's client connects in a way of its own
     try:
-        head = head_address(address)
+        # Not what Ray makes of it: it replaces 127.0.0.1 by the address on the network.
+        head = address if _HOST_AND_PORT.fullmatch(address) else head_address(address)
         host, _, port = head.rpartition(":")
         socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_SECONDS).close()
         answers = head_answers(head, _CONNECT_TIMEOUT_SECONDS)

@@ -1,11 +1,14 @@
 """What a search opens to the network, and which clusters it refuses."""
 
+import socket
+
 import psutil
 import pytest
 
 from autotune.cluster import Cluster
 from autotune.errors import InputError
 from autotune.hardware import device_named
+from autotune.on_ray import connection
 from autotune.on_ray.connection import Dashboard, ray_cluster
 
 ONE_NODE = Cluster(nodes=1, gpus_per_node=2, device=device_named("cpu"))
@@ -31,3 +34,51 @@ def test_where_nothing_listens_it_says_so_at_once() -> None:
         ray_cluster(ONE_NODE, address="127.0.0.1:1"),
     ):
         pass
+
+
+def test_auto_with_a_head_that_is_gone_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with (
+        pytest.raises(InputError, match=r"^address: cannot connect to 'auto': .*refused"),
+        ray_cluster(ONE_NODE, address="auto"),
+    ):
+        pass
+
+
+def test_what_listens_there_and_is_no_ray_is_one_sentence_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "_CONNECT_TIMEOUT_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            pytest.raises(
+                InputError, match=f"^address: cannot connect to '{address}': it does not"
+            ),
+            ray_cluster(ONE_NODE, address=address),
+        ):
+            pass
+
+
+def test_a_dashboard_port_that_is_taken_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with (
+            pytest.raises(InputError, match=f"^dashboard_port: cannot listen on 127.0.0.1:{port}"),
+            ray_cluster(ONE_NODE, address=None, dashboard=Dashboard(port=port)),
+        ):
+            pass
+
+
+def test_a_second_dashboard_takes_the_next_free_port() -> None:
+    """The default port is taken, as by another search on this machine."""
+    try:
+        taken = socket.create_server(("127.0.0.1", 8265))
+    except OSError:
+        taken = None  # somebody listens there already
+    try:
+        with ray_cluster(ONE_NODE, address=None, dashboard=Dashboard()) as url:
+            assert url is not None and int(url.rpartition(":")[2]) > 8265
+    finally:
+        if taken is not None:
+            taken.close()

@@ -1,0 +1,91 @@
+"""What a search shows while it goes, and at its end."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from autotune.ledger.ledger import Ledger
+from autotune.report import Screen, dry_run, print_dry_run, print_end
+from autotune.trial.trial import Ended, Outcome
+from tests.autotune.simulate import fake_request, new_store, run_one
+from trainables.fake import FakeTrainable
+
+
+def screen(*, terminal: bool = False) -> Screen:
+    file = io.StringIO()
+    return Screen(Console(file=file, width=160, force_terminal=terminal, highlight=False))
+
+
+def shown(screen: Screen) -> str:
+    assert isinstance(screen.console.file, io.StringIO)
+    return screen.console.file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_line_for_each_trial(tmp_path: Path, terminal: bool) -> None:
+    display = screen(terminal=terminal)
+    store = new_store(tmp_path, trainable="simulated", max_trials=3, search="grid")
+    display.search_begins(store.request, tmp_path, [], "http://127.0.0.1:8265")
+    ledger = Ledger(store, display)
+    with display:
+        for outcome in (Outcome.OK, Outcome.OOM, Outcome.CRASHED):
+            spec = ledger.next_trial()
+            assert spec is not None
+            if outcome is Outcome.OK:
+                run_one(ledger, FakeTrainable(), spec)
+            else:
+                ledger.trial_ended(spec.trial_id, Ended(outcome=outcome, reason="rank [1]: no"))
+    text = shown(display)
+    assert "searching tiny: 696 layouts on 2 virtual nodes of 2 cpu, at most 3 trials" in text
+    assert "Ray dashboard: http://127.0.0.1:8265" in text
+    if terminal:
+        return
+    first, second, third = [line for line in text.splitlines() if line.startswith("[")]
+    assert first.startswith("[    1/3] ok")
+    assert second.startswith("[    2/3] oom") and second.endswith("(limit 0.115 GiB)")
+    assert third.startswith("[    3/3] crashed") and third.endswith("(rank [1]: no)")
+
+
+def test_the_end_of_a_search(tmp_path: Path) -> None:
+    display = screen()
+    ledger = Ledger(new_store(tmp_path, trainable="simulated", max_trials=1), display)
+    explored = ledger.next_trial()
+    assert explored is not None
+    run_one(ledger, FakeTrainable(), explored)
+    confirmation = ledger.next_trial()
+    assert confirmation is not None
+    ledger.trial_ended(confirmation.trial_id, Ended(outcome=Outcome.OOM, reason="x" * 500))
+    assert ledger.is_over
+    print_end(display, ledger, tmp_path)
+    lines = shown(display).splitlines()
+    assert any(line.startswith("finished: max_trials reached (1)") for line in lines)
+    assert any("the best layout is not confirmed" in line and len(line) < 300 for line in lines)
+    assert f"train it with {tmp_path}/export/launch.sh" in lines
+    assert lines[-1] == "simulated: figures are predictions"
+
+
+def test_where_nothing_worked_it_says_where_the_reasons_are(tmp_path: Path) -> None:
+    display = screen()
+    ledger = Ledger(new_store(tmp_path, max_trials=1), display)
+    spec = ledger.next_trial()
+    assert spec is not None
+    ledger.trial_ended(spec.trial_id, Ended(outcome=Outcome.CRASHED, reason="rank 0"))
+    print_end(display, ledger, tmp_path)
+    assert f"no layout worked; see the reasons in {tmp_path}/trials" in shown(display)
+
+
+def test_a_dry_run_says_what_would_run_and_how_long_it_is_predicted_to_take() -> None:
+    request = fake_request(trainable="simulated")
+    content = dry_run(request)
+    assert content["predicted"] and content["layouts"] == 696
+    assert 0 < content["expected_seconds"] < 3600
+    assert content["expected_gpu_hours"] == pytest.approx(4 * content["expected_seconds"] / 3600)
+    assert content["expected_gpu_hours"] <= content["most_gpu_hours"]
+    assert sum(content["not_generated"].values()) > 1000 and content["nothing_fits"] is None
+    display = screen()
+    print_dry_run(display.console, request)
+    text = shown(display)
+    assert "predicted to take about" in text and text.endswith("Nothing was started.\n")
+    assert text.count("\n") <= 12
