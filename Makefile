@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 RUNS ?= ../shared/paper_runs
 
-.PHONY: run test test-all faults soak check bench bench-gpu bench-recorded gpu-wheels clean
+.PHONY: run test test-fast test-all faults soak check bench bench-gpu bench-recorded gpu-wheels clean
 
 # As for a long training run: a short one would end the search after a handful of trials.
 run: .venv/installed
@@ -16,6 +16,18 @@ run: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
+# In less than a minute: what needs neither Ray nor torch.
+FAST := tests/autotune tests/benchmarks/test_on_recorded_runs.py tests/test_readme.py
+STARTS_RAY_OR_RANKS := tests/autotune/on_ray tests/autotune/test_run.py \
+    tests/autotune/cost/test_measured_memory.py tests/autotune/trial/test_reduced.py
+FITS := tests/autotune/calibration/test_fit.py
+test-fast: .venv/installed-dev
+	$(BIN)/python -m pytest -p tests.without_ray_and_torch -m "not slow and not gpu" $(FAST) \
+	    $(patsubst %,--ignore=%,$(STARTS_RAY_OR_RANKS) $(FITS)) \
+	    --deselect tests/test_readme.py::test_commands_run
+
+# Also every further variant, and of generated examples more, others every time.
+test-all: export HYPOTHESIS_PROFILE := random
 test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not gpu"
 

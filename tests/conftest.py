@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -17,6 +19,20 @@ from autotune.space import SearchSpace
 from trainables.deepspeed_llm.host import LocalHost
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# `make test` tries the same few examples every time: whoever changes nothing breaks nothing.
+# `make test-all` sets HYPOTHESIS_PROFILE=random, for ten times as many, and others every time.
+_FEW, _MANY = 50, 500
+settings.register_profile(
+    "fixed", max_examples=_FEW, derandomize=True, database=None, deadline=None
+)
+settings.register_profile("random", max_examples=_MANY, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+def examples(few: int, **changes: Any) -> settings:
+    """So many examples in the fixed profile, and as many times more in the random one."""
+    return settings(max_examples=few * settings.default.max_examples // _FEW, **changes)
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +71,11 @@ def small_space(small_model: Model) -> SearchSpace:
         warmup_steps=1,
         measured_steps=3,
     )
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A folder whose path must be quoted, looks like markup, and has letters of many scripts."""
+    odd = tmp_path / "-- mein [" / "x] 'é' \"$(touch made)\" :smile: 实验"
+    odd.mkdir(parents=True)
+    return odd

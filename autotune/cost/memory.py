@@ -40,11 +40,16 @@ def peak_memory(
     """The peak of every layout: the larger of the passes and the update, on the worst stage."""
     parameters = setting.stage_parameters(stages) / columns.tensor_parallel[:, None]
     states = states_of(columns, parameters, setting, constants)
-    activations, at_work, logits = _activations(columns, stages, setting, constants)
+    activations, passing, anew, logits = _activations(columns, stages, setting, constants)
     static = states.weights + states.optimiser
-    # At the end of the passes one block is at work and all gradients are there.
-    gradients = np.maximum(states.gradients_before, states.gradients - activations - logits)
-    activations = activations + at_work
+    # At the end of the passes one block is at work. If it was recomputed, then its own gradients
+    # (and the embedding's, on the first stage) only come as what was made anew goes.
+    matrix = setting.model.vocab_size * setting.model.hidden_size
+    own = setting.model.layer_parameters * (stages.blocks > 0) + stages.embedding * matrix
+    to_come = states.gradients * own / setting.stage_parameters(stages)
+    gradients_at_end = states.gradients - np.minimum(anew, to_come)
+    gradients = np.maximum(states.gradients_before, gradients_at_end - activations - logits)
+    activations = activations + passing + anew
     passes = static + gradients + states.buffers + activations + logits
     update = static + states.gradients + states.update + states.update_buffers
     worst = np.maximum(passes, update).argmax(axis=1)[:, None]
@@ -106,9 +111,9 @@ def block_activation_bytes(
 
 def _activations(
     columns: Columns, stages: Stages, setting: Setting, constants: Constants
-) -> tuple[Array, Array, Array]:
-    """Activations, those of the block at work, and logits of each stage at the worst moment, in
-    bytes [n, s].
+) -> tuple[Array, Array, Array, Array]:
+    """Activations, what the block at work needs for a moment, what of it was recomputed, and logits
+    of each stage at the worst moment, in bytes [n, s].
 
     A recomputed block keeps its input for every micro-batch in flight, and the whole block only
     while its backward pass runs. What that pass needs for a moment takes the place of the logits,
@@ -141,13 +146,14 @@ def _activations(
     held = stages.blocks * stages.in_flight
     recomputed = columns.recompute_block[:, None] > 0
     attention_recomputed = columns.recompute_attention[:, None] > 0
-    once = np.where(attention_recomputed, scores[:, None], 0)
+    once = np.where(attention_recomputed & (stages.blocks > 0), scores[:, None], 0)
     whole = held * (kept + np.where(columns.recompute_attention > 0, 0, scores))[:, None]
     inputs_only = held * inputs[:, None]
     # Its input is held anyway: a stage's only block takes no more than if it were kept.
     anew = np.minimum(kept[:, None], held * (kept - inputs)[:, None]) * recomputed
     passing = constants["working_set"] * kept[:, None] * (stages.blocks > 0)
-    at_work = np.maximum(passing + anew - gone, 0)
+    anew = np.maximum(passing + anew - gone, 0) - np.maximum(passing - gone, 0)
+    passing = np.maximum(passing - gone, 0)
     lost = 1 + constants["fragmentation"]
     activations = np.where(recomputed, inputs_only, whole) + once
-    return activations * lost, at_work * lost, logits * lost
+    return activations * lost, passing * lost, anew * lost, logits * lost

@@ -18,7 +18,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import autotune.commands.calibrate
@@ -37,18 +37,11 @@ from autotune.request import Request, request_from_json
 from autotune.space import SearchSpace, load_space
 from autotune.trial.trial import to_json
 from tests.autotune.simulate import fake_request, new_store, run_to_the_end
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, examples
 from tests.trainables.recorded_runs import RECORDED_RUNS
 
-# The same examples every time: a failure in CI is one here. The fixtures may be shared by examples:
-# none of them changes anything.
-deterministic = settings(
-    deadline=None,
-    derandomize=True,
-    database=None,
-    max_examples=15,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+# The fixtures may be shared by examples: none of them changes anything.
+SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 COMMANDS: dict[str, click.Command] = {
     "run": autotune.commands.run.main,
@@ -513,7 +506,7 @@ def test_every_field_has_bad_values() -> None:
     [(kind, field) for kind, fields in BAD_FIELDS.items() for field in fields],
     ids=lambda value: getattr(value, "__name__", value),
 )
-@deterministic
+@examples(15, suppress_health_check=SHARED)
 @given(data=st.data())
 def test_a_bad_value_of_a_field_is_one_sentence(
     kind: type, field: str, data: st.DataObject
@@ -665,7 +658,7 @@ def test_a_bad_hardware_file_is_one_line(
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
-@settings(deterministic, max_examples=100)
+@examples(100, suppress_health_check=SHARED)
 @given(place=st.sampled_from(list(places_of(A100_JSON))), new=json_values | extremes)
 def test_any_hardware_file_is_taken_or_refused_in_one_line(
     command: str, place: Sequence[Any], new: object, tmp_path: Path, capsys: Capture
@@ -677,7 +670,7 @@ def test_any_hardware_file_is_taken_or_refused_in_one_line(
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
-@settings(deterministic, max_examples=100)
+@examples(100, suppress_health_check=SHARED)
 @given(
     key=st.sampled_from([*MODEL, "precision", "rope_theta", "rms_norm_eps", "head_dim", "dtype"])
     | st.text(max_size=5),
@@ -690,7 +683,7 @@ def test_any_model_is_taken_or_refused_in_one_line(
     check_told(capsys, command, *TINY, "--model", model, *(["--dry-run"] * (command == "run")))
 
 
-@settings(deterministic, max_examples=100)
+@examples(100, suppress_health_check=SHARED)
 @given(
     layout=st.dictionaries(st.sampled_from(LAYOUT_COLUMNS), json_values | extremes, max_size=3)
     | st.dictionaries(
@@ -714,7 +707,7 @@ pairs = st.builds("{}={}".format, st.sampled_from(LAYOUT_COLUMNS) | words, words
     ("command", "option"),
     [(command, option) for command in ("run", "plan") for option in BAD_OPTIONS[command]],
 )
-@deterministic
+@examples(15, suppress_health_check=SHARED)
 @given(value=st.one_of(words, numbers, pairs).filter(lambda value: value not in (".", "..")))
 def test_any_text_for_an_option_is_taken_or_refused_in_one_line(
     command: str, option: str, value: str, capsys: Capture
@@ -811,7 +804,7 @@ def test_a_damaged_row_of_a_trial_is_one_line(
 
 
 @pytest.mark.parametrize("name", ["trials/0001.parquet", "pruned.parquet"])
-@settings(deterministic, max_examples=10)
+@examples(10, suppress_health_check=SHARED)
 @given(content=st.binary(max_size=99) | st.sampled_from([b"PAR1" * 3, b"PAR1"]))
 def test_a_damaged_file_of_a_run_is_one_line(
     name: str, content: bytes, tmp_path_factory: pytest.TempPathFactory, capsys: Capture
@@ -832,7 +825,7 @@ def run_of_two_trials(folder: Path) -> Path:
 REQUEST_JSON = to_json(fake_request(env={"A": "1"}))
 
 
-@settings(deterministic, max_examples=100)
+@examples(100, suppress_health_check=SHARED)
 @given(place=st.sampled_from(list(places_of(REQUEST_JSON))), new=json_values | extremes)
 def test_any_stored_request_is_taken_or_refused_in_one_sentence(
     place: Sequence[Any], new: object
@@ -848,7 +841,7 @@ def test_any_stored_request_is_taken_or_refused_in_one_sentence(
 COLUMNS = RECORDED_RUNS.splitlines()[0].split(",")
 
 
-@settings(deterministic, max_examples=100)
+@examples(100, suppress_health_check=SHARED)
 @given(
     column=st.sampled_from(COLUMNS),
     value=words | numbers | st.sampled_from(["../../x", "a/b", "True", "ok", "oom", "8"]),
@@ -866,7 +859,7 @@ def test_any_recorded_cell_is_taken_or_refused_in_one_line(
 
 @pytest.mark.parametrize("command", ["run", "calibrate"])
 @pytest.mark.parametrize("name", ["runs.csv", "llama_13B_bfloat16_64_GPUs.xlsx"])
-@settings(deterministic, max_examples=20)
+@examples(20, suppress_health_check=SHARED)
 @given(content=st.binary(max_size=99) | st.sampled_from([b"PK\x03\x04", b"\xff", b"sweep\n\0"]))
 def test_no_recorded_runs_are_in_any_bytes(
     command: str, name: str, content: bytes, tmp_path: Path, capsys: Capture
@@ -892,14 +885,6 @@ def test_a_fit_that_could_not_be_written_is_not_begun(
 
 
 # What looks bad and is not.
-
-
-@pytest.fixture
-def odd(tmp_path: Path) -> Path:
-    """A folder whose path must be quoted, looks like markup, and has letters of many scripts."""
-    odd = tmp_path / "-- mein [" / "x] 'é' \"$(touch made)\" :smile: 实验"
-    odd.mkdir(parents=True)
-    return odd
 
 
 def test_paths_may_have_spaces_quotes_and_any_letters(odd: Path, capsys: Capture) -> None:
@@ -935,23 +920,6 @@ def test_paths_may_have_spaces_quotes_and_any_letters(odd: Path, capsys: Capture
             assert "[b]" in shown.out, "names are shown as they are"
     assert device_named(str(odd / "gefittet.json")).name == "a100-80gb"
     assert not (odd / "läuft").exists() and not (odd / "__pycache__").exists()
-
-
-def test_a_search_into_such_a_folder_is_resumed(odd: Path) -> None:
-    out = odd / "läuft 1"
-    new = ("--space", "tiny", "--out", out, "--trainable", "simulated", "--max-trials", "3")
-    for arguments in (new, ("--resume", out)):
-        process = subprocess.run(
-            [sys.executable, "-m", "autotune.run", "--no-dashboard", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=REPOSITORY,
-        )
-        assert process.returncode == 0, process.stdout + process.stderr
-    assert "3 trials already finished" in process.stdout or "already finished" in process.stdout
-    assert str(out) in process.stdout
-    assert {"run.json", "best.json", "trials", "export"} <= {path.name for path in out.iterdir()}
 
 
 # What is given is never run: neither by a shell nor by reading it.

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from autotune.store.run_directory import open_run
 from tests.autotune.test_run import family_of, wait_until_gone
 from tests.faults.conftest import Row
 
 pytestmark = [pytest.mark.timeout(300)]
 
-SEARCH = ("--space", "llm13b", "--nodes", "2", "--trainable", "simulated", "--max-trials", "12")
+SEARCH = ("--space", "llm13b", "--nodes", "2", "--max-trials", "12")  # without GPUs: simulated
 # Columns that differ between runs: times of day and durations on this machine.
 OF_THIS_RUN = {"started_at", "finished_at", "startup_seconds"}
 EXPLORED_ONE_BY_ONE = ("--search", "random", "--seed", "3")
@@ -66,8 +67,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("undisturbed") / "run"
     status, output = run_to_the_end(*SEARCH, *EXPLORED_ONE_BY_ONE, "--out", directory)
     assert status == 0, output
+    lines = output.splitlines()
+    assert lines[0] == lines[-1] == "simulated: figures are predictions"
     assert len(rows(directory)) == 15
     return directory
+
+
+def test_a_space_of_gpus_is_simulated_where_there_are_none(undisturbed: Path) -> None:
+    assert best(undisturbed)["simulated"] is True
+    records = open_run(undisturbed).trials()
+    assert {record.trainable for record in records} == {"simulated"}
+    assert all(record.measurement.final_loss is None for record in records), "nothing was trained"
+    assert all(record.gpu_seconds >= 16 * 120 for record in records), "as real trials would cost"
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -82,12 +93,12 @@ def finished(directory: Path) -> int:
 
 
 def end_at_random_moments(
-    folder: Path, kills: int, signal_number: int, seed: int
+    folder: Path, signals: Sequence[signal.Signals], seed: int
 ) -> Iterator[Path]:
-    """Send searches the signal that many times, resuming them; yields those that came to an end."""
+    """Send searches the signals, resuming them; yields those that came to an end."""
     chance = random.Random(seed)
     number, sent = 0, 0
-    while sent < kills:
+    while sent < len(signals):
         directory = folder / f"run-{number}"
         if (directory / "run.json").exists():
             search = started("--resume", directory)
@@ -108,37 +119,37 @@ def end_at_random_moments(
             number += 1
             continue
         family = family_of(search.pid)
-        search.send_signal(signal_number)
+        search.send_signal(signals[sent])
         search.communicate(timeout=60)
         wait_until_gone(family)
         sent += 1
     status, output = run_to_the_end("--resume", directory)
     assert status == 0, output
+    assert str(directory) in output
     yield directory
 
 
 @pytest.mark.parametrize(
-    ("signal_number", "kills"),
+    "signals",
     [
-        (signal.SIGKILL, 2),
-        (signal.SIGTERM, 1),
-        pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, 20, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+        (signal.SIGKILL, signal.SIGTERM),
+        pytest.param((signal.SIGINT,), marks=pytest.mark.slow),
+        pytest.param((signal.SIGKILL,) * 20, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     ],
+    ids=lambda signals: f"{'-'.join(sorted({one.name for one in signals}))}-{len(signals)}",
 )
 def test_a_search_that_is_ended_goes_on_as_if_nothing_had_happened(
-    signal_number: int,
-    kills: int,
+    signals: tuple[signal.Signals, ...],
     undisturbed: Path,
-    tmp_path: Path,
+    odd: Path,
     row: Callable[[Row], None],
 ) -> None:
-    for directory in end_at_random_moments(tmp_path, kills, signal_number, seed=kills):
+    for directory in end_at_random_moments(odd, signals, seed=len(signals)):
         assert rows(directory) == rows(undisturbed)
         assert best(directory) == best(undisturbed)
-    name = signal.Signals(signal_number).name
-    times = f"{kills} times" if kills > 1 else "once"
-    row(Row(fault=f"search gets {name} {times}", recorded="same 15 rows as undisturbed"))
+    names = ", then ".join(dict.fromkeys(one.name for one in signals))
+    times = f" {len(signals)} times" if len(signals) > 2 else ""
+    row(Row(fault=f"search gets {names}{times}", recorded="same 15 rows as undisturbed"))
 
 
 @contextlib.contextmanager
@@ -156,61 +167,54 @@ def small_disk(directory: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-def fill(disk: Path) -> Path:
-    filler = disk / "filler"
+def fill(filler: Path) -> None:
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(b"\0" * 4096)
-    return filler
 
 
-def test_a_full_disk_ends_the_search_in_one_sentence_and_loses_nothing(
+def test_a_disk_that_takes_nothing_ends_the_search_in_one_sentence_and_loses_nothing(
     undisturbed: Path, tmp_path: Path, row: Callable[[Row], None]
 ) -> None:
-    with small_disk(tmp_path / "disk", "2m") as disk:
+    """It turns read-only; and when the search has been resumed, the disk is full."""
+    with small_disk(tmp_path / "disk", "8m") as disk:
         directory = disk / "run"
-        search = started(*SEARCH, *EXPLORED_ONE_BY_ONE, "--out", directory)
+        # Long enough for both to come in between.
+        search = started(*SEARCH[:-1], "60", *EXPLORED_ONE_BY_ONE, "--out", directory)
         wait_for(lambda: finished(directory) >= 3, search)
-        filler = fill(disk)
-        filled_at = time.monotonic()
-        output, _ = search.communicate(timeout=60)
-        seconds = time.monotonic() - filled_at
-        assert search.returncode == 130, output
-        assert "No space left on device" in output and "continue with --resume" in output
-        assert "Traceback" not in output
+        seconds = ended_by(search, lambda: remount(disk, "ro"), "Read-only file system")
+        status, output = run_to_the_end("--resume", directory)
+        assert status == 2 and output.splitlines()[-1].startswith("error: the run directory must")
+        remount(disk, "rw")
+        sentence = "one sentence, status 130; resumed"
+        row(Row(fault="directory turns read-only", recorded=sentence, seconds=seconds))
+
+        explored = [row for row in rows(undisturbed) if row["purpose"] != "confirm"]
         kept = rows(directory)
-        assert kept == rows(undisturbed)[: len(kept)] and len(kept) >= 3
+        assert len(kept) >= 3 and kept[: len(explored)] == explored[: len(kept)]
+        assert not list(directory.rglob("*.tmp"))
+        search = started("--resume", directory)
+        wait_for(lambda: finished(directory) >= len(kept) + 3, search)
+        filler = disk / "filler"
+        seconds = ended_by(search, lambda: fill(filler), "No space left on device")
+        assert rows(directory)[: len(kept)] == kept
         assert not list(directory.rglob("*.tmp"))
         filler.unlink()
         status, output = run_to_the_end("--resume", directory)
         assert status == 0, output
-        assert rows(directory) == rows(undisturbed)
-    row(Row(fault="disk full", recorded="one sentence, status 130; resumed", seconds=seconds))
-
-
-def test_a_directory_that_turns_read_only_ends_the_search_in_one_sentence(
-    undisturbed: Path, tmp_path: Path, row: Callable[[Row], None]
-) -> None:
-    with small_disk(tmp_path / "disk", "8m") as disk:
-        directory = disk / "run"
-        # Long enough for the remounting to come in between.
-        search = started(*SEARCH[:-1], "150", *EXPLORED_ONE_BY_ONE, "--out", directory)
-        wait_for(lambda: finished(directory) >= 3, search)
-        turned_at = time.monotonic()
-        remount(disk, "ro")
-        output, _ = search.communicate(timeout=60)
-        seconds = time.monotonic() - turned_at
-        assert search.returncode == 130, output
-        assert "Read-only file system" in output and "Traceback" not in output
-        status, output = run_to_the_end("--resume", directory)
-        assert status == 2 and output.splitlines()[-1].startswith("error: the run directory must")
-        remount(disk, "rw")
-        status, output = run_to_the_end("--resume", directory)
-        assert status == 0, output
-        explored = [row for row in rows(undisturbed) if row["purpose"] != "confirm"]
         assert rows(directory)[: len(explored)] == explored
-    sentence = "one sentence, status 130; resumed"
-    row(Row(fault="directory turns read-only", recorded=sentence, seconds=seconds))
+        row(Row(fault="disk full", recorded=sentence, seconds=seconds))
+
+
+def ended_by(search: subprocess.Popen[str], fault: Callable[[], object], sentence: str) -> float:
+    """Seconds from the fault to the end of the search."""
+    began_at = time.monotonic()
+    fault()
+    output, _ = search.communicate(timeout=60)
+    assert search.returncode == 130, output
+    assert sentence in output and "continue with --resume" in output
+    assert "Traceback" not in output
+    return time.monotonic() - began_at
 
 
 def remount(disk: Path, mode: str) -> None:
@@ -223,6 +227,7 @@ def remount(disk: Path, mode: str) -> None:
     raise AssertionError(done.stderr.decode())
 
 
+@pytest.mark.slow  # without Ray: test_bad_input.py and test_ledger.py in tests/autotune
 def test_a_truncated_file_is_named_and_its_trial_can_be_run_again(
     undisturbed: Path, tmp_path: Path, row: Callable[[Row], None]
 ) -> None:
@@ -253,36 +258,29 @@ def best_columns() -> list[str]:
     return list(LAYOUT_COLUMNS)
 
 
-def test_a_second_search_in_the_same_directory_is_refused(
+def test_a_second_search_is_refused_and_signals_at_once_leave_nothing_of_the_first(
     tmp_path: Path, row: Callable[[Row], None]
 ) -> None:
+    """An impatient person presses Ctrl-C twice, and the batch system sends SIGTERM as well."""
     directory = tmp_path / "run"
     arguments = (*SEARCH, *EXPLORED_ONE_BY_ONE, "--out", directory)
     first = started(*arguments, "--max-trials", "400")
-    wait_for(lambda: (directory / "run.json").exists(), first)
+    wait_for(lambda: finished(directory) >= 1, first)
     started_at = time.monotonic()
     status, output = run_to_the_end("--resume", directory)
     seconds = time.monotonic() - started_at
     family = family_of(first.pid)
     assert first.poll() is None, "the first is not disturbed"
     assert status == 2 and "another search is at work" in output
-    first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=60)
-    wait_until_gone(family)
-    sentence = "the second is refused, status 2"
-    row(Row(fault="two searches share a directory", recorded=sentence, seconds=seconds))
-
-
-def test_two_signals_at_once_still_leave_nothing(tmp_path: Path) -> None:
-    """SIGINT twice (Ctrl-C pressed twice) and SIGTERM from the batch system."""
-    search = started(*SEARCH, "--out", tmp_path / "run")
-    wait_for(lambda: finished(tmp_path / "run") >= 1, search)
-    family = family_of(search.pid)
-    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ProcessLookupError):
-            search.send_signal(number)
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: all processes of the search get it
+    for number in (signal.SIGINT, signal.SIGTERM):
         time.sleep(0.3)
-    search.communicate(timeout=60)
-    assert search.returncode == 130
+        with contextlib.suppress(ProcessLookupError):
+            first.send_signal(number)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, output
+    assert "continue with --resume" in output and "Traceback" not in output
     wait_until_gone(family)
     assert not [p for p in psutil.process_iter() if p.pid in {f.pid for f in family}]
+    sentence = "the second is refused, status 2"
+    row(Row(fault="two searches share a directory", recorded=sentence, seconds=seconds))

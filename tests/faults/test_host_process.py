@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from autotune.cluster import Cluster
 from autotune.hardware import device_named
 from autotune.layout import layout_from_mapping
@@ -12,7 +14,10 @@ from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 
 
-def test_ranks_that_print_while_they_are_stopped(small_model: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [5, pytest.param(15, marks=pytest.mark.slow)])
+def test_ranks_that_print_while_they_are_stopped(
+    small_model: Model, tmp_path: Path, times: int
+) -> None:
     """Their output and the command to stop them arrive together."""
     env = {
         "FAULTS": json.dumps({"0001": "never stops printing"}),
@@ -20,7 +25,7 @@ def test_ranks_that_print_while_they_are_stopped(small_model: Model, tmp_path: P
     }
     worker = DeepSpeedLlm(device_kind="cpu")
     with LocalHost(device_kind="cpu", env=env, program="tests.faults.faulty_host") as host:
-        for _ in range(15):
+        for _ in range(times):
             events = worker.run(spec(small_model, "0001", timeout_seconds=0.7), [host])
             *_, ended = events
             assert ended.outcome is Outcome.TIMEOUT, ended

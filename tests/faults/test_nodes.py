@@ -108,8 +108,10 @@ class Search(threading.Thread):
         self.wait_for_nodes_seconds = 60.0
         self.error: BaseException | None = None
         self.lost_at: list[float] = []
+        self.has_begun = threading.Event()
 
-    def trial_started(self, spec: TrialSpec) -> None: ...
+    def trial_started(self, spec: TrialSpec) -> None:
+        self.has_begun.set()
 
     def step_done(self, spec: TrialSpec, step: StepReport) -> None: ...
 
@@ -148,76 +150,6 @@ def nothing_is_left() -> bool:
     groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
     actors = ray._private.state.actors().values()
     return not groups and not [a for a in actors if a["State"] in ("ALIVE", "PENDING_CREATION")]
-
-
-@pytest.mark.parametrize("comes_back", [True, False])
-def test_a_node_that_dies_during_a_trial(
-    two_nodes: RayNodes, tmp_path: Path, comes_back: bool, row: Callable[[Row], None]
-) -> None:
-    search = Search(tmp_path / "run")
-    search.worker = Waits(tmp_path)
-    search.wait_for_nodes_seconds = 60.0 if comes_back else 5.0
-    search.start()
-    wait_for((tmp_path / "reached").exists)
-    died_at = time.monotonic()
-    kill_a_node(two_nodes)
-    wait_for(lambda: bool(search.lost_at))
-    noticed = search.lost_at[0] - died_at
-    assert noticed < 10
-    if comes_back:
-        time.sleep(2)
-        two_nodes.add_node(**NODE)
-    search.end()
-    if comes_back:
-        assert search.error is None
-        assert [r.attempts for r in search.ledger.records[:3]] == [1, 2, 1]
-        said = "ok in 2 attempts; same rows as undisturbed"
-    else:
-        assert isinstance(search.error, NodesGone)
-        assert "needs 2 nodes of 2 virtual devices, the cluster has 1 node of 2" in str(
-            search.error
-        )
-        assert [r.trial_id for r in search.ledger.records] == ["0001"], "the rest is not lost"
-        wait_for(nothing_is_left)
-        two_nodes.add_node(**NODE)
-        search = Search(tmp_path / "run")
-        search.start()
-        search.end()
-        said = "ends with a sentence, status 130; resumed: same rows as undisturbed"
-    assert found(search) == undisturbed(search, tmp_path / "undisturbed")
-    wait_for(nothing_is_left)
-    back = "comes back" if comes_back else "does not come back"
-    row(Row(fault=f"node dies in a trial and {back}", recorded=said, seconds=noticed))
-
-
-def test_a_node_that_dies_before_a_trial(
-    two_nodes: RayNodes, tmp_path: Path, row: Callable[[Row], None]
-) -> None:
-    kill_a_node(two_nodes)
-    search = Search(tmp_path / "run")
-    search.start()
-    time.sleep(3)
-    two_nodes.add_node(**NODE)
-    search.end()
-    assert search.error is None
-    assert found(search) == undisturbed(search, tmp_path / "undisturbed")
-    assert {r.attempts for r in search.ledger.records} <= {1, 2}
-    wait_for(nothing_is_left)
-    row(Row(fault="node dies before a trial", recorded="waits for it; same rows as undisturbed"))
-
-
-def test_a_node_that_dies_after_a_trial(
-    two_nodes: RayNodes, tmp_path: Path, row: Callable[[Row], None]
-) -> None:
-    search = Search(tmp_path / "run")
-    search.start()
-    wait_for(lambda: len(list((tmp_path / "run/trials").glob("0*.parquet"))) >= 7)
-    kill_a_node(two_nodes)
-    search.end()
-    assert search.error is None
-    assert found(search) == undisturbed(search, tmp_path / "undisturbed")
-    wait_for(nothing_is_left)
-    row(Row(fault="node dies after the last trial", recorded="same rows as undisturbed"))
 
 
 class SlowNode(FakeTrainable):
@@ -275,3 +207,76 @@ def test_a_slow_device_is_named_and_gone_around_where_nodes_are_spare(
     else:
         said = "named in every row; no node is spare"
     row(Row(fault="a device is slow against its peers", recorded=said))
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_node_that_dies_during_a_trial(
+    two_nodes: RayNodes, tmp_path: Path, comes_back: bool, row: Callable[[Row], None]
+) -> None:
+    search = Search(tmp_path / "run")
+    search.worker = Waits(tmp_path)
+    search.wait_for_nodes_seconds = 60.0 if comes_back else 1.5
+    search.start()
+    wait_for((tmp_path / "reached").exists)
+    died_at = time.monotonic()
+    kill_a_node(two_nodes)
+    wait_for(lambda: bool(search.lost_at))
+    noticed = search.lost_at[0] - died_at
+    assert noticed < 10
+    if comes_back:
+        time.sleep(2)
+        two_nodes.add_node(**NODE)
+    search.end()
+    if comes_back:
+        assert search.error is None
+        assert [r.attempts for r in search.ledger.records[:3]] == [1, 2, 1]
+        said = "ok in 2 attempts; same rows as undisturbed"
+    else:
+        assert isinstance(search.error, NodesGone)
+        assert "needs 2 nodes of 2 virtual devices, the cluster has 1 node of 2" in str(
+            search.error
+        )
+        assert [r.trial_id for r in search.ledger.records] == ["0001"], "the rest is not lost"
+        wait_for(nothing_is_left)
+        two_nodes.add_node(**NODE)
+        search = Search(tmp_path / "run")
+        search.start()
+        search.end()
+        said = "ends with a sentence, status 130; resumed: same rows as undisturbed"
+    assert found(search) == undisturbed(search, tmp_path / "undisturbed")
+    wait_for(nothing_is_left)
+    back = "comes back" if comes_back else "does not come back"
+    row(Row(fault=f"node dies in a trial and {back}", recorded=said, seconds=noticed))
+
+
+def test_a_node_that_dies_before_a_trial(
+    two_nodes: RayNodes, tmp_path: Path, row: Callable[[Row], None]
+) -> None:
+    kill_a_node(two_nodes)
+    search = Search(tmp_path / "run")
+    search.start()
+    assert search.has_begun.wait(30)
+    time.sleep(1.5)  # it looks for nodes every second
+    assert search.is_alive() and search.ledger.records == []
+    two_nodes.add_node(**NODE)
+    search.end()
+    assert search.error is None
+    assert found(search) == undisturbed(search, tmp_path / "undisturbed")
+    assert {r.attempts for r in search.ledger.records} <= {1, 2}
+    wait_for(nothing_is_left)
+    row(Row(fault="node dies before a trial", recorded="waits for it; same rows as undisturbed"))
+
+
+@pytest.mark.slow  # a lost node that is closed: tests/autotune/on_ray/test_placement.py
+def test_a_node_that_dies_after_a_trial(
+    two_nodes: RayNodes, tmp_path: Path, row: Callable[[Row], None]
+) -> None:
+    search = Search(tmp_path / "run")
+    search.start()
+    wait_for(lambda: len(list((tmp_path / "run/trials").glob("0*.parquet"))) >= 7)
+    kill_a_node(two_nodes)
+    search.end()
+    assert search.error is None
+    assert found(search) == undisturbed(search, tmp_path / "undisturbed")
+    wait_for(nothing_is_left)
+    row(Row(fault="node dies after the last trial", recorded="same rows as undisturbed"))

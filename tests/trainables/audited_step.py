@@ -1,13 +1,16 @@
-"""Run as a module: trains a layout and prints synchronisations, traffic and peak memory of a step.
+"""Run as a module: trains layouts and prints synchronisations, traffic and peak memory of a step.
 
-    python -m tests.trainables.audited_step '{"micro_batch_size": 4}' '{"hidden_size": 256, ...}'
+    python -m tests.trainables.audited_step '[[{"micro_batch_size": 4}, {"hidden_size": 256, ...}]]'
 
-A line of JSON: `waits`, the stack of each host synchronisation (read of a tensor's value) within a
-step; `update_bytes_per_parameter`, read and written by the optimiser step; and `peak_bytes`, the
-peak of torch's allocations. A GPU runs the same operations, so its byte counts are the same.
+Each pair of a layout and a model is trained in a process of its own, forked after importing torch.
+A line of JSON for each: `waits`, the stack of each host synchronisation (read of a tensor's value)
+within a step; `update_bytes_per_parameter`, read and written by the optimiser step; and
+`peak_bytes`, the peak of torch's allocations. A GPU runs the same operations, so its byte counts
+are the same.
 """
 
 import json
+import multiprocessing
 import os
 import socket
 import sys
@@ -81,12 +84,25 @@ def _tensors(value: Any) -> Any:
 
 
 def main() -> None:
+    """Audit one case after another."""
+    os.environ.update(worker_environment("cpu"))
+    from trainables.deepspeed_llm.preload import import_what_ranks_need
+
+    import_what_ranks_need()
+    for layout, model in json.loads(sys.argv[1]):
+        child = multiprocessing.get_context("fork").Process(target=audit, args=(layout, model))
+        child.start()
+        child.join()
+        if child.exitcode:
+            sys.exit(f"{layout} of {model} ended with status {child.exitcode}")
+
+
+def audit(of_layout: dict[str, Any], of_model: dict[str, Any]) -> None:
     """Profile two steps for the peak memory of the second, then audit a third."""
-    model = Model(**json.loads(sys.argv[2]))
-    layout = layout_from_mapping(json.loads(sys.argv[1]), model)
+    model = Model(**of_model)
+    layout = layout_from_mapping(of_layout, model)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    os.environ.update(worker_environment("cpu"))
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_SIZE="1")
     os.environ.update(LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     # Scales the communication bucket down with the model: by default it would exceed the model.
@@ -139,7 +155,8 @@ def main() -> None:
                 "update_bytes_per_parameter": update.moved_bytes / model.parameters,
                 "peak_bytes": _peak_bytes(profiled),
             }
-        )
+        ),
+        flush=True,
     )
 
 

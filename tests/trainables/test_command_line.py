@@ -64,7 +64,7 @@ def test_steps_and_summary(torchrun: bool, tmp_path: Path) -> None:
     assert summary["peak_memory_gib"] > 0 and summary["mfu"] is None
 
 
-@pytest.mark.parametrize("torchrun", [False, True])
+@pytest.mark.parametrize("torchrun", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_out_of_memory_is_a_result(torchrun: bool) -> None:
     layout = json.dumps({"data_parallel": 2})
     model = json.dumps({**MODEL, "sequence_length": 2048})

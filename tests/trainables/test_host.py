@@ -134,11 +134,20 @@ def test_a_trial_is_cut_at_its_deadline(spec: TrialSpec, host: LocalHost) -> Non
     assert last.outcome is Outcome.TIMEOUT and "its 2 s" in last.reason
 
 
-def test_two_hosts_share_a_layout_and_are_checked(spec: TrialSpec, host: LocalHost) -> None:
+def test_two_hosts_share_a_layout_until_one_dies(spec: TrialSpec, host: LocalHost) -> None:
     cluster = dataclasses.replace(spec.cluster, nodes=2, gpus_per_node=1)
     with LocalHost(device_kind="cpu") as other:
         WORKER.check(cluster, [host, other])
-        assert ended(dataclasses.replace(spec, cluster=cluster), host, other).outcome == "ok"
+        spec = dataclasses.replace(spec, cluster=cluster)
+        assert ended(spec, host, other).outcome == "ok"
+        events = WORKER.run(dataclasses.replace(spec, measured_steps=10_000), [host, other])
+        next(events)
+        ranks = [*ranks_of(host), *ranks_of(other)]
+        assert len(ranks) == 2
+        other._process.kill()
+        with pytest.raises(NodeLost, match="host process ended"):
+            list(events)
+        wait_until(lambda: not any(rank.is_running() for rank in ranks))
 
 
 def test_an_unfit_node_is_named(spec: TrialSpec, host: LocalHost) -> None:
@@ -196,17 +205,6 @@ def test_a_loss_that_is_no_number_is_invalid(spec: TrialSpec, host: LocalHost) -
     assert steps == []
     assert isinstance(last, Ended) and last.outcome is Outcome.INVALID
     assert "step 0: loss nan" in last.reason
-
-
-def test_a_dead_host_is_a_lost_node(spec: TrialSpec) -> None:
-    with LocalHost(device_kind="cpu") as mine:
-        events = WORKER.run(dataclasses.replace(spec, measured_steps=10_000), [mine])
-        next(events)
-        ranks = ranks_of(mine)
-        mine._process.kill()
-        with pytest.raises(NodeLost, match="host process ended"):
-            list(events)
-        wait_until(lambda: not any(rank.is_running() for rank in ranks))
 
 
 OWNER = """

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from autotune.cluster import Cluster
-from autotune.cost import memory
+from autotune.cost import states
 from autotune.cost.constants import assumed_constants
 from autotune.cost.model import CostModel
 from autotune.hardware import device_named
@@ -35,51 +35,52 @@ SHORT = {"num_hidden_layers": 8, "vocab_size": 512, "sequence_length": 16}
 ON_CPUS = {"context_gib": 0.0, "fragmentation": 0.0, "logit_bytes": 10}
 
 
+PEAKS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"micro_batch_size": 4}, {}),
+    ({"micro_batch_size": 2}, {}),
+    ({"micro_batch_size": 4, "activation_checkpointing": "full"}, {}),
+    ({"micro_batch_size": 4, "activation_checkpointing": "selective"}, {}),
+    ({"micro_batch_size": 4, "rmsnorm_kernel": "plain"}, {}),
+    ({"micro_batch_size": 4}, LONG),
+    ({"micro_batch_size": 1}, LONG),
+    ({"micro_batch_size": 1}, SHORT),
+    ({"micro_batch_size": 2}, {"num_key_value_heads": 2, "vocab_size": 8192}),
+]
+WAITS: list[dict[str, Any]] = [
+    {"micro_batch_size": 2, "activation_checkpointing": checkpointing}
+    for checkpointing in ("none", "full")
+]
+
+
 @functools.cache
-def audited(layout: str, model: str) -> dict[str, Any]:
+def audits() -> list[dict[str, Any]]:
+    """What the audits of PEAKS and then of WAITS found: one process imports torch for all."""
+    cases = [[layout, {**SHAPE, **change}] for layout, change in PEAKS]
+    cases += [[layout, SHAPE] for layout in WAITS]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.trainables.audited_step", layout, model],
+        [sys.executable, "-m", "tests.trainables.audited_step", json.dumps(cases)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"waits"')]
 
 
-def audit(layout: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
-    return audited(json.dumps(layout), json.dumps(model))
+@pytest.mark.parametrize("case", range(len(WAITS)), ids=lambda case: str(WAITS[case]))
+def test_the_host_never_waits_within_a_step(case: int) -> None:
+    assert audits()[len(PEAKS) + case]["waits"] == []
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
-def test_the_host_never_waits_within_a_step(checkpointing: str) -> None:
-    layout = {"micro_batch_size": 2, "activation_checkpointing": checkpointing}
-    assert audit(layout, SHAPE)["waits"] == []
-
-
-@pytest.mark.parametrize(
-    ("layout", "change"),
-    [
-        ({"micro_batch_size": 4}, {}),
-        ({"micro_batch_size": 2}, {}),
-        ({"micro_batch_size": 4, "activation_checkpointing": "full"}, {}),
-        ({"micro_batch_size": 4, "activation_checkpointing": "selective"}, {}),
-        ({"micro_batch_size": 4, "rmsnorm_kernel": "plain"}, {}),
-        ({"micro_batch_size": 4}, LONG),
-        ({"micro_batch_size": 1}, LONG),
-        ({"micro_batch_size": 1}, SHORT),
-        ({"micro_batch_size": 2}, {"num_key_value_heads": 2, "vocab_size": 8192}),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("case", range(len(PEAKS)), ids=lambda case: str(PEAKS[case]))
 def test_the_peak_is_predicted_from_what_is_kept(
-    monkeypatch: pytest.MonkeyPatch, layout: dict[str, Any], change: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, case: int
 ) -> None:
-    monkeypatch.setattr(memory, "LARGEST_BUCKET", memory.SMALLEST_BUCKET)  # as the audit does
+    layout, change = PEAKS[case]
+    monkeypatch.setattr(states, "LARGEST_BUCKET", states.SMALLEST_BUCKET)  # as the audit does
     shape = {**SHAPE, **change}
-    measured = audit(layout, shape)["peak_bytes"]
+    measured = audits()[case]["peak_bytes"]
     model = Model(**shape)
     one = Cluster(nodes=1, gpus_per_node=1, device=device_named("h200"))
     cost = CostModel(model, "bf16", one)
@@ -90,7 +91,7 @@ def test_the_peak_is_predicted_from_what_is_kept(
 
 
 def test_the_update_moves_what_the_cost_model_counts() -> None:
-    moved = audit({"micro_batch_size": 4}, SHAPE)["update_bytes_per_parameter"]
+    moved = audits()[0]["update_bytes_per_parameter"]
     constants = assumed_constants("deepspeed_llm")
     # The flattening of gradients, a copy of 4 bytes per parameter, happens before the update.
     assert moved == pytest.approx(constants["optimizer_traffic"] - 4, rel=0.05)

@@ -71,20 +71,34 @@ def peaks(
     return measured, float(predicted)
 
 
-PLAIN = [
-    ("fp32", {"zero_stage": stage, "data_parallel": size, "micro_batch_size": 4 // size})
-    for stage, size in ((0, 2), (1, 2), (2, 2), (3, 2), (1, 4))
-] + [
-    ("bf16", {"zero_stage": stage, "data_parallel": size, "micro_batch_size": 4 // size})
-    for stage, size in ((1, 2), (2, 2), (3, 2), (1, 4))
-]
-PIPELINE = [
-    (precision, {"pipeline_parallel": 2, "data_parallel": 2, "zero_stage": stage})
-    for precision, stage in (("fp32", 0), ("fp32", 1), ("bf16", 1))
-]
+def sharded(precision: Precision, stage: int, size: int) -> tuple[Precision, dict[str, Any]]:
+    dimensions = {"zero_stage": stage, "data_parallel": size, "micro_batch_size": 4 // size}
+    return precision, dimensions
 
 
-@pytest.mark.parametrize(("precision", "dimensions"), [*PLAIN, *PIPELINE], ids=str)
+def staged(precision: Precision, stage: int) -> tuple[Precision, dict[str, Any]]:
+    return precision, {"pipeline_parallel": 2, "data_parallel": 2, "zero_stage": stage}
+
+
+# Every engine (without ZeRO, with each stage of it, and the pipeline's) once, in the precision that
+# GPUs train in where the engine has it.
+EVERY_ENGINE = [
+    sharded("fp32", 0, 2),
+    sharded("bf16", 1, 2),
+    sharded("bf16", 2, 2),
+    sharded("bf16", 3, 2),
+    staged("fp32", 1),
+]
+OTHERS = [
+    *(sharded("fp32", stage, size) for stage, size in ((1, 2), (2, 2), (3, 2), (1, 4))),
+    sharded("bf16", 1, 4),
+    staged("fp32", 0),
+    staged("bf16", 1),
+]
+ENGINES = EVERY_ENGINE + [pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS]
+
+
+@pytest.mark.parametrize(("precision", "dimensions"), ENGINES, ids=str)
 def test_states_of_every_engine_and_stage(
     host: LocalHost, precision: Precision, dimensions: dict[str, Any]
 ) -> None:
@@ -92,6 +106,7 @@ def test_states_of_every_engine_and_stage(
     assert predicted == pytest.approx(measured, rel=0.2)
 
 
+@pytest.mark.slow  # that they are as predicted, within a fifth, is seen above
 def test_stages_are_in_the_measured_order(host: LocalHost) -> None:
     measured, predicted = zip(
         *(

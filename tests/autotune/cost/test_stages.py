@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.cost.columns import columns_of
@@ -11,6 +11,7 @@ from autotune.cost.stages import Partition, blocks_per_stage, stages_of
 from autotune.layout import Layout
 from autotune.model import Model
 from autotune.space import load_space
+from tests.conftest import examples
 
 
 def llama(blocks: int, *, vocabulary: int = 1024) -> Model:
@@ -70,7 +71,7 @@ def test_without_a_vocabulary_both_partitions_are_equal_where_stages_divide_bloc
         assert blocks_per_stage(model, stages, "parameters") == (12 // stages,) * stages
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(models, st.integers(2, 5))
 def test_no_other_division_by_parameters_has_a_lighter_heaviest_stage(
     model: Model, stages: int

@@ -54,8 +54,17 @@ def test_pruned_layouts_are_on_record_and_never_run(tmp_path: Path) -> None:
     assert not when_pruned_late
 
 
-@pytest.mark.parametrize("search", sorted(SEARCHES))
-@pytest.mark.parametrize("killed_after", [0, 1, 7, 19])
+# Where a search was killed matters for none more than for the guided one, which looks at the most.
+KILLED = [
+    pytest.param(
+        search, after, marks=[] if after == 7 or search == "guided" else [pytest.mark.slow]
+    )
+    for search in sorted(SEARCHES)
+    for after in (0, 1, 7, 19)
+]
+
+
+@pytest.mark.parametrize(("search", "killed_after"), KILLED)
 def test_a_resumed_search_makes_the_same_decisions(
     tmp_path: Path, killed_after: int, search: str
 ) -> None:
@@ -67,6 +76,14 @@ def test_a_resumed_search_makes_the_same_decisions(
     assert [r.purpose for r in resumed.records] == [r.purpose for r in undisturbed.records]
     count = len(resumed.records)
     assert [r.trial_id for r in resumed.records] == [f"{n:04d}" for n in range(1, count + 1)]
+
+
+def test_a_trial_whose_file_was_moved_away_is_run_again(tmp_path: Path) -> None:
+    undisturbed = run_to_the_end(new_store(tmp_path, search="random"))
+    (tmp_path / "trials" / "0005.parquet").rename(tmp_path / "trials" / "0005.damaged")
+    resumed = run_to_the_end(open_run(tmp_path))
+    assert {r.layout for r in resumed.records} == {r.layout for r in undisturbed.records}
+    assert resumed.best[0].layout == undisturbed.best[0].layout
 
 
 def test_the_fastest_three_are_confirmed_by_longer_trials(tmp_path: Path) -> None:

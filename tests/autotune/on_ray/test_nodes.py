@@ -1,6 +1,6 @@
 """Three nodes of two devices: which of them count, what is missing, and how to go around one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,18 +23,6 @@ def cpu_nodes(count: int, devices: int = 2) -> Cluster:
     return Cluster(nodes=count, gpus_per_node=devices, device=device_named("cpu"))
 
 
-@pytest.fixture(scope="module")
-def three_nodes_of_two() -> Iterator[RayNodes]:
-    node = {"num_cpus": 2, "resources": {"virtual_device": 2}}
-    nodes = RayNodes(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    for _ in range(2):
-        nodes.add_node(**node)
-    ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
-
-
 def node_ids() -> list[str]:
     return [node["NodeID"] for node in whole_nodes(cpu_nodes(3))]
 
@@ -47,7 +35,7 @@ def group_of(nodes: int, avoid: Sequence[str]) -> PlacementGroup:
 
 
 @pytest.mark.parametrize("avoided", range(3))
-def test_a_group_goes_around_a_node(three_nodes_of_two: RayNodes, avoided: int) -> None:
+def test_a_group_goes_around_a_node(made_up_nodes: RayNodes, avoided: int) -> None:
     avoid = [node_ids()[avoided]]
     assert missing_nodes(cpu_nodes(2), avoid=avoid) is None
     group = group_of(2, avoid)
@@ -59,7 +47,7 @@ def test_a_group_goes_around_a_node(three_nodes_of_two: RayNodes, avoided: int) 
         ray.util.remove_placement_group(group)
 
 
-def test_a_node_group_knows_its_nodes(three_nodes_of_two: RayNodes) -> None:
+def test_a_node_group_knows_its_nodes(made_up_nodes: RayNodes) -> None:
     avoid = node_ids()[:1]
     group = group_of(2, avoid)
     nodes = NodeGroup(group, cpu_nodes(2), FakeHost)
@@ -71,7 +59,7 @@ def test_a_node_group_knows_its_nodes(three_nodes_of_two: RayNodes) -> None:
         ray.util.remove_placement_group(group)
 
 
-def test_a_lost_node_is_asked_once(three_nodes_of_two: RayNodes) -> None:
+def test_a_lost_node_is_asked_once(made_up_nodes: RayNodes) -> None:
     group = group_of(2, ())
     nodes = NodeGroup(group, cpu_nodes(2), FakeHost)
     try:
@@ -85,7 +73,7 @@ def test_a_lost_node_is_asked_once(three_nodes_of_two: RayNodes) -> None:
         ray.util.remove_placement_group(group)
 
 
-def test_missing_nodes_are_told_with_both_numbers(three_nodes_of_two: RayNodes) -> None:
+def test_missing_nodes_are_told_with_both_numbers(made_up_nodes: RayNodes) -> None:
     assert missing_nodes(cpu_nodes(3)) is None
     assert missing_nodes(cpu_nodes(9), world_size=5) is None
     needs = "needs 4 nodes of 2 virtual devices, the cluster has 3 nodes of 2"
@@ -95,10 +83,10 @@ def test_missing_nodes_are_told_with_both_numbers(three_nodes_of_two: RayNodes) 
     assert avoiding is not None and "3 nodes of 2 (1 of them to be avoided)" in avoiding
 
 
-def test_a_node_that_went_away_is_missing(three_nodes_of_two: RayNodes) -> None:
-    extra = three_nodes_of_two.add_node(num_cpus=2, resources={"virtual_device": 2})
+def test_a_node_that_went_away_is_missing(made_up_nodes: RayNodes) -> None:
+    extra = made_up_nodes.add_node(num_cpus=2, resources={"virtual_device": 2})
     assert missing_nodes(cpu_nodes(4)) is None
-    three_nodes_of_two.remove_node(extra)
+    made_up_nodes.remove_node(extra)
     assert missing_nodes(cpu_nodes(4)) is not None
     assert missing_nodes(cpu_nodes(3)) is None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from autotune.errors import InputError
@@ -18,6 +18,7 @@ from autotune.store.run_directory import open_run, refuse_existing_run, sole_use
 from autotune.trial.measurement import Measurement
 from autotune.trial.trial import Outcome
 from tests.autotune.simulate import new_store, run_to_the_end
+from tests.conftest import examples
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 maybe = st.none() | finite
@@ -50,7 +51,7 @@ records = st.builds(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(record=records)
 def test_a_stored_trial_reads_back_equal(tmp_path: Path, record: TrialRecord) -> None:
     store = new_store(tmp_path)

@@ -136,7 +136,7 @@ def test_real_short_steps_tell_the_time_and_memory_of_the_long_one(
         spec = dataclasses.replace(
             spec_of(layout, long_sequences, counts_to_run),
             log_dir=str(tmp_path / "logs"),
-            measured_steps=8,
+            measured_steps=4,
         )
         steps = _steps(run_in_parts(spec, DeepSpeedLlm(device_kind="cpu"), [host]))
         found.append(measure(spec, steps))
