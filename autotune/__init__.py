@@ -14,7 +14,7 @@
     run.best, run.trials.to_pandas()
     autotune.load("runs/mine")            # the same run, later
 
-All names are imported when they are first used.
+Each name is imported on first use, so that `import autotune` stays fast.
 """
 
 import importlib
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# The module and the name there of everything public.
+# Public names: the module each is defined in, and its name there.
 _PUBLIC = {
     "AutotuneError": ("errors", "AutotuneError"),
     "Cluster": ("cluster", "Cluster"),

@@ -11,10 +11,10 @@ from autotune.options.command_line import command_line
 
 
 class _Commands(click.Group):
-    """Every module of `autotune/commands` is a command, imported when it is used."""
+    """Each module of `autotune/commands` is a subcommand, imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(found.name for found in pkgutil.iter_modules(commands.__path__))
+        return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
@@ -34,7 +34,7 @@ def autotune(context: click.Context) -> None:
 
 
 def main() -> int:
-    """Run the command line; the exit status."""
+    """Run the command line and return its exit status."""
     return command_line(autotune)
 
 

@@ -1,4 +1,4 @@
-"""On what is tuned: equal nodes of equal devices."""
+"""The cluster that layouts run on: identical nodes of identical devices."""
 
 from pydantic.dataclasses import dataclass
 
@@ -13,40 +13,40 @@ class Cluster:
     """The nodes that a search may reserve."""
 
     nodes: PositiveInt
-    """Nodes that every layout uses."""
+    """Number of nodes; every layout uses all of them."""
     gpus_per_node: PositiveInt
-    """Devices of a node (GPUs, or virtual devices on CPUs); also the ranks of a node."""
+    """Devices per node (GPUs, or virtual devices on CPUs); each runs one rank."""
     device: Device
-    """What each device is."""
+    """Type of the devices."""
     memory_gib: PositiveFloat | None = None
-    """Budget per rank, enforced by the operating system on CPUs; None is the device's own."""
+    """Memory limit per rank; on CPUs the operating system enforces it. None: all of the device."""
     network: Network | None = None
-    """What connects the devices; None is what nodes of the device usually have."""
+    """Links and network of the nodes; None: those that nodes of this device usually have."""
 
     @property
     def links(self) -> Network | None:
-        """What connects the devices, as far as it is known."""
+        """The given network, or the usual one of the device; None where neither is known."""
         return self.network or usual_network(self.device)
 
     @property
     def devices(self) -> int:
-        """All devices: the world size of every layout."""
+        """Devices of all nodes: the world size of every layout."""
         return self.nodes * self.gpus_per_node
 
     def describe(self) -> str:
-        """The cluster in words, for example ``8 nodes of 8 a100-80gb``."""
+        """The cluster as text, for example ``8 nodes of 8 a100-80gb``."""
         virtual = "virtual " if self.device.kind == "cpu" else ""
         nodes = "node" if self.nodes == 1 else "nodes"
         return f"{self.nodes} {virtual}{nodes} of {self.gpus_per_node} {self.device.name}"
 
     def too_small(self, available: str) -> str:
-        """The sentence for a cluster that is not there: what is needed, and what there is."""
+        """Error message: the nodes that are needed, then `available`, a phrase for what exists."""
         what = "GPUs" if self.device.kind == "gpu" else "virtual devices"
         nodes = "node" if self.nodes == 1 else "nodes"
         return f"needs {self.nodes} {nodes} of {self.gpus_per_node} {what}, {available}"
 
     def check_this_machine(self) -> None:
-        """Raise ClusterTooSmall where this machine alone cannot hold the cluster."""
+        """Raise ClusterTooSmall where this machine has too few GPUs for the cluster."""
         gpus = local_gpus() if self.device.kind == "gpu" else None
         if gpus is not None and (self.nodes > 1 or gpus < self.gpus_per_node):
             raise ClusterTooSmall(self.too_small(f"this machine is 1 node of {gpus} GPUs"))

@@ -1,6 +1,7 @@
-"""What a dimension of a layout declares, once, for everything that goes through all dimensions.
+"""Declaration of one dimension of a layout, such as the tensor-parallel size or the ZeRO stage.
 
-The dimensions themselves are the fields of `autotune.layout.Layout`.
+Each dimension is declared once, on its field of `autotune.layout.Layout`. The search space, the
+cost model, the search and the reports loop over these declarations.
 """
 
 import dataclasses
@@ -11,22 +12,22 @@ from autotune.cluster import Cluster
 from autotune.model import Model, Precision
 
 Chosen = Mapping[str, Any]
-"""Values of a layout's dimensions by name, as far as they are chosen: the declared order."""
+"""Values of the dimensions chosen so far, by name, in the order of declaration."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """What a layout is for."""
+    """What a layout has to train, and on which cluster."""
 
     model: Model
     precision: Precision
     cluster: Cluster | None = None
-    """Where it must run; None: anywhere."""
+    """The cluster; None: rules that depend on a cluster are not checked."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Alias:
-    """Several values that make the same layout are generated under one of them."""
+    """The one value under which several equivalent values are generated."""
 
     value: Any
     reason: str
@@ -34,36 +35,36 @@ class Alias:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Dimension:
-    """One dimension: stands in the annotation of its field, which has its type and its default."""
+    """One dimension, stored in the `Annotated` type of its field; the field has the default."""
 
     values: tuple[Any, ...] | None
-    """What a search space offers unless it says otherwise; None: the value follows from others."""
+    """Default values of a search space; None: the value is derived from other dimensions."""
     word: Callable[[Any], str]
-    """Of a layout: the short word of this dimension in `Layout.describe`; empty for none."""
+    """The text for this dimension in `Layout.describe`, from the layout; empty: left out."""
     columns: Mapping[str, Callable[[Any], float]] = dataclasses.field(default_factory=dict)
-    """What the cost model reads of a value, by the name of its array (`autotune.cost.columns`)."""
+    """Numeric inputs of the cost model from a value, by array name (`autotune.cost.columns`)."""
     is_category: bool = False
-    """Whether the cost model also has constants per value (`Columns.of_category`)."""
+    """Whether the cost model has separate constants per value (`Columns.of_category`)."""
     place: Callable[[Any], tuple[float, ...]] | None = None
-    """Where a value lies for the Gaussian process that corrects predictions: one unit is a doubling
-    of a size, two another kind of layout. None only where the value follows from others."""
+    """Features of a value for the Gaussian process that corrects predictions: distance 1 is a
+    doubling of a size, 2 another kind of layout. None only where the value is derived."""
     rule: Callable[[Chosen, Task], str | None] | None = None
-    """Why the value is illegal after the dimensions before it, or None; see `autotune.rules`."""
+    """Why the value is illegal given the earlier dimensions, or None; see `autotune.rules`."""
     follows: Callable[[Chosen, Task], Any] | None = None
-    """The value, where it follows from the dimensions before it."""
+    """Computes a derived value from the earlier dimensions."""
     can_be_restricted: bool = True
-    """Whether a space may name the values that it allows (of one that follows: None is any)."""
+    """Whether a space may list allowed values (for a derived dimension, None allows any)."""
     alias: Callable[[Chosen], Alias | None] | None = None
-    """The one value under which layouts are generated that are the same for every value."""
+    """The value under which equivalent values are generated; None where they are not equivalent."""
     is_implementation: bool = False
-    """Whether it only chooses who computes the same thing: tables show the fastest alone."""
+    """Whether it only selects a kernel for the same computation: plans list the fastest one."""
 
     @property
     def is_searched(self) -> bool:
-        """Whether a search chooses the value."""
+        """Whether a search chooses the value (else it is derived)."""
         return self.values is not None
 
 
 def one_hot(values: tuple[Any, ...], *, distance: float) -> Callable[[Any], tuple[float, ...]]:
-    """Places of values that have no order: every two are as far from each other."""
-    return lambda value: tuple(distance if value == other else 0.0 for other in values)
+    """One-hot features of values without an order: all pairs are equally far apart."""
+    return lambda value: tuple(distance if value == category else 0.0 for category in values)

@@ -1,16 +1,16 @@
-"""Everything that the tuner raises on purpose.
+"""The exceptions that the tuner raises on purpose.
 
     AutotuneError
-    ├── InputError           the user asked for something that cannot be (exit status 2)
+    ├── InputError           the user's input is invalid (exit status 2)
     │   └── ClusterTooSmall  ... more nodes or devices than the cluster has
     ├── NothingFits          no layout is predicted to fit (exit status 3: nothing was started)
-    ├── NodeCheckFailed      a node is not fit to be measured on (exit status 2)
+    ├── NodeCheckFailed      a node failed the check before the first trial (exit status 2)
     ├── RunDirectoryFailed   the run directory cannot be written any more (status 130: resumable)
-    ├── NodesGone            the cluster has had too few nodes for too long (status 130: resumable)
-    └── NodeLost             a node or its actor went away during a trial (the trial is retried)
-        └── NodeOutOfMemory  ... because the node's main memory ran out (a result: out of memory)
+    ├── NodesGone            nodes were missing for longer than allowed (status 130: resumable)
+    └── NodeLost             a node or its actor was lost during a trial (the trial is retried)
+        └── NodeOutOfMemory  ... because the node's main memory ran out (the trial's outcome is oom)
 
-Foreign exceptions are translated into these once, where they enter: pydantic's in
+Exceptions of libraries are converted to these where they are caught: pydantic's in
 `autotune.inputs`, Ray's in `autotune.on_ray`, torch's in `trainables.deepspeed_llm.failures`.
 """
 
@@ -23,10 +23,10 @@ class AutotuneError(Exception):
 
 
 class InputError(AutotuneError, ValueError):
-    """Bad input in one sentence: what, the rule, the value.
+    """Invalid input. The message is one sentence: the field, the rule, the value.
 
-    `field` is the field of a request that is at fault, by its name in Python, and the sentence
-    begins with it. A command line puts its own option in the place of that name.
+    `field` is the Python name of the invalid field, and the message begins with it. The command
+    line replaces that name by its own option.
     """
 
     def __init__(self, sentence: str, *, field: str | None = None) -> None:
@@ -36,7 +36,7 @@ class InputError(AutotuneError, ValueError):
         super().__init__(sentence if field is None else f"{field}{joint}{sentence}")
 
     def with_field_as(self, option: str) -> str:
-        """The sentence with `option` in the place of the field's name."""
+        """The message with `option` instead of the field's name."""
         return str(self) if self.field is None else f"{option}{str(self)[len(self.field) :]}"
 
 
@@ -45,7 +45,7 @@ class ClusterTooSmall(InputError):
 
 
 class NothingFits(AutotuneError):
-    """No layout of the space is predicted to fit into the memory; the message says what would."""
+    """No layout of the space is predicted to fit into memory; the message names what would."""
 
 
 class NodeCheckFailed(AutotuneError):
@@ -53,24 +53,24 @@ class NodeCheckFailed(AutotuneError):
 
 
 class RunDirectoryFailed(AutotuneError):
-    """The run directory cannot be written any more; what is in it is whole."""
+    """The run directory cannot be written any more; the files in it are complete."""
 
 
 class NodesGone(AutotuneError):
-    """Nodes went away and did not come back in time; the search can be resumed."""
+    """Nodes were lost and did not come back in time; the search can be resumed."""
 
 
 class NodeLost(AutotuneError):
-    """A node (or the actor that owns it) went away while a trial was running on it."""
+    """A node, or the actor that holds it, was lost while a trial was running on it."""
 
 
 class NodeOutOfMemory(NodeLost):
-    """Ray's memory monitor ended a node's actor: the main memory of the node was nearly full."""
+    """Ray's memory monitor killed a node's actor because the node's main memory was nearly full."""
 
 
 @contextlib.contextmanager
 def in_field(field: str) -> Iterator[None]:
-    """Name the field in every InputError raised inside that does not name one."""
+    """Add the field to every InputError raised inside that names no field."""
     try:
         yield
     except InputError as error:
@@ -80,6 +80,6 @@ def in_field(field: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign exception says, in one line; its type where it says nothing."""
+    """First line of an exception's message; its type where the message is empty."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

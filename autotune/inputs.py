@@ -1,4 +1,4 @@
-"""Untrusted input: checked types of fields, dataclasses from mappings, JSON."""
+"""Validation of untrusted input: field types, dataclasses built from mappings, JSON."""
 
 import collections
 import dataclasses
@@ -30,7 +30,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """The value as a sentence shows it: short, on one line."""
+    """The value as error messages show it: shortened, on one line."""
     try:
         text = repr(value)
     except ValueError:  # a whole number of more than 4,300 digits
@@ -48,21 +48,21 @@ def _checked_name(name: str) -> str:
 
 
 LARGEST_COUNT = 2**31 - 1
-"""No count of anything is larger."""
+"""Upper bound of every count."""
 PositiveInt = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
 """A count of at least one."""
 SMALLEST_AMOUNT, LARGEST_AMOUNT = 1e-9, 1e9
-"""No quantity is smaller or larger in a unit that suits it: formulas would overflow."""
+"""Bounds of every quantity, so that formulas cannot overflow."""
 PositiveFloat = Annotated[float, Field(strict=True, ge=SMALLEST_AMOUNT, le=LARGEST_AMOUNT)]
-"""A quantity."""
+"""A positive quantity within these bounds."""
 Flag = Annotated[bool, Field(strict=True)]
-"""True or False, and nothing that could be taken for one."""
+"""A strict boolean: 0, 1 and strings are refused."""
 Name = Annotated[str, Field(strict=True), AfterValidator(_checked_name)]
-"""What people call a thing; files are named after it, and it stands in comments of scripts."""
+"""A short name. It is used in file names and in comments of scripts, hence the checks."""
 
 
 def validated(kind: type[T], values: Mapping[str, Any], *, what: str | None) -> T:
-    """Build the dataclass `kind` from untrusted `values`; `what` begins the sentence of an error.
+    """Build the dataclass `kind` from untrusted `values`; `what` is the prefix of an error message.
 
     Raises InputError with the first problem as one sentence, for example
     ``model: hidden_size must be greater than or equal to 1, got 0``.
@@ -76,22 +76,22 @@ def validated(kind: type[T], values: Mapping[str, Any], *, what: str | None) -> 
 
 def default_of(kind: type, field: str) -> Any:
     """The default of a dataclass's field."""
-    default = next(own for own in dataclasses.fields(kind) if own.name == field).default
-    # Under pydantic it may be wrapped in the description of the field.
+    default = next(f for f in dataclasses.fields(kind) if f.name == field).default
+    # pydantic may wrap the default in a FieldInfo.
     return getattr(default, "default", default)
 
 
 def first_problem(error: pydantic.ValidationError) -> str:
     """The first problem in one sentence: the field, the rule and the value.
 
-    Fields that are missing are one problem, however many they are.
+    All missing fields are reported together.
     """
     problems = error.errors(include_url=False)
     problem = problems[0]
     field = _field_of(problem)
     match problem["type"]:
         case kind if kind in _MISSING:
-            missing = [_field_of(other) for other in problems if other["type"] in _MISSING]
+            missing = [_field_of(p) for p in problems if p["type"] in _MISSING]
             return f"{listed(missing)} {'is' if len(missing) == 1 else 'are'} missing"
         case "unexpected_keyword_argument" | "extra_forbidden":
             return f"unknown key {field}"
@@ -113,7 +113,7 @@ def read_json(text_or_path: str, *, what: str) -> dict[str, Any]:
 
 
 def json_object(text: str, *, what: str) -> dict[str, Any]:
-    """Read a JSON object, each key of which is given once. Raises InputError."""
+    """Read a JSON object; repeated keys, NaN and infinity are refused. Raises InputError."""
     try:
         values = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

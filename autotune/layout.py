@@ -1,4 +1,4 @@
-"""A layout: one way to cut a training step over devices."""
+"""A layout: how a training step is split over the devices."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ Checkpointing = Literal["none", "selective", "full"]
 RmsnormKernel = Literal["plain", "fused"]
 
 CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
-"""From the one that recomputes least to the one that recomputes most."""
+"""In order of how much they recompute, least first."""
 
 NOT_OFFERED = {
     "context_parallel": "context parallelism",
@@ -31,15 +31,15 @@ NOT_OFFERED = {
     "fp8": "FP8",
     "moe": "mixture of experts",
 }
-"""Dimensions that people look for and that the space does not have yet."""
+"""Dimensions that users may ask for and that are not supported yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Layout:
-    """One choice in every dimension. Hashable; equal layouts are the same layout.
+    """One value for every dimension. Hashable; layouts with equal values are the same layout.
 
-    A field declares its dimension: see `autotune.dimension.Dimension`. The order of the fields is
-    the order in which a space is walked, and that of the stored columns.
+    Each field declares its dimension (`autotune.dimension.Dimension`). The order of the fields is
+    the order in which a search space is enumerated, and that of the stored columns.
     """
 
     tensor_parallel: Annotated[
@@ -52,7 +52,7 @@ class Layout:
             rule=rules.tensor_parallel,
         ),
     ] = 1
-    """Ranks that share each matrix."""
+    """Ranks that each weight matrix is split over."""
     pipeline_parallel: Annotated[
         PositiveInt,
         Dimension(
@@ -63,7 +63,7 @@ class Layout:
             rule=rules.pipeline_parallel,
         ),
     ] = 1
-    """Stages that share the blocks (1F1B schedule)."""
+    """Pipeline stages that the blocks are split over (1F1B schedule)."""
     data_parallel: Annotated[
         PositiveInt,
         Dimension(
@@ -73,7 +73,7 @@ class Layout:
             follows=rules.remaining_devices,
         ),
     ] = 1
-    """Replicas that share the batch; follows from the devices."""
+    """Replicas that the global batch is split over; derived from the number of devices."""
     zero_stage: Annotated[
         int,
         Field(strict=True, ge=0, le=3),
@@ -86,7 +86,7 @@ class Layout:
             alias=rules.one_stage_of_one_replica,
         ),
     ] = 1
-    """What the replicas shard: 1 optimiser states, 2 and gradients, 3 and weights."""
+    """What ZeRO shards over the replicas: 1 optimiser states, 2 also gradients, 3 also weights."""
     micro_batch_size: Annotated[
         PositiveInt,
         Dimension(
@@ -97,7 +97,7 @@ class Layout:
             rule=rules.micro_batch_size,
         ),
     ] = 1
-    """Sequences of one forward pass."""
+    """Sequences per forward pass."""
     gradient_accumulation_steps: Annotated[
         PositiveInt,
         Dimension(
@@ -108,7 +108,7 @@ class Layout:
             can_be_restricted=False,
         ),
     ] = 1
-    """Micro-batches of one optimiser step; follows from the batch."""
+    """Micro-batches per optimiser step; derived from the global batch."""
     activation_checkpointing: Annotated[
         Checkpointing,
         Dimension(
@@ -126,7 +126,7 @@ class Layout:
         Flag,
         Dimension(
             values=(False, True),
-            word=lambda layout: "",  # beside the tensor-parallel size
+            word=lambda layout: "",  # shown with the tensor-parallel size
             columns={"sequence_parallel": float},
             place=lambda on: (2.0 * on,),
             rule=rules.sequence_parallel,
@@ -144,7 +144,7 @@ class Layout:
             is_implementation=True,
         ),
     ] = "sdpa_flash"
-    """What computes attention."""
+    """Implementation of attention."""
     rmsnorm_kernel: Annotated[
         RmsnormKernel,
         Dimension(
@@ -155,7 +155,7 @@ class Layout:
             is_implementation=True,
         ),
     ] = "fused"
-    """RMSNorm as one operation, or written out."""
+    """RMSNorm as one fused operation, or as separate element-wise operations."""
     torch_compile: Annotated[
         Flag,
         Dimension(
@@ -175,7 +175,7 @@ class Layout:
 
     @property
     def recomputes(self) -> int:
-        """How much the backward pass recomputes, from 0 for nothing; only for comparison."""
+        """Index of the checkpointing mode in `CHECKPOINTING`: more recomputation is larger."""
         return CHECKPOINTING.index(self.activation_checkpointing)
 
     def columns(self) -> dict[str, Any]:
@@ -183,8 +183,8 @@ class Layout:
         return dataclasses.asdict(self)
 
     def describe(self) -> str:
-        """Short words for people, for example ``tp2 pp1 dp2 zero1 mb4 ckpt=none sdpa_flash``."""
-        return " ".join(filter(None, (found.word(self) for found in DIMENSIONS.values())))
+        """Short text, for example ``tp2 pp1 dp2 zero1 mb4 ckpt=none sdpa_flash``."""
+        return " ".join(filter(None, (dimension.word(self) for dimension in DIMENSIONS.values())))
 
 
 _SP = {True: "+sp", False: ""}
@@ -196,18 +196,18 @@ FIELD_TYPES: dict[str, Any] = typing.get_type_hints(Layout, include_extras=True)
 """The annotation of each dimension's field."""
 
 
-def _declared(annotation: Any) -> Dimension:
-    return next(found for found in get_args(annotation) if isinstance(found, Dimension))
+def _dimension_of(annotation: Any) -> Dimension:
+    return next(item for item in get_args(annotation) if isinstance(item, Dimension))
 
 
-DIMENSIONS = {name: _declared(annotation) for name, annotation in FIELD_TYPES.items()}
-"""What each dimension declares, by name."""
+DIMENSIONS = {name: _dimension_of(annotation) for name, annotation in FIELD_TYPES.items()}
+"""The declaration of each dimension, by name."""
 
-SEARCHED = tuple(name for name, found in DIMENSIONS.items() if found.is_searched)
-"""Names of the dimensions that a search chooses; the others follow from them."""
+SEARCHED = tuple(name for name, dimension in DIMENSIONS.items() if dimension.is_searched)
+"""Names of the dimensions that a search chooses; the others are derived from them."""
 
-RESTRICTABLE = tuple(name for name, found in DIMENSIONS.items() if found.can_be_restricted)
-"""Names of the dimensions for which a space may name values."""
+RESTRICTABLE = tuple(name for name, dimension in DIMENSIONS.items() if dimension.can_be_restricted)
+"""Names of the dimensions for which a space may list allowed values."""
 
 
 def value_type(dimension: str) -> type:
@@ -217,17 +217,17 @@ def value_type(dimension: str) -> type:
 
 
 def why_illegal(layout: Layout, model: Model, precision: Precision) -> str | None:
-    """The first reason why the layout cannot be trained on any cluster, or None."""
+    """The first rule that the layout breaks whatever the cluster, or None."""
     chosen, task = layout.columns(), Task(model, precision)
-    reasons = (found.rule(chosen, task) for found in DIMENSIONS.values() if found.rule)
+    reasons = (dimension.rule(chosen, task) for dimension in DIMENSIONS.values() if dimension.rule)
     return next((reason for reason in reasons if reason), None)
 
 
 def layout_from_mapping(values: Mapping[str, Any], model: Model, *, what: str = "layout") -> Layout:
     """Read a layout; absent columns take their defaults.
 
-    gradient_accumulation_steps follows from the batch where it is absent. Raises InputError for
-    unknown keys, wrong values, and a batch that the layout cannot divide.
+    gradient_accumulation_steps is derived from the global batch where it is absent. Raises
+    InputError for unknown keys, wrong values, and a global batch that does not divide evenly.
     """
     for key in values:
         if key in NOT_OFFERED:

@@ -1,4 +1,4 @@
-"""What is tuned: the shape of a Llama-like model and the batch that it is trained on."""
+"""The model to train: the shape of a Llama-like transformer, and its batch."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -11,8 +11,8 @@ from autotune.inputs import PositiveInt, read_json, validated
 
 Precision = Literal["fp32", "bf16"]
 
-# Keys of a Hugging Face Llama config.json that do not change what is measured.
-_WITHOUT_EFFECT = frozenset(
+# Keys of a Hugging Face Llama config.json that affect neither step time nor memory.
+_IGNORED_KEYS = frozenset(
     {
         "_name_or_path",
         "architectures",
@@ -30,7 +30,7 @@ _WITHOUT_EFFECT = frozenset(
         "use_cache",
     }
 )
-# Keys whose other values would be another architecture: the value that we implement.
+# Keys that select the architecture, with the only value that is implemented.
 _REQUIRED_VALUE: dict[str, object] = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -42,7 +42,7 @@ _PRECISION_OF_DTYPE: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf1
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Model:
-    """A Llama and its batch. Field names are Hugging Face's."""
+    """A Llama model and its batch. Field names are those of Hugging Face."""
 
     num_hidden_layers: Annotated[int, Field(strict=True, ge=1, le=100_000)]
     """Transformer blocks."""
@@ -61,11 +61,11 @@ class Model:
     global_batch_size: PositiveInt
     """Sequences per optimiser step, over all data-parallel ranks."""
     rms_norm_eps: Annotated[float, Field(strict=True, gt=0, lt=1)] = 1e-5
-    """Added to the mean square before the root."""
+    """Epsilon of RMSNorm, added to the mean square."""
     rope_theta: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
-    """Base of the rotary frequencies."""
+    """Base of the rotary embedding frequencies."""
     precision: Precision | None = None
-    """Weights and activations; None means bf16 on GPUs and fp32 on CPUs."""
+    """Precision of weights and activations; None: bf16 on GPUs and fp32 on CPUs."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -118,11 +118,11 @@ class Model:
         return float(6 * self.parameters + attention)
 
     def hardware_flops_per_token(self, activation_checkpointing: str) -> float:
-        """FLOPs per token that are executed, with recomputation and without what is skipped.
+        """FLOPs per token that the hardware executes, recomputation included.
 
-        The look-up embedding multiplies nothing, causal attention computes half of the score
-        matrix, a backward pass costs two forward passes, and checkpointing adds the forward pass of
-        what it recomputes (Korthikanti et al. 2022, arXiv 2205.05198, appendix A).
+        The embedding look-up costs no FLOPs, causal attention computes half of the score matrix, a
+        backward pass costs two forward passes, and checkpointing adds the forward pass of what it
+        recomputes (Korthikanti et al. 2022, arXiv 2205.05198, appendix A).
         """
         norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
         head = self.vocab_size * self.hidden_size
@@ -146,17 +146,17 @@ def load_model(path: str, *, sequence_length: int, global_batch_size: int) -> Mo
 def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Model:
     """Read a model from Hugging Face's names plus sequence_length and global_batch_size.
 
-    A Hugging Face config.json is taken as it is: its keys that change nothing here are passed over,
-    keys that would be another architecture must have the value that we implement, and any other
-    key is an error. Raises InputError.
+    A Hugging Face config.json can be passed unchanged: keys without effect are ignored, keys that
+    select the architecture must have the implemented value, and any other unknown key is an error.
+    Raises InputError.
     """
     fields = dict(values)
-    for key in _WITHOUT_EFFECT & fields.keys():
+    for key in _IGNORED_KEYS & fields.keys():
         del fields[key]
     for key, required in _REQUIRED_VALUE.items():
-        found = fields.pop(key, required)
-        if type(found) is not type(required) or found != required:
-            raise InputError(f"{what}: {key} must be {required!r}, got {found!r}")
+        value = fields.pop(key, required)
+        if type(value) is not type(required) or value != required:
+            raise InputError(f"{what}: {key} must be {required!r}, got {value!r}")
     for key in ("dtype", "torch_dtype"):
         if key in fields:
             dtype = fields.pop(key)

@@ -17,24 +17,24 @@ from autotune.trial.measurement import predicted_mfu
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Predictions for a space. Layouts that are unlikely to fit are counted, not ranked."""
+    """Predictions for a space. Layouts that will hardly fit into memory are counted, not ranked."""
 
     space: SearchSpace
     model: CostModel
-    """What predicted."""
+    """The cost model that made the predictions."""
     layouts: list[Layout]
-    """All legal layouts of the space, in the order in which it generates them."""
+    """All legal layouts of the space, in the order of enumeration."""
     estimates: Estimates
     """Predictions for `layouts`, in the same order."""
     order: NDArray[np.intp]
-    """Indices into `layouts`, most promising first: by predicted time over probability to fit."""
+    """Indices into `layouts`, best first: by predicted step time / probability to fit."""
     dropped: Mapping[str, int]
     """Combinations of the dimensions' values that are not ranked, counted by reason."""
 
     @property
     def ranked(self) -> list[Layout]:
-        """The layouts that are likely enough to fit, most promising first."""
-        return [self.layouts[place] for place in self.order]
+        """The ranked layouts, best first."""
+        return [self.layouts[index] for index in self.order]
 
     @property
     def nothing_fits(self) -> str | None:
@@ -44,41 +44,40 @@ class Plan:
         return why_nothing_fits(self.space, self.model.trainer_name)
 
     def rows(self, top: int | None = None) -> list[dict[str, Any]]:
-        """The `top` most promising layouts (None: all) as plain values. Every figure is predicted:
-        layout, step_seconds, mfu (None where the peak is unknown), peak_memory_gib and
-        fit_probability."""
+        """The `top` best layouts (None: all) as dictionaries of predictions, with the keys layout,
+        step_seconds, mfu (None where the peak is unknown), peak_memory_gib and fit_probability."""
         estimates = self.estimates
         return [
             {
-                "layout": self.layouts[place].columns(),
-                "step_seconds": float(estimates.step_seconds[place]),
-                "mfu": predicted_mfu(self.space, float(estimates.step_seconds[place])),
-                "peak_memory_gib": float(estimates.peak_memory_gib[place]),
-                "fit_probability": float(estimates.fit_probability[place]),
+                "layout": self.layouts[index].columns(),
+                "step_seconds": float(estimates.step_seconds[index]),
+                "mfu": predicted_mfu(self.space, float(estimates.step_seconds[index])),
+                "peak_memory_gib": float(estimates.peak_memory_gib[index]),
+                "fit_probability": float(estimates.fit_probability[index]),
             }
-            for place in self.order[:top]
+            for index in self.order[:top]
         ]
 
 
 def plan(space: SearchSpace, model: CostModel | None = None) -> Plan:
     """Predict and rank every layout of the space; nothing is run.
 
-    `model` replaces the cost model of our worker on the space's devices. Raises InputError where
-    the space has no layout, or the cost model does not know the device.
+    `model` is the cost model; None: that of the DeepSpeed worker on the space's devices. Raises
+    InputError where the space has no layout, or the cost model does not know the device.
     """
     model = model or CostModel(space.model, space.precision, space.cluster)
     dropped: collections.Counter[str] = collections.Counter()
     layouts = []
-    for found in space.walk():
-        if isinstance(found, Excluded):
-            dropped[found.rule] += found.combinations
+    for candidate in space.walk():
+        if isinstance(candidate, Excluded):
+            dropped[candidate.rule] += candidate.combinations
         else:
-            layouts.append(found)
+            layouts.append(candidate)
     if not layouts:
         space.check_not_empty()
     estimates = model.estimate(layouts)
-    promise = np.log(estimates.step_seconds) - np.log(estimates.fit_probability)
-    order = np.argsort(promise, kind="stable")
+    score = np.log(estimates.step_seconds) - np.log(estimates.fit_probability)
+    order = np.argsort(score, kind="stable")
     hopeless = estimates.fit_probability[order] < HOPELESS
     if hopeless.any():
         reason = (

@@ -1,4 +1,4 @@
-"""What the user asked for, frozen: the same request with the same answers makes the same search."""
+"""The user's request. The same request and the same results give the same search."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from autotune.trial.registry import describe_trainable
 from autotune.trial.trainable import TrainableDescription, TrainableSetup
 
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SET_BY_US = frozenset(
+_SET_FOR_EACH_RANK = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
     | {"MASTER_PORT", "DS_ACCELERATOR"}
 )
@@ -25,38 +25,38 @@ _SET_BY_US = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Request:
-    """One search, from its first trial to its last, over all resumptions."""
+    """The request of one search. Resuming can only raise max_trials and gpu_hours."""
 
     space: SearchSpace
-    """What is searched, with every restriction of the command line applied."""
+    """The search space, with the restrictions of the command line applied."""
     trainable: str
-    """What runs the trials."""
+    """Name of the trainable that runs the trials."""
     search: str
-    """What chooses them."""
+    """Name of the search algorithm."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
     """Seed of the search, the weights and synthetic tokens."""
     max_trials: PositiveInt
-    """Finished exploring trials after which the search ends."""
+    """No layout is explored after this many finished exploring trials."""
     gpu_hours: PositiveFloat | None = None
     """Device hours after which no trial is started; None: no limit."""
     training_gpu_hours: PositiveFloat | None = None
-    """Device hours of the training run that the layout is for; None: 20 tokens per parameter."""
+    """Device hours of the planned training run; None: a run of 20 tokens per parameter."""
     reduced_trials: Flag = True
-    """Whether layouts are explored by fewer micro-batches per step where that is much cheaper."""
+    """Whether layouts are explored with fewer micro-batches per step where that is much cheaper."""
     stop_factor: Annotated[float, Field(strict=True, ge=1, le=1e9)] = 2.0
-    """A layout slower than this many times the best is stopped."""
+    """A trial whose steps take more than this many times the best step time is stopped."""
     trial_timeout_seconds: Annotated[float, Field(strict=True, gt=0, le=1e7)] = 600.0
-    """A trial that takes longer is ended."""
+    """A trial that takes longer ends as a timeout."""
     data: str | None = None
-    """File or folder of text; None: the sources of Python's library."""
+    """File or folder of training text; None: the sources of Python's library."""
     synthetic_data: Flag = False
-    """Random tokens instead of text."""
+    """Whether to train on random tokens instead of text."""
     env: Mapping[str, str] = pydantic.Field(default_factory=dict)
-    """Environment of the ranks."""
+    """Extra environment variables of the ranks."""
     runs: str | None = None
-    """Recorded runs to replay; None: none are."""
+    """Path of recorded runs to replay; None: no replay."""
     layouts: tuple[Layout, ...] | None = None
-    """The only layouts to be tried; None: all of the space."""
+    """The only layouts to try, for a replay; None: all of the space."""
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
@@ -75,17 +75,17 @@ class Request:
 
     @property
     def simulated(self) -> bool:
-        """Whether trials only pretend to train."""
+        """Whether trials are simulated or replayed instead of run on the cluster."""
         return self.description.trains != "real"
 
     @property
     def description(self) -> TrainableDescription:
-        """What the trainable says of itself. Raises InputError where it is not installed."""
+        """The description of the trainable. Raises InputError where it is not installed."""
         return describe_trainable(self.trainable)
 
     @property
     def trainable_setup(self) -> TrainableSetup:
-        """What the trainable is made from."""
+        """Arguments of the trainable's factory."""
         return TrainableSetup(space=self.space, layouts=self.layouts, env=self.env, runs=self.runs)
 
     def all_layouts(self) -> list[Layout]:
@@ -103,7 +103,7 @@ def request_from_json(values: object) -> Request:
 def _check_variable(name: str, value: str) -> None:
     if not _VARIABLE_NAME.fullmatch(name):
         raise ValueError(f"env: NAME must be letters, digits and underscores, got {name!r}")
-    if name in _SET_BY_US:
+    if name in _SET_FOR_EACH_RANK:
         raise ValueError(f"env: {name} is set for each rank and cannot be given")
     if "\0" in value:
         raise ValueError(f"env: the value of {name} must not contain a null character")

@@ -1,17 +1,17 @@
-"""Which values of a dimension are legal: one rule per dimension, each with its reason.
+"""Constraints on the dimensions: a rule returns why a value is illegal, or None.
 
-A rule sees the dimensions that were chosen before its own (the order of the fields of `Layout`), so
-a space can be walked dimension by dimension and an illegal branch is never entered.
+A rule sees only the dimensions before its own, in the order of the fields of `Layout`. So the
+enumeration of a space can cut a whole branch at the first illegal value.
 """
 
 from autotune.dimension import Alias, Chosen, Task
 
-# With one replica there is nothing to shard, so all stages are the same layout; this is its name.
+# With one replica ZeRO has nothing to shard: all stages are one layout, generated as this stage.
 _STAGE_OF_ONE_REPLICA = 1
 
 
 def tensor_parallel(chosen: Chosen, task: Task) -> str | None:
-    """Every matrix is cut into equal parts."""
+    """The size must divide the heads, the feed-forward width and the vocabulary."""
     size, model = chosen["tensor_parallel"], task.model
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"):
         if getattr(model, name) % size:
@@ -20,7 +20,7 @@ def tensor_parallel(chosen: Chosen, task: Task) -> str | None:
 
 
 def pipeline_parallel(chosen: Chosen, task: Task) -> str | None:
-    """Whole replicas fill the cluster, and every stage has a block."""
+    """Replicas must use all devices of the cluster, and every stage must have a block."""
     tensor, stages = chosen["tensor_parallel"], chosen["pipeline_parallel"]
     if task.cluster is not None and task.cluster.devices % (tensor * stages):
         return (
@@ -36,7 +36,7 @@ def pipeline_parallel(chosen: Chosen, task: Task) -> str | None:
 
 
 def zero_stage(chosen: Chosen, task: Task) -> str | None:
-    """What DeepSpeed's engines offer."""
+    """The stage must be one that DeepSpeed's engine supports."""
     stage = chosen["zero_stage"]
     if task.precision == "bf16" and stage == 0:
         return "bf16 needs zero_stage 1 to 3 (DeepSpeed's bf16 stage 0 is stage 1), got 0"
@@ -49,7 +49,7 @@ def zero_stage(chosen: Chosen, task: Task) -> str | None:
 
 
 def one_stage_of_one_replica(chosen: Chosen) -> Alias | None:
-    """With one replica all ZeRO stages are the same layout."""
+    """With one replica all ZeRO stages are equivalent."""
     if chosen["data_parallel"] > 1:
         return None
     name = _STAGE_OF_ONE_REPLICA
@@ -58,7 +58,7 @@ def one_stage_of_one_replica(chosen: Chosen) -> Alias | None:
 
 
 def micro_batch_size(chosen: Chosen, task: Task) -> str | None:
-    """Replicas share the batch equally."""
+    """The global batch must be a multiple of data_parallel * micro_batch_size."""
     replicas, size = chosen["data_parallel"], chosen["micro_batch_size"]
     if task.model.global_batch_size % (replicas * size):
         return (
@@ -69,7 +69,7 @@ def micro_batch_size(chosen: Chosen, task: Task) -> str | None:
 
 
 def sequence_parallel(chosen: Chosen, task: Task) -> str | None:
-    """The sequence is cut over the tensor-parallel ranks."""
+    """The sequence must split evenly over more than one tensor-parallel rank."""
     tensor = chosen["tensor_parallel"]
     if not chosen["sequence_parallel"]:
         return None
@@ -84,7 +84,7 @@ def sequence_parallel(chosen: Chosen, task: Task) -> str | None:
 
 
 def attention_kernel(chosen: Chosen, task: Task) -> str | None:
-    """The device has the kernel, and the kernel has the precision."""
+    """The device must have the kernel, and the kernel must support the precision."""
     kernel = chosen["attention_kernel"]
     if task.cluster is None:
         return None
@@ -98,17 +98,17 @@ def attention_kernel(chosen: Chosen, task: Task) -> str | None:
 
 
 HALF_PRECISION_KERNELS = frozenset({"sdpa_flash", "sdpa_cudnn", "flash_attn", "flash_attn_4"})
-"""Attention kernels that on GPUs have no fp32 form."""
+"""Attention kernels that do not support fp32 on GPUs."""
 
 
 def remaining_devices(chosen: Chosen, task: Task) -> int:
-    """Replicas: what tensor and pipeline parallelism leave of the cluster."""
-    assert task.cluster is not None, "only a space's walk asks what follows"
+    """Data-parallel size: devices / (tensor_parallel * pipeline_parallel)."""
+    assert task.cluster is not None, "the data-parallel size is derived from a cluster"
     ranks: int = chosen["tensor_parallel"] * chosen["pipeline_parallel"]
     return task.cluster.devices // ranks
 
 
 def remaining_batch(chosen: Chosen, task: Task) -> int:
-    """Micro-batches: what replicas and their micro-batch leave of the batch."""
+    """Gradient accumulation steps: global batch / (data_parallel * micro_batch_size)."""
     sequences: int = chosen["data_parallel"] * chosen["micro_batch_size"]
     return task.model.global_batch_size // sequences

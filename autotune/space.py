@@ -31,18 +31,18 @@ from autotune.model import Model, Precision
 
 S = TypeVar("S")
 
-# How far from a value that leaves no layout others are tried.
-_FARTHEST_ADVICE = 64
+# Alternatives to a value that leaves no layout are searched up to this far from it.
+_LARGEST_CHANGE = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Excluded:
-    """A branch of the space that is not generated."""
+    """A branch of the search space that a rule excludes."""
 
     chosen: Mapping[str, Any]
-    """The dimensions chosen so far, the offending one last."""
+    """The dimensions chosen so far, the illegal one last."""
     reason: str
-    """The rule and the values."""
+    """The rule that is broken, and the values."""
     combinations: int
     """Combinations of the searched dimensions' values in the branch."""
 
@@ -53,42 +53,42 @@ class Excluded:
 
 
 def _with_dimensions(space: type[S]) -> type[S]:
-    """Give the class a field for each dimension, after `cluster`: the values that it may take."""
-    own = dict(space.__annotations__)
-    first = {name: own.pop(name) for name in ("name", "model", "cluster")}
+    """Add a field for each dimension after `cluster`: the tuple of its allowed values."""
+    rest = dict(space.__annotations__)
+    annotations = {name: rest.pop(name) for name in ("name", "model", "cluster")}
     for name in RESTRICTABLE:
         values = DIMENSIONS[name].values
-        several = types.GenericAlias(tuple, (FIELD_TYPES[name], ...))
-        first[name] = several if values is not None else several | None
+        tuple_type = types.GenericAlias(tuple, (FIELD_TYPES[name], ...))
+        annotations[name] = tuple_type if values is not None else tuple_type | None
         setattr(space, name, values)
-    space.__annotations__ = {**first, **own}
+    space.__annotations__ = {**annotations, **rest}
     return space
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 @_with_dimensions
 class SearchSpace:
-    """What a search is about.
+    """A model, a cluster, and the allowed values of each dimension.
 
-    Beside the fields below it has one for each dimension of a layout, by the dimension's name: a
-    tuple of the values that it may take, by default those of `autotune.layout.DIMENSIONS`. For
-    data_parallel None, the default, is whatever tensor and pipeline parallelism leave.
+    Besides the fields below there is a field for each dimension of a layout, with the dimension's
+    name: a tuple of allowed values, by default those of `autotune.layout.DIMENSIONS`. The default
+    of data_parallel is None: the devices that tensor and pipeline parallelism leave.
     """
 
     name: Name
-    """Short name, for people; its run directory is named so."""
+    """Short name of the space; the default name of its run directory."""
     model: Model
-    """What is trained."""
+    """The model to train, and its batch."""
     cluster: Cluster
-    """On what."""
+    """The cluster to train on."""
     max_trials: PositiveInt = 32
-    """Exploring trials, unless the command line says otherwise."""
+    """Default limit of exploring trials; the command line can change it."""
     warmup_steps: Annotated[int, Field(strict=True, ge=0, le=LARGEST_COUNT)] = 2
-    """Steps of a trial that are not measured."""
+    """Warm-up steps of a trial; they are not measured."""
     measured_steps: PositiveInt = 5
-    """Steps of a trial that are measured."""
+    """Measured steps of a trial, after the warm-up."""
 
-    if TYPE_CHECKING:  # the dimensions' fields are made from their declarations
+    if TYPE_CHECKING:  # `_with_dimensions` adds the fields of the dimensions
 
         def __init__(
             self,
@@ -114,19 +114,19 @@ class SearchSpace:
 
     @property
     def precision(self) -> Precision:
-        """The model's precision, or the device's usual one."""
+        """The model's precision, or the default of the device."""
         return self.model.precision or precision_on(self.cluster.device.kind)
 
     @property
     def task(self) -> Task:
-        """What its layouts are for."""
+        """Model, precision and cluster, as the rules take them."""
         return Task(self.model, self.precision, self.cluster)
 
     def walk(self) -> Iterator[Layout | Excluded]:
-        """Every legal layout, and every branch that is not entered, with its reason.
+        """Enumerate the space: every legal layout, and every excluded branch with its reason.
 
-        Dimensions are chosen in the order of `LAYOUT_COLUMNS`; a branch is left at the first value
-        that its rule forbids.
+        Dimensions are assigned in the order of `LAYOUT_COLUMNS`; a branch is cut at the first value
+        that a rule forbids.
         """
         below = {}
         combinations = 1
@@ -138,7 +138,7 @@ class SearchSpace:
 
     def layouts(self) -> list[Layout]:
         """Every legal layout, each once."""
-        return [found for found in self.walk() if isinstance(found, Layout)]
+        return [candidate for candidate in self.walk() if isinstance(candidate, Layout)]
 
     def why_not(self, layout: Layout) -> str | None:
         """Why the layout is not in the space, or None where it is."""
@@ -146,28 +146,28 @@ class SearchSpace:
         for dimension in LAYOUT_COLUMNS:
             value = getattr(layout, dimension)
             chosen[dimension] = value
-            if reason := self._forbidden(dimension, chosen, self.task):
+            if reason := self._why_forbidden(dimension, chosen, self.task):
                 return reason
             if value not in (offered := self._values(dimension, chosen, self.task)):
                 return f"{dimension} must be one of {', '.join(map(str, offered))}, got {value}"
         return None
 
     def check_not_empty(self) -> None:
-        """Raise InputError where the space has no layout: the cause, and what would work."""
+        """Raise InputError where the space has no layout; the message names alternatives."""
         cause: Excluded | None = None
-        for found in self.walk():
-            if not isinstance(found, Excluded):
+        for candidate in self.walk():
+            if not isinstance(candidate, Excluded):
                 return
-            # Where the walk got furthest, the rules of all earlier dimensions were kept.
-            if cause is None or len(found.chosen) > len(cause.chosen):
-                cause = found
+            # Report the deepest excluded branch: it satisfies the rules of all earlier dimensions.
+            if cause is None or len(candidate.chosen) > len(cause.chosen):
+                cause = candidate
         assert cause is not None, "every dimension has at least one value"
-        alternatives = self._nearest_that_work(list(cause.chosen)[-1])
+        alternatives = self._alternatives(list(cause.chosen)[-1])
         advice = f" (what would work: {'; '.join(alternatives)})" if alternatives else ""
         raise InputError(f"no layout is left in {self.name}: {cause.reason}{advice}")
 
-    def _nearest_that_work(self, dimension: str) -> list[str]:
-        """Values near the present ones, each of which alone leaves a layout; in words."""
+    def _alternatives(self, dimension: str) -> list[str]:
+        """Changes of a single value after which the space has a layout, as phrases."""
         changes: list[tuple[str, int, Callable[[int], SearchSpace]]] = [
             ("nodes", self.cluster.nodes, self._with_nodes),
             ("global_batch_size", self.model.global_batch_size, self._with_batch),
@@ -177,8 +177,8 @@ class SearchSpace:
             changes.insert(0, (dimension, values[-1], self._with_value(dimension)))
         return [
             f"{name} {' or '.join(map(str, nearest))}"
-            for name, present, changed in changes
-            if (nearest := _nearest(present, changed))
+            for name, current, changed in changes
+            if (nearest := _nearest(current, changed))
         ]
 
     def _with_value(self, dimension: str) -> Callable[[int], "SearchSpace"]:
@@ -193,7 +193,7 @@ class SearchSpace:
         )
 
     def _has_layouts(self) -> bool:
-        return any(isinstance(found, Layout) for found in self.walk())
+        return any(isinstance(candidate, Layout) for candidate in self.walk())
 
     def restricted(self, fixed: Mapping[str, Sequence[Any]]) -> "SearchSpace":
         """The space with other values for some dimensions. Raises InputError."""
@@ -208,8 +208,8 @@ class SearchSpace:
 
     def replaced(self, fields: Mapping[str, Any], *, what: str | None) -> "SearchSpace":
         """The space with other fields, validated again. Raises InputError."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return validated(SearchSpace, {**own, **fields}, what=what)
+        old = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return validated(SearchSpace, {**old, **fields}, what=what)
 
     def _walk(
         self, chosen: dict[str, Any], task: Task, below: Mapping[str, int]
@@ -220,7 +220,7 @@ class SearchSpace:
         dimension = LAYOUT_COLUMNS[len(chosen)]
         for value in self._values(dimension, chosen, task):
             branch = {**chosen, dimension: value}
-            if reason := self._forbidden(dimension, branch, task):
+            if reason := self._why_forbidden(dimension, branch, task):
                 yield Excluded(chosen=branch, reason=reason, combinations=below[dimension])
             else:
                 yield from self._walk(branch, task, below)
@@ -231,8 +231,8 @@ class SearchSpace:
         values: Sequence[Any] = getattr(self, dimension)
         return values
 
-    def _forbidden(self, dimension: str, chosen: Chosen, task: Task) -> str | None:
-        """The reason against `chosen[dimension]`: that of the space, or of the dimension's rule."""
+    def _why_forbidden(self, dimension: str, chosen: Chosen, task: Task) -> str | None:
+        """Why `chosen[dimension]` is illegal, by the space or by the dimension's rule, or None."""
         value, declared = chosen[dimension], DIMENSIONS[dimension]
         offered: Any = getattr(self, dimension) if declared.can_be_restricted else None
         if declared.follows and offered is not None and value not in offered:
@@ -244,32 +244,32 @@ class SearchSpace:
 
 
 def not_generated(space: SearchSpace) -> dict[str, int]:
-    """How many combinations of the dimensions' values are no layouts, by rule, most first."""
+    """Number of excluded combinations of the dimensions' values by rule, largest first."""
     counts: collections.Counter[str] = collections.Counter()
-    for found in space.walk():
-        if isinstance(found, Excluded):
-            counts[found.rule] += found.combinations
+    for candidate in space.walk():
+        if isinstance(candidate, Excluded):
+            counts[candidate.rule] += candidate.combinations
     return dict(counts.most_common())
 
 
-def _nearest(present: int, changed: Callable[[int], SearchSpace]) -> list[int]:
-    """The next smaller and the next larger value with which there are layouts."""
-    found = []
+def _nearest(current: int, changed: Callable[[int], SearchSpace]) -> list[int]:
+    """The next smaller and the next larger value with which the space has a layout."""
+    nearest = []
     for step in (-1, 1):
-        for value in range(present + step, present + step * (_FARTHEST_ADVICE + 1), step):
+        for value in range(current + step, current + step * (_LARGEST_CHANGE + 1), step):
             if value < 1:
                 break
             try:
                 if changed(value)._has_layouts():
-                    found.append(value)
+                    nearest.append(value)
                     break
             except ValueError:
-                continue  # not a value that the dimension takes
-    return found
+                continue  # the value is invalid for the dimension
+    return nearest
 
 
 def precision_on(kind: str) -> Precision:
-    """What a device kind trains in unless the model says otherwise."""
+    """Default precision on a kind of device: "gpu" or "cpu"."""
     return "bf16" if kind == "gpu" else "fp32"
 
 
@@ -282,7 +282,7 @@ def available_spaces() -> list[str]:
 def load_space(name_or_file: str) -> SearchSpace:
     """A space by name, or by the path of a Python file with a function `space()`.
 
-    The file is executed: treat it as the code it is. Raises InputError.
+    The file is executed with the user's rights. Raises InputError.
     """
     with in_field("space"):
         return _load_space(name_or_file)
@@ -292,8 +292,8 @@ def _load_space(name_or_file: str) -> SearchSpace:
     if name_or_file.endswith(".py"):
         if not os.path.isfile(name_or_file):
             raise InputError(f"no such file: {name_or_file!r}")
-        # Unlike an import, this leaves no compiled file beside it.
-        make = _of_user(lambda: runpy.run_path(name_or_file), name_or_file).get("space")
+        # Unlike an import, this writes no compiled file next to it.
+        make = _run_user_code(lambda: runpy.run_path(name_or_file), name_or_file).get("space")
     else:
         names = available_spaces()
         if name_or_file not in names:
@@ -303,16 +303,16 @@ def _load_space(name_or_file: str) -> SearchSpace:
         make = importlib.import_module(f"search_spaces.{name_or_file}").space
     if not callable(make):
         raise InputError(f"{name_or_file} must define a function space(), got {make!r}")
-    found = _of_user(make, name_or_file)
-    if not isinstance(found, SearchSpace):
+    space = _run_user_code(make, name_or_file)
+    if not isinstance(space, SearchSpace):
         raise InputError(
-            f"{name_or_file}: space() must return a SearchSpace, got {type(found).__name__}"
+            f"{name_or_file}: space() must return a SearchSpace, got {type(space).__name__}"
         )
-    return found
+    return space
 
 
-def _of_user(code: Callable[[], Any], what: str) -> Any:
-    """The result of code that a user wrote; whatever it raises becomes an InputError."""
+def _run_user_code(code: Callable[[], Any], what: str) -> Any:
+    """Call code that the user wrote and return its result; its exceptions become InputError."""
     try:
         return code()
     except AutotuneError as error:

@@ -27,27 +27,27 @@ from autotune.store.run_directory import (
 )
 
 RUNS = Path("runs")
-"""Parent of run directories that are not named."""
+"""Default parent folder of run directories."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a search runs; all of it may change when the search is resumed."""
+    """Where and how a search runs; all of it may change when the search is resumed."""
 
     address: str | None = None
-    """Of a running Ray cluster; None starts Ray on this machine."""
+    """Address of a running Ray cluster; None: start Ray on this machine."""
     dashboard: bool = True
-    """Whether a Ray that is started here has a dashboard."""
+    """Whether a Ray started here has a dashboard."""
     dashboard_host: str = "127.0.0.1"
-    """Where that listens."""
+    """Address that the dashboard listens on."""
     dashboard_port: int | None = None
-    """None: 8265, or the next one that is free."""
+    """Port of the dashboard; None: 8265, or the next free one."""
     wait_for_nodes_seconds: float = 300.0
-    """How long nodes that went away may take to come back."""
+    """How long to wait for lost nodes to come back."""
     allow_different_cluster: bool = False
-    """Resume on other hardware or software than the search was begun on."""
+    """Whether to resume on other hardware or software than the search started on."""
     explore_anyway: bool = False
-    """Begin a search although no layout is predicted to fit."""
+    """Whether to search although no layout is predicted to fit into memory."""
 
 
 def tune(
@@ -83,7 +83,7 @@ def tune(
 
 
 def resume(directory: str | Path, *, place: Place | None = None) -> Run:
-    """Go on with a search that was interrupted; the errors are those of `tune`."""
+    """Resume an interrupted search; raises the same errors as `tune`."""
     store = open_to_resume(Path(directory))
     go_on(store, place or Place(), Screen(plain_console()))
     return Run(directory)
@@ -93,13 +93,13 @@ def open_to_resume(directory: Path) -> RunStore:
     """Open a run directory, and read all of it before anything is started. Raises InputError."""
     with in_field("resume"):
         store = open_run(directory)
-        for read in (store.trials, store.pruned):
-            read()
+        for read_table in (store.trials, store.pruned):
+            read_table()
     return store
 
 
 def check(request: Request, place: Place) -> None:
-    """What can be refused before anything is started. Raises InputError and NothingFits."""
+    """Check the request before anything is started. Raises InputError."""
     if request.simulated and place.address is not None:
         raise InputError(
             f"must be given for real trials only, got it with trainable {request.trainable}",
@@ -110,36 +110,36 @@ def check(request: Request, place: Place) -> None:
 
 
 def search(request: Request, directory: Path, place: Place, screen: Screen) -> Ledger:
-    """Run a new search into `directory`; see `tune` for what is raised."""
+    """Run a new search into `directory`; raises the same errors as `tune`."""
     refuse_existing_run(directory)
     check(request, place)
     if request.layouts is None and not place.explore_anyway:
         problem = why_nothing_fits(request.space, request.description.trainer)
         if problem is not None:
             raise NothingFits(problem)
-    _say_what_figures_are(request, screen)
+    _warn_if_not_measured(request, screen)
     with signals_interrupt():
         return _run(request, directory, place, screen, None)
 
 
 def go_on(store: RunStore, place: Place, screen: Screen) -> Ledger:
-    """Go on with a search; where it is over already, nothing is started."""
+    """Resume a search; where it has already ended, nothing is started."""
     with signals_interrupt(), sole_user(store.directory):
         ledger = Ledger(store, screen)
         if ledger.is_over:
             screen.note(f"{len(ledger.records)} trials already finished, none is left to run")
-            _keep_result(ledger)
+            _write_result(ledger)
             return ledger
         check(store.request, place)
-        _say_what_figures_are(store.request, screen)
+        _warn_if_not_measured(store.request, screen)
         return _run(store.request, store.directory, place, screen, ledger)
 
 
 def _run(
     request: Request, directory: Path, place: Place, screen: Screen, ledger: Ledger | None
 ) -> Ledger:
-    """Run the trials of a new search, or those that are left of `ledger`, on a connected Ray."""
-    # Imported here: Ray takes seconds to import, and bad input should not wait for it.
+    """Connect to Ray and run the trials: of a new search (`ledger` None), or those left of one."""
+    # Imported here because Ray takes seconds to import: invalid input is reported before.
     from autotune.on_ray.connection import Dashboard, ray_cluster
     from autotune.on_ray.detected_cluster import differences, fitted_to_nodes
     from autotune.on_ray.nodes import inspect_nodes
@@ -176,12 +176,12 @@ def _run(
                 virtual=simulated,
                 wait_for_nodes_seconds=place.wait_for_nodes_seconds,
             )
-    _keep_result(ledger)
+    _write_result(ledger)
     return ledger
 
 
-def _keep_result(ledger: Ledger) -> None:
-    """Write the best layout and its export."""
+def _write_result(ledger: Ledger) -> None:
+    """Write best.json, and export the best layout."""
     if not ledger.best:
         return
     store, request = ledger.store, ledger.request
@@ -191,8 +191,8 @@ def _keep_result(ledger: Ledger) -> None:
             export_layout(store.directory / "export", ledger.best[0].layout, request)
 
 
-def _say_what_figures_are(request: Request, screen: Screen) -> None:
-    """That figures are not measured, where they are not."""
+def _warn_if_not_measured(request: Request, screen: Screen) -> None:
+    """Warn where figures are simulated or replayed."""
     if request.description.notice is not None:
         screen.warn(request.description.notice)
 

@@ -1,6 +1,6 @@
 """A search space of your own: `python -m autotune.run --space examples/my_space.py --dry-run`.
 
-A space file is code and runs with your rights.
+A space file is executed as Python code, with your rights.
 """
 
 from autotune import Cluster, Model, SearchSpace, device

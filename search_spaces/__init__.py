@@ -1,1 +1,1 @@
-"""One module per search space; each has a function `space()` that returns a SearchSpace."""
+"""Search spaces, one module each, with a function `space()` that returns a SearchSpace."""

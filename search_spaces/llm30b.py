@@ -7,7 +7,7 @@ from autotune.space import SearchSpace
 
 
 def space() -> SearchSpace:
-    """The paper's model, batch and vocabulary, with ZeRO stages and kernels added."""
+    """The paper's model, batch and vocabulary; the space also has ZeRO stages and kernels."""
     return SearchSpace(
         name="llm30b",
         model=Model(

@@ -7,7 +7,7 @@ from autotune.space import SearchSpace
 
 
 def space() -> SearchSpace:
-    """Table 3 of that paper; --nodes and --global-batch-size make it larger or smaller."""
+    """The model of table 3 of that paper; --nodes and --global-batch-size change its scale."""
     return SearchSpace(
         name="llm405b",
         model=Model(

@@ -1,4 +1,4 @@
-"""A Llama that two CPU cores train in seconds: real layouts on 2 virtual nodes of 2 devices."""
+"""A Llama that trains in seconds on two CPU cores, as 2 virtual nodes of 2 devices."""
 
 from autotune.cluster import Cluster
 from autotune.hardware import device_named
@@ -7,7 +7,7 @@ from autotune.space import SearchSpace
 
 
 def space() -> SearchSpace:
-    """About 5 million parameters; the memory budget lets some layouts run out."""
+    """About 5 million parameters; with this memory limit some layouts run out of memory."""
     return SearchSpace(
         name="tiny",
         model=Model(

@@ -1,1 +1,1 @@
-"""Recorded runs, and constants fitted to them."""
+"""Fitting the cost model's constants to recorded or measured runs."""

@@ -1,9 +1,9 @@
-"""Fit the cost model's constants to runs, and judge the fit on runs that it has not seen.
+"""Fit the cost model's constants to runs, and measure the accuracy on hold-out runs.
 
-Step times: robust least squares of the logarithms (single rows are off by tens of per cent for
-reasons outside any layout). Memory: maximum likelihood of what ran out and what did not, and of
-measured peaks. Every constant is held back by its spread, so that what the runs say nothing about
-stays where it was.
+Step times: robust least squares of log residuals, because single rows are off by tens of per cent
+for reasons outside any layout. Memory: maximum likelihood of which layouts ran out of memory, and
+of measured peaks. Each constant has a log-normal prior whose standard deviation is its `spread`, so
+constants that the runs do not determine keep their values.
 """
 
 import dataclasses
@@ -21,35 +21,40 @@ from autotune.cost.model import CostModel, Prepared
 from autotune.hardware import Device, Measured, Network
 from autotune.trial.trial import Outcome
 
-# Residuals beyond this (in the logarithm) count less and less.
+# Scale of the soft-L1 loss: log residuals beyond it count less and less.
 _OUTLIER = 0.02
-# Weight of a constant's prior against one residual at the outlier limit.
+# Weight of a constant's prior relative to one residual at the outlier scale.
 _TIME_PRIOR = 0.04
 _MEMORY_PRIOR = 0.5
+# Starting points of the memory fit.
 _MEMORY_STARTS = 3
+# Scale of the memory error under which the hold-out sweeps are most likely (0.02 to 0.1 were tried;
+# DECISIONS.md).
+_MEMORY_SPREAD = 0.03
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """How good predictions are on one sweep."""
+    """Accuracy of the predictions on one sweep."""
 
     rows: int
     ok: int
     oom: int
     step_time_mape: float | None
-    """Mean absolute error over the measured time, of layouts that ran; null without any."""
+    """Mean absolute error relative to the measured time, of layouts that ran; null without any."""
     oom_f1: float | None
-    """F1 of "runs out of memory" at a fit probability below one half; null without any."""
+    """F1 score of "out of memory", predicted where fit_probability < 0.5; null without any."""
     oom_precision: float | None
     oom_recall: float | None
     spearman: float | None
-    """Rank correlation of predicted and measured times; null below three different ones."""
+    """Rank correlation of predicted and measured times; null below three different times."""
 
 
 def fit(sweeps: Sequence[Sweep]) -> dict[str, float]:
     """Constants fitted to all sweeps, which must be of one trainer on one device.
 
-    The start, and what holds the constants back, is what was known before any fit. Deterministic.
+    The fit starts from the constants known before any fit, which are also the centre of the prior.
+    Deterministic.
     """
     constants = dict(constants_before_any_fit(sweeps[0].cluster, sweeps[0].trainer))
     models = [
@@ -61,12 +66,15 @@ def fit(sweeps: Sequence[Sweep]) -> dict[str, float]:
 
 
 def leave_one_out(sweeps: Sequence[Sweep]) -> dict[str, dict[str, float]]:
-    """For each sweep the constants fitted to all others. Needs at least two sweeps."""
-    return {left.name: fit([sweep for sweep in sweeps if sweep is not left]) for left in sweeps}
+    """Leave-one-out: for each sweep the constants fitted to all others. Needs two sweeps."""
+    return {
+        held_out.name: fit([sweep for sweep in sweeps if sweep is not held_out])
+        for held_out in sweeps
+    }
 
 
 def accuracy(sweep: Sweep, constants: Constants) -> Accuracy:
-    """Judge constants on a sweep."""
+    """Accuracy of predictions with these constants on a sweep."""
     model = CostModel(
         sweep.model, sweep.precision, sweep.cluster, trainer=sweep.trainer, constants=constants
     )
@@ -76,16 +84,17 @@ def accuracy(sweep: Sweep, constants: Constants) -> Accuracy:
     predicted = estimates.step_seconds[timed]
     known = np.array([run.outcome in (Outcome.OK, Outcome.OOM) for run in sweep.runs])
     ran_out = np.array([run.outcome is Outcome.OOM for run in sweep.runs])[known]
-    said = (estimates.fit_probability < 0.5)[known]
-    hits = int((said & ran_out).sum())
-    precision = hits / said.sum() if said.any() else None
-    recall = hits / ran_out.sum() if ran_out.any() else None
+    predicted_oom = (estimates.fit_probability < 0.5)[known]
+    true_positives = int((predicted_oom & ran_out).sum())
+    precision = true_positives / predicted_oom.sum() if predicted_oom.any() else None
+    recall = true_positives / ran_out.sum() if ran_out.any() else None
+    positives = predicted_oom.sum() + ran_out.sum()
     return Accuracy(
         rows=len(sweep.runs),
         ok=len(measured),
         oom=int(ran_out.sum()),
         step_time_mape=float(np.mean(np.abs(predicted / measured - 1))) if timed.any() else None,
-        oom_f1=2 * hits / (said.sum() + ran_out.sum()) if said.any() or ran_out.any() else None,
+        oom_f1=2 * true_positives / positives if positives else None,
         oom_precision=precision,
         oom_recall=recall,
         spearman=_rank_correlation(predicted, measured),
@@ -104,20 +113,22 @@ def _fit_time(
     prepared = _prepared(models, [sweep.timed for sweep in sweeps])
     seconds = [run.step_seconds for sweep in sweeps for run in sweep.timed]
     measured = np.log(np.array(seconds, dtype=float))
-    names = _fitted(constants, "time")
+    names = _names_to_fit(constants, "time")
     if not len(measured) or not names:
         return constants
 
     def residuals(offsets: Array) -> Array:
-        moved = _moved(constants, names, offsets)
-        predicted = np.concatenate([m.estimate(some, moved).step_seconds for m, some in prepared])
+        moved = _with_offsets(constants, names, offsets)
+        predicted = np.concatenate(
+            [m.estimate(layouts, moved).step_seconds for m, layouts in prepared]
+        )
         return np.concatenate([np.log(predicted) - measured, _TIME_PRIOR * offsets])
 
-    found = optimize.least_squares(
+    solution = optimize.least_squares(
         residuals, np.zeros(len(names)), loss="soft_l1", f_scale=_OUTLIER, max_nfev=100
     )
-    fitted = _moved(constants, names, found.x)
-    errors = residuals(found.x)[: len(measured)]
+    fitted = _with_offsets(constants, names, solution.x)
+    errors = residuals(solution.x)[: len(measured)]
     # Robust standard deviation: 1.48 median absolute deviations.
     fitted["time_spread"] = max(0.01, float(1.48 * np.median(np.abs(errors))))
     return fitted
@@ -128,69 +139,69 @@ def _fit_memory(
 ) -> dict[str, float]:
     runs = [[r for r in s.runs if r.outcome in (Outcome.OK, Outcome.OOM)] for s in sweeps]
     prepared = _prepared(models, runs)
-    ran_out = np.array([run.outcome is Outcome.OOM for some in runs for run in some])
-    peaks = np.array([run.peak_memory_gib or np.nan for some in runs for run in some])
+    ran_out = np.array([run.outcome is Outcome.OOM for sweep in runs for run in sweep])
+    peaks = np.array([run.peak_memory_gib or np.nan for sweep in runs for run in sweep])
     measured = ~np.isnan(peaks) & ~ran_out
-    names = _fitted(constants, "memory")
+    names = _names_to_fit(constants, "memory")
     if not len(ran_out) or not names:
         return constants
     spread = _MEMORY_SPREAD
 
     def objective(offsets: Array) -> float:
-        moved = _moved(constants, names, offsets)
-        shares = [
-            (model.memory(some, moved).total, model.capacity_gib(moved)) for model, some in prepared
+        moved = _with_offsets(constants, names, offsets)
+        peaks_and_capacities = [
+            (model.memory(layouts, moved).total, model.capacity_gib(moved))
+            for model, layouts in prepared
         ]
-        predicted = np.concatenate([peak for peak, _ in shares])
-        excess = np.concatenate([np.log(peak / capacity) for peak, capacity in shares]) / spread
+        predicted = np.concatenate([peak for peak, _ in peaks_and_capacities])
+        excess = (
+            np.concatenate([np.log(peak / capacity) for peak, capacity in peaks_and_capacities])
+            / spread
+        )
         excess = np.clip(excess, -12, 12)
-        classes = np.where(ran_out, np.logaddexp(0, -excess), np.logaddexp(0, excess))
+        log_loss = np.where(ran_out, np.logaddexp(0, -excess), np.logaddexp(0, excess))
         error = np.log(predicted[measured] / peaks[measured]) / (2 * spread)
         return float(
-            classes[~measured].sum()
+            log_loss[~measured].sum()
             + np.sqrt(1 + error**2).sum()
             + _MEMORY_PRIOR * (offsets**2).sum()
         )
 
     best = None
-    for number in range(_MEMORY_STARTS):
-        # The likelihood has flat parts and kinks: several starts, and a search without gradients.
-        offsets = np.random.default_rng(number).normal(0, 0.5 if number else 0.0, len(names))
+    for seed in range(_MEMORY_STARTS):
+        # The likelihood has flat parts and kinks: use several starts and a derivative-free method.
+        offsets = np.random.default_rng(seed).normal(0, 0.5 if seed else 0.0, len(names))
         rough = optimize.minimize(objective, offsets, method="L-BFGS-B", options={"maxiter": 300})
-        found = optimize.minimize(
+        refined = optimize.minimize(
             objective,
             rough.x,
             method="Powell",
             options={"maxiter": 6000, "xtol": 1e-3, "ftol": 1e-5},
         )
-        if best is None or found.fun < best.fun:
-            best = found
+        if best is None or refined.fun < best.fun:
+            best = refined
     assert best is not None
-    fitted = _moved(constants, names, best.x)
+    fitted = _with_offsets(constants, names, best.x)
     excess = [
-        np.log(model.memory(some, fitted).total / model.capacity_gib(fitted))
-        for model, some in prepared
+        np.log(model.memory(layouts, fitted).total / model.capacity_gib(fitted))
+        for model, layouts in prepared
     ]
     return {**fitted, "memory_spread": _likeliest_spread(np.concatenate(excess), ran_out)}
 
 
 def _likeliest_spread(excess: Array, ran_out: NDArray[np.bool_]) -> float:
-    """The scale of a logistic error under which the outcomes are most likely.
+    """Maximum-likelihood scale of a logistic error, given the outcomes.
 
-    Not below what left-out sweeps showed: a fit looks better on its own runs than it is.
+    At least the scale of the hold-out sweeps, because a fit is too good on its own runs.
     """
-    side = np.where(ran_out, -1.0, 1.0)
+    sign = np.where(ran_out, -1.0, 1.0)
     scales = np.array([_MEMORY_SPREAD, *np.arange(0.04, 0.21, 0.01)])
-    unlikely = [np.logaddexp(0, side * excess / scale).sum() for scale in scales]
-    return float(scales[int(np.argmin(unlikely))])
-
-
-# The scale at which the left-out sweeps are most likely (0.02 to 0.1 were tried; DECISIONS.md).
-_MEMORY_SPREAD = 0.03
+    log_loss = [np.logaddexp(0, sign * excess / scale).sum() for scale in scales]
+    return float(scales[int(np.argmin(log_loss))])
 
 
 def constants_before_any_fit(cluster: Cluster, trainer: str) -> Constants:
-    """What is known of the cluster's device and network without any fit."""
+    """The constants of the cluster's device and network without any fitted ones."""
     network = cluster.links
     return constants_for(
         before_any_fit(cluster.device), trainer, network and network_before_any_fit(network)
@@ -198,7 +209,7 @@ def constants_before_any_fit(cluster: Cluster, trainer: str) -> Constants:
 
 
 def before_any_fit(device: Device) -> Device:
-    """The device with only those constants that were not fitted."""
+    """The device without fitted constants; those that a fit replaced are restored."""
     return dataclasses.replace(
         device,
         constants=_unfitted(device.constants),
@@ -207,7 +218,7 @@ def before_any_fit(device: Device) -> Device:
 
 
 def network_before_any_fit(network: Network) -> Network:
-    """The network with only those constants that were not fitted."""
+    """The network without fitted constants; those that a fit replaced are restored."""
     return dataclasses.replace(network, constants=_unfitted(network.constants))
 
 
@@ -217,12 +228,14 @@ def _unfitted(constants: Mapping[str, Measured]) -> dict[str, Measured]:
         if constant.kind != "fitted":
             unfitted[name] = constant
         elif constant.unfitted is not None:
-            before = constant.unfitted
-            unfitted[name] = Measured(value=before.value, kind=before.kind, source=before.source)
+            replaced = constant.unfitted
+            unfitted[name] = Measured(
+                value=replaced.value, kind=replaced.kind, source=replaced.source
+            )
     return unfitted
 
 
-def _fitted(constants: Mapping[str, float], predicts: str) -> list[str]:
+def _names_to_fit(constants: Mapping[str, float], predicts: str) -> list[str]:
     known = known_constants()
     return [
         name
@@ -231,10 +244,10 @@ def _fitted(constants: Mapping[str, float], predicts: str) -> list[str]:
     ]
 
 
-def _moved(
+def _with_offsets(
     constants: Mapping[str, float], names: Sequence[str], offsets: Array
 ) -> dict[str, float]:
-    """The constants with some multiplied: `offsets` are in units of their spreads."""
+    """The constants, `names` multiplied by exp(spread * offset)."""
     known = known_constants()
     factors = np.exp([known[name].spread for name in names] * offsets)
     return {
@@ -247,4 +260,6 @@ def _prepared(
     models: Sequence[CostModel], runs: Sequence[Sequence[RecordedRun]]
 ) -> list[tuple[CostModel, Prepared]]:
     pairs = zip(models, runs, strict=True)
-    return [(model, model.prepare([run.layout for run in some])) for model, some in pairs if some]
+    return [
+        (model, model.prepare([run.layout for run in sweep])) for model, sweep in pairs if sweep
+    ]

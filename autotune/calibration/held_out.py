@@ -1,4 +1,4 @@
-"""Constants of the cost model for recorded sweeps that they were not fitted on."""
+"""Hold-out constants: for each recorded sweep, constants that were not fitted on it."""
 
 from pathlib import Path
 
@@ -19,28 +19,28 @@ FITTED_ON = (
 
 
 def unseen_constants(sweeps: list[Sweep], path: Path) -> dict[str, Constants]:
-    """For each sweep constants that know nothing of it.
+    """For each sweep the constants to judge it with, fitted without that sweep.
 
-    A sweep that the shipped constants were fitted on is left out of a new fit to the others of
-    those sweeps, which must lie in the same folder. Any other has the shipped constants. Raises
-    InputError where there is nothing to fit to.
+    A sweep in `FITTED_ON` gets a new fit to the other sweeps of that list, which must be in the
+    same folder. Any other sweep gets the shipped constants. Raises InputError where no sweep is
+    left to fit to.
     """
     folder = path if path.is_dir() else path.parent
     fitted = [sweep for sweep in sweeps if sweep.name in FITTED_ON]
-    beside = {sweep.name: sweep for sweep in (read_sweeps(folder) if fitted else [])}
-    found: dict[str, Constants] = {}
+    in_folder = {sweep.name: sweep for sweep in (read_sweeps(folder) if fitted else [])}
+    constants: dict[str, Constants] = {}
     for sweep in sweeps:
         if sweep.name not in FITTED_ON:
-            found[sweep.name] = constants_for(
+            constants[sweep.name] = constants_for(
                 sweep.cluster.device, sweep.trainer, sweep.cluster.network
             )
             continue
-        others = [beside[name] for name in FITTED_ON if name in beside and name != sweep.name]
+        others = [in_folder[name] for name in FITTED_ON if name in in_folder and name != sweep.name]
         if not others:
             raise InputError(
                 f"the shipped constants were fitted on sweep {sweep.name}: to judge it, "
-                f"keep the other sweeps beside it, got only it in {str(folder)!r}",
+                f"put other sweeps of that fit into the same folder, got none in {str(folder)!r}",
                 field="runs",
             )
-        found[sweep.name] = fit(others)
-    return found
+        constants[sweep.name] = fit(others)
+    return constants

@@ -1,7 +1,7 @@
-"""Runs that others recorded: the sweeps of Hagemann et al. 2023 (arXiv 2311.05610).
+"""Published measurements: the sweeps of Hagemann et al. 2023 (arXiv 2311.05610).
 
-Two forms are read: tidy CSV files (one or many sweeps each), and the spreadsheets that the authors
-publish (one sweep each, whose name tells model, sequence length and GPUs).
+Reads tidy CSV files with one or more sweeps each, and the spreadsheets that the authors publish:
+one sweep each, with model, sequence length and number of GPUs in the file name.
 """
 
 import collections
@@ -32,7 +32,7 @@ _SHAPES = {
 }
 _KERNELS = {"torch": "math", "megatron": "megatron", "flash1": "flash1", "flash2": "flash2"}
 _CHECKPOINTING = {"none": "none", "disabled": "none", "every_layer": "full"}
-_TRUE = {"true": True, "1": True, "false": False, "0": False}
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 # The spreadsheets' names of kernels: (attention, fused RMSNorm).
 _SHEET_KERNELS = {
     "torch": ("math", False),
@@ -49,37 +49,37 @@ _BATCH = {2048: 2048, 8192: 512}
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRun:
-    """One layout that somebody ran."""
+    """The recorded result of one layout."""
 
     layout: Layout
     outcome: Outcome
     """ok, oom or crashed."""
     step_seconds: float | None
-    """Mean over repetitions; null unless ok."""
+    """Mean step time over repetitions; null unless ok."""
     peak_memory_gib: float | None = None
     """Null where it was not recorded."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """Layouts of one model on one cluster, each once."""
+    """Recorded runs of one model on one cluster, one per layout."""
 
     name: str
     model: Model
     precision: Precision
     cluster: Cluster
     trainer: str
-    """Whose code ran them (`autotune.cost.trainers`)."""
+    """The training code that ran them (a name of `autotune.cost.trainers`)."""
     runs: tuple[RecordedRun, ...]
 
     @property
     def timed(self) -> list[RecordedRun]:
-        """The runs that were measured."""
+        """The runs that have a step time."""
         return [run for run in self.runs if run.step_seconds is not None]
 
     @property
     def best_seconds(self) -> float:
-        """The fastest step."""
+        """Step time of the fastest layout."""
         return min(run.step_seconds for run in self.timed if run.step_seconds is not None)
 
 
@@ -98,7 +98,7 @@ def _read_sweeps(path: Path) -> list[Sweep]:
             files = sorted(
                 file
                 for file in path.iterdir()
-                # A spreadsheet that is open somewhere has a lock file beside it.
+                # Excel's lock files of open spreadsheets begin with ~$.
                 if file.suffix.lower() in (".csv", ".xlsx") and not file.name.startswith("~$")
             )
             if not files:
@@ -110,9 +110,9 @@ def _read_sweeps(path: Path) -> list[Sweep]:
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
     sweeps = [sweep for file in files for sweep in _read_file(file)]
-    twice = [name for name, n in collections.Counter(s.name for s in sweeps).items() if n > 1]
-    if twice:
-        raise InputError(f"sweep {twice[0]} is in more than one file of {str(path)!r}")
+    repeated = [name for name, n in collections.Counter(s.name for s in sweeps).items() if n > 1]
+    if repeated:
+        raise InputError(f"sweep {repeated[0]} is in more than one file of {str(path)!r}")
     return sweeps
 
 
@@ -133,19 +133,19 @@ def _read_file(file: Path) -> list[Sweep]:
         by_sweep[str(_field(row, "sweep", where))].append({**row, "where": where})
     if not by_sweep:
         raise InputError(f"no run in {str(file)!r}")
-    return [_sweep(name, found) for name, found in by_sweep.items()]
+    return [_sweep(name, sweep_rows) for name, sweep_rows in by_sweep.items()]
 
 
 def _sweep(name: str, rows: Sequence[Mapping[str, Any]]) -> Sweep:
     first = rows[0]
     model = _model(first)
     devices = _number(first, "world_size")
-    nodes, rest = divmod(devices, _GPUS_PER_NODE)
-    if rest or not nodes:
+    nodes, remainder = divmod(devices, _GPUS_PER_NODE)
+    if remainder or not nodes:
         raise InputError(
             f"{first['where']}: world_size must be a multiple of {_GPUS_PER_NODE}, got {devices}"
         )
-    found: dict[Layout, list[RecordedRun]] = collections.defaultdict(list)
+    runs_by_layout: dict[Layout, list[RecordedRun]] = collections.defaultdict(list)
     for row in rows:
         if _model(row) != model or _number(row, "world_size") != devices:
             raise InputError(f"{row['where']}: sweep {name} must have one model and one cluster")
@@ -158,7 +158,7 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]]) -> Sweep:
         if run is not None and (reason := why_illegal(run.layout, model, "bf16")):
             raise InputError(f"{row['where']}: {reason}")
         if run is not None:
-            found[run.layout].append(run)
+            runs_by_layout[run.layout].append(run)
     return Sweep(
         name=name,
         model=model,
@@ -167,12 +167,12 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]]) -> Sweep:
             nodes=nodes, gpus_per_node=_GPUS_PER_NODE, device=device_named("a100-80gb")
         ),
         trainer="hagemann2023",
-        runs=tuple(_merged(layout, runs) for layout, runs in found.items()),
+        runs=tuple(_merged(layout, runs) for layout, runs in runs_by_layout.items()),
     )
 
 
 def _merged(layout: Layout, runs: Sequence[RecordedRun]) -> RecordedRun:
-    """Repetitions as one run: the mean of those that worked, else out of memory, else failed."""
+    """Merge repetitions: the mean time of those that ran; else out of memory; else crashed."""
     seconds = [run.step_seconds for run in runs if run.step_seconds is not None]
     if seconds:
         return RecordedRun(
@@ -182,7 +182,7 @@ def _merged(layout: Layout, runs: Sequence[RecordedRun]) -> RecordedRun:
 
 
 def _run(row: Mapping[str, Any], model: Model) -> RecordedRun | None:
-    """The run of a row; None where its kernel does not exist for the shape: that is no layout."""
+    """The run of a row; None where the kernel does not support the model's shape."""
     where = row["where"]
     outcome = _choice(row, "outcome", ("ok", "oom", "kernel_na", "error"))
     if outcome == "kernel_na":
@@ -228,15 +228,15 @@ def _model(row: Mapping[str, Any]) -> Model:
 
 
 def _sheet_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of an authors' spreadsheet by the names of the tidy form.
+    """Rows of one of the authors' spreadsheets, with the column names of the tidy CSV form.
 
-    The table's head is in the second row. Step times are not among the columns that are sure to be
-    there: they follow from the MFU, as the paper defines it.
+    The header is in the second row. Not all spreadsheets have a column of step times, so step times
+    are computed from the MFU as the paper defines it.
     """
     import openpyxl
 
-    named = _SHEET_NAME.search(file.name)
-    if named is None or named["model"].upper() not in _SHAPES:
+    name_parts = _SHEET_NAME.search(file.name)
+    if name_parts is None or name_parts["model"].upper() not in _SHAPES:
         raise InputError(
             "a spreadsheet's name must tell the model and the GPUs, such as "
             f"llama_13B_bfloat16_64_GPUs_all_runs.xlsx, got {file.name!r}"
@@ -244,10 +244,10 @@ def _sheet_rows(file: Path) -> list[dict[str, Any]]:
     length = 8192 if "8k" in file.name else 2048
     common = {
         "sweep": file.stem,
-        "model": named["model"].upper(),
+        "model": name_parts["model"].upper(),
         "sequence_length": length,
         "global_batch_size": _BATCH[length],
-        "world_size": int(named["gpus"]),
+        "world_size": int(name_parts["gpus"]),
     }
     try:
         workbook = openpyxl.load_workbook(file, read_only=True, data_only=True)
@@ -277,7 +277,7 @@ def _tidy(row: Mapping[str, Any], common: Mapping[str, Any], where: str) -> dict
     devices = common["world_size"]
     mfu = row.get("Average MFU")
     mfu = float(mfu) if isinstance(mfu, int | float) and not isinstance(mfu, bool) else mfu
-    works = isinstance(mfu, float) and mfu > 0
+    ran = isinstance(mfu, float) and mfu > 0
     recorded = {
         "tensor_parallel": tensor,
         "pipeline_parallel": pipeline,
@@ -287,9 +287,9 @@ def _tidy(row: Mapping[str, Any], common: Mapping[str, Any], where: str) -> dict
         "sequence_parallel": row.get("sequence_parallel") or False,
         "attention_kernel": {"math": "torch"}.get(attention, attention),
         "rmsnorm_kernel": fused_norm,
-        "outcome": "ok" if works else ("oom" if "oom" in str(mfu).lower() else "error"),
+        "outcome": "ok" if ran else ("oom" if "oom" in str(mfu).lower() else "error"),
     }
-    if isinstance(mfu, float) and works:
+    if isinstance(mfu, float) and ran:
         if mfu > 1:
             raise InputError(f"{where}: Average MFU must be between 0 and 1, got {mfu}")
         model = _model({**common, "where": where})
@@ -334,9 +334,9 @@ def _positive(row: Mapping[str, Any], name: str) -> float:
 
 def _flag(row: Mapping[str, Any], name: str) -> bool:
     value = str(_field(row, name, row["where"])).lower()
-    if value not in _TRUE:
+    if value not in _BOOLEANS:
         raise InputError(f"{row['where']}: {name} must be True or False, got {value!r}")
-    return _TRUE[value]
+    return _BOOLEANS[value]
 
 
 def _choice(row: Mapping[str, Any], name: str, known: Iterable[str]) -> str:

@@ -1,1 +1,1 @@
-"""The command lines. `python -m autotune.NAME` and `autotune NAME` run the same command."""
+"""The commands, one per module. `python -m autotune.NAME` and `autotune NAME` are the same."""

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from autotune.calibration.fit import (
-    Accuracy,
     accuracy,
     before_any_fit,
     constants_before_any_fit,
@@ -48,14 +47,14 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
     """Fit the cost model's constants to RUNS: run directories, or recorded CSV and .xlsx files."""
     sweeps = [sweep for path in runs for sweep in sweeps_of(path)]
     names = collections.Counter(sweep.name for sweep in sweeps)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise InputError(f"each sweep must be given once, got {twice[0]} more than once")
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise InputError(f"each sweep must be given once, got {repeated[0]} more than once")
     device = _device(sweeps) if gpu is None else device_of_option(gpu)
     sweeps = [
         dataclasses.replace(s, cluster=dataclasses.replace(s.cluster, device=device))
         for s in sweeps
     ]
-    _one_of({sweep.trainer for sweep in sweeps}, "trainer")
+    _only({sweep.trainer for sweep in sweeps}, "trainer")
     trainer = sweeps[0].trainer
     out = out or Path(f"{device.name}.json")
     _refuse_unwritable(out)
@@ -63,14 +62,13 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
         raise InputError("the runs must have a layout that ran or ran out of memory, got none")
     before = constants_before_any_fit(sweeps[0].cluster, trainer)
     console = plain_console()
-    judged, how = dict.fromkeys((sweep.name for sweep in sweeps), before), "fitted on itself"
     fitted = fit(sweeps)
     if len(sweeps) > 1:
         after: Mapping[str, Constants] = leave_one_out(sweeps)
         how = "fitted on the other sweeps"
     else:
-        after = {sweeps[0].name: fitted}
-    _print(console, sweeps, judged, after, how)
+        after, how = {sweeps[0].name: fitted}, "fitted on itself"
+    _print(console, sweeps, dict.fromkeys(after, before), after, how)
     source = f"fitted on {_described(sweeps)}"
     calibrated = with_constants(device, trainer, before, fitted, source)
     write_atomically(out, lambda path: path.write_text(device_to_json(calibrated), "utf-8"))
@@ -79,7 +77,7 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
 
 
 def sweeps_of(path: Path) -> list[Sweep]:
-    """The sweeps of a run directory or of recorded files. Raises InputError."""
+    """The sweeps of a run directory, or of files of recorded runs. Raises InputError."""
     if not (path / "run.json").exists():
         return read_sweeps(path)
     with in_field("runs"):
@@ -110,7 +108,7 @@ def sweeps_of(path: Path) -> list[Sweep]:
 
 
 def _refuse_unwritable(out: Path) -> None:
-    """Before the fit: raise InputError where its result cannot be written."""
+    """Raise InputError where `out` cannot be written, so that no fit is lost."""
     folder = out.absolute().parent
     if out.suffix != ".json":
         raise InputError(f"--out must be a file NAME.json, got {str(out)!r}")
@@ -129,9 +127,9 @@ def with_constants(
     fitted: Constants,
     source: str,
 ) -> Device:
-    """The device with these fitted constants, and no others that were fitted before.
+    """The device with these fitted constants instead of those of earlier fits.
 
-    Constants that the fit left where they were (`before`) keep their source.
+    Constants that the fit did not change from `before` keep their source.
     """
     known = known_constants()
     stated = before_any_fit(device)
@@ -141,10 +139,10 @@ def with_constants(
         if abs(value / before[name] - 1) < 1e-3 if before[name] else value == before[name]:
             continue
         group = of_trainer if known[name].of == "trainer" else of_hardware
-        there = group.get(name)
-        unfitted = there and Stated(value=there.value, kind=there.kind, source=there.source)
-        least, most = bounds_of(name)
-        rounded = float(f"{min(max(value, least), most):.4g}")
+        old = group.get(name)
+        unfitted = old and Stated(value=old.value, kind=old.kind, source=old.source)
+        lower, upper = bounds_of(name)
+        rounded = float(f"{min(max(value, lower), upper):.4g}")
         group[name] = Measured(value=rounded, kind="fitted", source=source, unfitted=unfitted)
     return dataclasses.replace(
         device, constants=of_hardware, trainers={**device.trainers, trainer: of_trainer}
@@ -162,13 +160,13 @@ def _recorded(record: TrialRecord) -> RecordedRun:
 
 
 def _device(sweeps: Sequence[Sweep]) -> Device:
-    """The runs' device as we know it now; an unknown one as it was on record."""
+    """The device of the runs, from today's hardware files; else as the runs recorded it."""
     devices = {sweep.cluster.device.name: sweep.cluster.device for sweep in sweeps}
-    name = _one_of(set(devices), "device")
+    name = _only(set(devices), "device")
     return known_devices().get(name, devices[name])
 
 
-def _one_of(values: set[str], what: str) -> str:
+def _only(values: set[str], what: str) -> str:
     if len(values) > 1:
         raise InputError(f"all runs must have one {what}, got {', '.join(sorted(values))}")
     return values.pop()
@@ -197,15 +195,15 @@ def _print(
         table.add_row(
             sweep.name,
             str(new.rows),
-            f"{_percent(old)} → {_percent(new)}",
+            f"{_percent(old.step_time_mape)} → {_percent(new.step_time_mape)}",
             f"{_number(old.oom_f1)} → {_number(new.oom_f1)}",
             f"{_number(old.spearman)} → {_number(new.spearman)}",
         )
     console.print(table)
 
 
-def _percent(found: Accuracy) -> str:
-    return "-" if found.step_time_mape is None else f"{found.step_time_mape:.1%}"
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _number(value: float | None) -> str:

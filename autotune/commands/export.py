@@ -1,4 +1,4 @@
-"""`autotune export`: write a layout of a finished trial for another program."""
+"""`autotune export`: write the layout of a finished trial in the format of another program."""
 
 import sys
 from pathlib import Path

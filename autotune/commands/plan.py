@@ -24,7 +24,7 @@ from autotune.report.plan import print_explained, print_not_ranked, print_ranked
 from autotune.space import SearchSpace
 from autotune.trial.measurement import predicted_mfu
 
-_STATED = "--peak-tflops, --memory-gib, --memory-bandwidth and --multiprocessors"
+_DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multiprocessors"
 
 
 @click.command()
@@ -83,19 +83,19 @@ def main(
 
 
 def _device(gpu: str | None, stated: Mapping[str, float | None]) -> Callable[[Device], Device]:
-    """What makes the device that is meant out of the space's own. Raises InputError."""
+    """A function from the space's device to the one that the options ask for."""
 
-    def device(own: Device) -> Device:
+    def device(space_device: Device) -> Device:
         given = {name: value for name, value in stated.items() if value is not None}
         if gpu is None:
-            known = own
+            known = space_device
         elif len(given) == len(stated) and not gpu.endswith(".json"):
             known = known_devices().get(gpu) or unknown_gpu(gpu)
         else:
             try:
                 known = device_of_option(gpu)
             except InputError as error:
-                raise InputError(f"{error}; or state {_STATED} of another") from None
+                raise InputError(f"{error}; for another device give {_DEVICE_OPTIONS}") from None
         fields = {field.name: getattr(known, field.name) for field in dataclasses.fields(known)}
         return validated(Device, {**fields, **given}, what="--gpu")
 
@@ -103,7 +103,7 @@ def _device(gpu: str | None, stated: Mapping[str, float | None]) -> Callable[[De
 
 
 def _layout_to_explain(text: str, space: SearchSpace) -> Layout:
-    """The layout of --explain; its data-parallel size follows from the cluster if absent."""
+    """The layout of --explain; a missing data-parallel size is derived from the cluster."""
     values = read_json(text, what="--explain")
     ranks = [values.get(f"{kind}_parallel", 1) for kind in ("tensor", "pipeline")]
     if all(isinstance(size, int) and size > 0 for size in ranks):
@@ -120,8 +120,8 @@ def _layout_to_explain(text: str, space: SearchSpace) -> Layout:
 
 
 def _explained(layout: Layout, estimates: Estimates, space: SearchSpace) -> dict[str, Any]:
-    def parts(of: Any) -> dict[str, float]:
-        return {f.name: float(getattr(of, f.name)[0]) for f in dataclasses.fields(of)}
+    def parts(causes: Any) -> dict[str, float]:
+        return {f.name: float(getattr(causes, f.name)[0]) for f in dataclasses.fields(causes)}
 
     seconds = float(estimates.step_seconds[0])
     return {

@@ -32,8 +32,8 @@ from autotune.report import Screen, dry_run, print_dry_run, print_end
 from autotune.request import Request
 from autotune.tuning import RUNS, Place, go_on, open_to_resume, search
 
-# What --resume may be given besides: how the search is shown, reached and ended.
-_MAY_CHANGE = frozenset(
+# Options that --resume accepts: output, connection to Ray, and limits of the search.
+_ALLOWED_WITH_RESUME = frozenset(
     {"resume", "address", "wait_for_nodes", "allow_different_cluster", "dashboard"}
     | {"dashboard_host", "dashboard_port", "as_json", "dry_run", "max_trials", "gpu_hours"}
 )
@@ -184,7 +184,7 @@ def main(
     except KeyboardInterrupt:
         return _interrupted(screen, "interrupted", directory)
     except NothingFits as error:
-        print_error(f"{error}; --explore-anyway tries all the same")
+        print_error(f"{error}; to search nevertheless, give --explore-anyway")
         return EXIT_NOTHING_WORKED
     except (NodesGone, NodeCheckFailed, RunDirectoryFailed) as error:
         if not (directory / "run.json").exists():
@@ -216,10 +216,9 @@ def _interrupted(screen: Screen, why: str, directory: Path) -> int:
 
 
 def _refuse_new_search_options(context: click.Context) -> None:
-    """A resumed search is the one that was begun: only how it is shown, reached and ended may
-    change."""
+    """Raise InputError for an option that would change the search that is resumed."""
     for parameter in context.command.params:
         name = str(parameter.name)
         given = context.get_parameter_source(name)
-        if given is click.core.ParameterSource.COMMANDLINE and name not in _MAY_CHANGE:
+        if given is click.core.ParameterSource.COMMANDLINE and name not in _ALLOWED_WITH_RESUME:
             raise InputError(f"{parameter.opts[0]} cannot be changed by --resume")

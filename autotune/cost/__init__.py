@@ -1,1 +1,1 @@
-"""What a layout will need and how long its step will take, from first principles."""
+"""Analytical cost model: predicts step time and peak memory of layouts."""

@@ -1,4 +1,4 @@
-"""Layouts as arrays, so that thousands are estimated in one go."""
+"""Layouts as arrays, so that the cost model is vectorised over thousands of layouts."""
 
 import dataclasses
 import functools
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class Columns:
-    """One array [n] for each name that a dimension declares for the cost model, as an attribute.
+    """One array [n] per input of the cost model, as an attribute; n is the number of layouts.
 
-    For example `tensor_parallel`, `micro_batches`, `recompute_block` (flags are 0 or 1): see
-    `Dimension.columns` in `autotune.layout`.
+    For example `tensor_parallel`, `micro_batches`, `recompute_block` (flags are 0 or 1). The names
+    are those of `Dimension.columns` in `autotune.layout`.
     """
 
     def __init__(self, layouts: Sequence[Layout]) -> None:
@@ -32,9 +32,9 @@ class Columns:
             for column, read in dimension.columns.items():
                 self._arrays[column] = np.array(mapped(values, read), dtype=np.float64)
             if dimension.is_category:
-                kinds = list(dict.fromkeys(values))
-                places = np.array(mapped(values, kinds.index), dtype=np.int64)
-                self._categories[name] = (kinds, places)
+                categories = list(dict.fromkeys(values))
+                indices = np.array(mapped(values, categories.index), dtype=np.int64)
+                self._categories[name] = (categories, indices)
 
     def __len__(self) -> int:
         return self._length
@@ -50,14 +50,16 @@ class Columns:
         return np.where(self.sequence_parallel > 0, self.tensor_parallel, 1.0)
 
     def of_category(self, dimension: str, constants: Mapping[str, float], name: str) -> Array:
-        """The constant `name` of each layout's value of a dimension, such as that of its attention
-        kernel. Constants of values are named GROUP.VALUE.CONSTANT."""
-        kinds, places = self._categories[dimension]
-        values = np.array([constants[name.format(kind)] for kind in kinds])
-        return values[places]
+        """The constant [n] that depends on each layout's value of a categorical dimension.
+
+        `name` is a format string for the value, such as ``attention.{}.efficiency``.
+        """
+        categories, indices = self._categories[dimension]
+        values = np.array([constants[name.format(category)] for category in categories])
+        return values[indices]
 
     def of_kernel(self, constants: Mapping[str, float], name: str) -> Array:
-        """The constant `name` of each layout's attention kernel."""
+        """The constant `name` [n] of each layout's attention kernel."""
         return self.of_category("attention_kernel", constants, f"attention.{{}}.{name}")
 
 
@@ -67,7 +69,7 @@ def columns_of(layouts: Sequence[Layout]) -> Columns:
 
 
 def mapped(values: Sequence[Hashable], function: Callable[[Any], T]) -> list[T]:
-    """`function` of each value, called once per different value."""
+    """`function` of each value; it is called once per distinct value."""
     results = {value: function(value) for value in dict.fromkeys(values)}
     return [results[value] for value in values]
 

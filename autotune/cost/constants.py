@@ -1,9 +1,9 @@
-"""The numbers that the formulas take from measurements, by name.
+"""Empirical constants of the cost model's formulas, by name.
 
-`constants.json` lists them all with unit, meaning, and the value that is assumed where nothing was
-measured. The file of a network overrides those of links and networks; the file of a device those of
-the device, and those of a trainer (bytes it keeps, traffic it makes) for that trainer alone. An
-attention kernel has its own set, named `attention.KERNEL.CONSTANT`.
+`constants.json` lists them all with unit, meaning and default value. The file of a network
+overrides the constants of links and networks. The file of a device overrides those of the device,
+and those of a trainer (memory and traffic of its code) for that trainer only. Each attention kernel
+has its own constants, named `attention.KERNEL.CONSTANT`.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from autotune.inputs import LARGEST_AMOUNT, SMALLEST_AMOUNT
 Constants = Mapping[str, float]
 """Values by name."""
 
-# What the formulas divide by.
-_NEVER_ZERO = frozenset(
+# Constants that the formulas divide by.
+_DIVISORS = frozenset(
     {"gemm_efficiency", "link_gb_per_second", "network_gb_per_second", "stage_gb_per_second"}
     | {"usable_memory", "pressure_width", "memory_spread", "time_spread"}
 )
@@ -29,12 +29,12 @@ _NEVER_ZERO = frozenset(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Constant:
-    """One number that a formula takes."""
+    """One constant of the formulas; `constants.json` has its meaning."""
 
     value: float
-    """What is assumed where nothing was measured."""
+    """Default, where nothing was measured or fitted."""
     spread: float
-    """Standard deviation of its logarithm before any measurement; 0 is never fitted."""
+    """Prior standard deviation of its logarithm; a constant with spread 0 is never fitted."""
     unit: str
     of: Literal["hardware", "network", "trainer"]
     predicts: Literal["time", "memory"]
@@ -54,7 +54,7 @@ def known_constants() -> dict[str, Constant]:
 
 
 def assumed_constants(trainer: str) -> dict[str, float]:
-    """The values where nothing was measured."""
+    """The default values of that trainer."""
     values = {name: constant.value for name, constant in known_constants().items()}
     return {**values, **_read()["trainers"].get(trainer, {})}
 
@@ -62,8 +62,8 @@ def assumed_constants(trainer: str) -> dict[str, float]:
 def constants_for(device: Device, trainer: str, network: Network | None = None) -> Constants:
     """The constants of that trainer on that device and network (None: the device's usual one).
 
-    Those in the device's own file are taken before those of the network: a file that
-    `autotune calibrate` writes has both. Raises InputError for unknown names.
+    Constants in the device's file override those of the network: a file that `autotune calibrate`
+    writes has constants of both. Raises InputError for unknown names.
     """
     known = known_constants()
     trainers = _read()["trainers"]
@@ -75,17 +75,17 @@ def constants_for(device: Device, trainer: str, network: Network | None = None) 
     values = assumed_constants(trainer)
     links = network or usual_network(device)
     of_network = {} if links is None else links.constants
-    for found in (of_network, device.constants, device.trainers.get(trainer, {})):
-        for name, measured in found.items():
+    for constants in (of_network, device.constants, device.trainers.get(trainer, {})):
+        for name, measured in constants.items():
             if name not in known:
                 raise InputError(
                     f"hardware {device.name}: constant must be one of those of constants.json, "
                     f"got {name!r}"
                 )
-            least, most = bounds_of(name)
-            if not least <= measured.value <= most:
+            lower, upper = bounds_of(name)
+            if not lower <= measured.value <= upper:
                 raise InputError(
-                    f"hardware {device.name}: {name} must be from {least:g} to {most:g}, "
+                    f"hardware {device.name}: {name} must be from {lower:g} to {upper:g}, "
                     f"got {measured.value:g}"
                 )
             values[name] = measured.value
@@ -93,13 +93,13 @@ def constants_for(device: Device, trainer: str, network: Network | None = None) 
 
 
 def bounds_of(name: str) -> tuple[float, float]:
-    """The least and the largest value with which the formulas can compute."""
+    """Lower and upper bound of a constant, within which the formulas are defined."""
     if name == "overlap":
         return 0.0, 1.0
     if name.endswith("_exponent"):
         return 0.0, 10.0
-    divides = name in _NEVER_ZERO or name.endswith(".efficiency")
-    return SMALLEST_AMOUNT if divides else 0.0, LARGEST_AMOUNT
+    is_divisor = name in _DIVISORS or name.endswith(".efficiency")
+    return SMALLEST_AMOUNT if is_divisor else 0.0, LARGEST_AMOUNT
 
 
 @functools.cache

@@ -1,21 +1,21 @@
-"""How long matrix products take on a device that works in tiles."""
+"""Time of matrix products on GPUs, with tile and wave quantization."""
 
 import numpy as np
 
 from autotune.cost.columns import Array
 
-# Rows and columns of the output that one multiprocessor computes at a time, and how fast such a
-# tile is against the largest: the shapes that cuBLAS mostly takes for large products on A100
+# Tiles: rows and columns of the output that one multiprocessor computes at a time, and the speed of
+# the tile relative to the largest. cuBLAS mostly uses these shapes for large products on A100
 # (NVIDIA, Deep Learning Performance: Matrix Multiplication Background, sections on tile and wave
 # quantization).
 _TILES = ((128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.95))
 
 
 def tile_efficiency(rows: Array, columns: Array, multiprocessors: int) -> Array:
-    """Share of the multiprocessors' time that a [rows, columns] product keeps busy, 0..1.
+    """Utilisation (0..1) of the multiprocessors by a product with a [rows, columns] output.
 
-    Tiles run in waves of one per multiprocessor, and the last wave of each product is rarely full.
-    A single unit (a CPU) has no waves, and tiles so small that they do not matter.
+    Tiles run in waves of one per multiprocessor, and the last wave of a product is rarely full.
+    With one unit (a CPU) there are no waves, and tiles are too small to matter: 1.
     """
     if multiprocessors == 1:
         return np.ones(np.broadcast(rows, columns).shape)

@@ -1,4 +1,4 @@
-"""Peak memory of a layout's worst rank, and what it is made of."""
+"""Peak memory of the rank that needs most, broken down by cause."""
 
 import dataclasses
 
@@ -13,79 +13,80 @@ from autotune.cost.states import StatesOf
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PeakMemory:
-    """GiB on the worst rank by cause, each [n]; they add up to the peak."""
+    """GiB by cause on the rank that needs most, each [n]; the sum is the peak."""
 
     weights: Array
     gradients: Array
     optimiser: Array
-    """fp32 weights and moments, and what the update needs for a moment."""
+    """fp32 master weights and moments, and temporary memory of the update."""
     activations: Array
-    """What the backward passes of the micro-batches in flight need; fragmentation included."""
+    """Activations in flight and the backward pass's working set, fragmentation included."""
     logits: Array
-    """Of the micro-batch in the loss."""
+    """Logits and their gradients, of one micro-batch."""
     buffers: Array
-    """Communication buckets."""
+    """Communication buckets and gathered weights."""
     context: Array
-    """Libraries, communicators and the device's own."""
+    """Device context, libraries and communicators."""
 
     @property
     def total(self) -> Array:
-        """The peak."""
+        """Peak memory [n]."""
         return total_of(self)
 
 
 def peak_memory(
     columns: Columns, stages: Stages, setting: Setting, constants: Constants, states_of: StatesOf
 ) -> PeakMemory:
-    """The peak of every layout: the larger of the passes and the update, on the worst stage."""
+    """Peak memory: the larger of forward and backward passes and the update, on the worst stage."""
     parameters = setting.stage_parameters(stages) / columns.tensor_parallel[:, None]
     states = states_of(columns, parameters, setting, constants)
-    activations, passing, anew, logits = _activations(columns, stages, setting, constants)
+    activations, temporary, recomputed, logits = _activations(columns, stages, setting, constants)
     static = states.weights + states.optimiser
-    # At the end of the passes one block is at work. If it was recomputed, then its own gradients
-    # (and the embedding's, on the first stage) only come as what was made anew goes.
+    # Gradients are allocated while activations are freed: the passes end with all gradients and the
+    # working set of one block. If that block was recomputed, its own gradients (and on the first
+    # stage the embedding's) are only allocated as the recomputed activations are freed.
     matrix = setting.model.vocab_size * setting.model.hidden_size
-    own = setting.model.layer_parameters * (stages.blocks > 0) + stages.embedding * matrix
-    to_come = states.gradients * own / setting.stage_parameters(stages)
-    gradients_at_end = states.gradients - np.minimum(anew, to_come)
+    last_block = setting.model.layer_parameters * (stages.blocks > 0) + stages.embedding * matrix
+    not_yet = states.gradients * last_block / setting.stage_parameters(stages)
+    gradients_at_end = states.gradients - np.minimum(recomputed, not_yet)
     gradients = np.maximum(states.gradients_before, gradients_at_end - activations - logits)
-    activations = activations + passing + anew
+    activations = activations + temporary + recomputed
     passes = static + gradients + states.buffers + activations + logits
     update = static + states.gradients + states.update + states.update_buffers
     worst = np.maximum(passes, update).argmax(axis=1)[:, None]
     in_update = np.take_along_axis(update > passes, worst, 1)[:, 0]
 
     def of_worst(in_passes: Array, while_updating: Array) -> Array:
-        chosen = np.where(
+        peak_bytes = np.where(
             in_update,
             np.take_along_axis(while_updating, worst, 1)[:, 0],
             np.take_along_axis(in_passes, worst, 1)[:, 0],
         )
-        return chosen / GIB
+        return peak_bytes / GIB
 
-    none = np.zeros_like(activations)
-    staged = (columns.pipeline_parallel > 1).astype(float)
+    zeros = np.zeros_like(activations)
+    has_stages = (columns.pipeline_parallel > 1).astype(float)
     return PeakMemory(
         weights=of_worst(states.weights, states.weights),
         gradients=of_worst(gradients, states.gradients),
         optimiser=of_worst(states.optimiser, states.optimiser + states.update),
-        activations=of_worst(activations, none),
-        logits=of_worst(logits, none),
+        activations=of_worst(activations, zeros),
+        logits=of_worst(logits, zeros),
         buffers=of_worst(states.buffers, states.update_buffers),
-        context=constants["context_gib"] + constants["pipeline_context_gib"] * staged,
+        context=constants["context_gib"] + constants["pipeline_context_gib"] * has_stages,
     )
 
 
 def block_activation_bytes(
     columns: Columns, setting: Setting, constants: Constants
 ) -> tuple[Array, Array]:
-    """Bytes that one block keeps of one micro-batch [n]: all but the scores, and the scores.
+    """Bytes that one block keeps for one micro-batch [n]: all but the attention scores, and those.
 
     Tensors of a tensor-parallel region after Korthikanti et al. 2022 (arXiv 2205.05198), section
     4.2, for SwiGLU, rotary embeddings and grouped-query attention: queries and keys, values, the
     attention's output and its log-sum-exp (fp32); gate and up. Some trainers also keep queries and
     keys before their rotation, and the activated gate and its product with up. Outside: residuals
-    and norms, and the inputs of the two regions, which stay whole with sequence parallelism.
+    and norms, and the inputs of the two regions, which sequence parallelism does not shard.
     """
     model, size = setting.model, columns.tensor_parallel
     tokens = columns.micro_batch_size * model.sequence_length
@@ -112,13 +113,13 @@ def block_activation_bytes(
 def _activations(
     columns: Columns, stages: Stages, setting: Setting, constants: Constants
 ) -> tuple[Array, Array, Array, Array]:
-    """Activations, what the block at work needs for a moment, what of it was recomputed, and logits
-    of each stage at the worst moment, in bytes [n, s].
+    """Bytes [n, s] at the peak: activations that are kept; what one block's backward pass needs
+    temporarily; what of the block was recomputed for it; and logits.
 
-    A recomputed block keeps its input for every micro-batch in flight, and the whole block only
-    while its backward pass runs. What that pass needs for a moment takes the place of the logits,
-    which are gone by then, but not of the gradients that the loss made. A recomputed block's
-    scores, where a kernel writes them, come on top (so the recorded runs say).
+    With full checkpointing a block keeps only its input for every micro-batch in flight, and all
+    of its activations while its backward pass runs. That working set reuses the memory of the
+    logits, which are freed by then, but not that of the loss's gradients. Scores that a kernel
+    writes and that are recomputed are added once (inferred from the recorded runs).
     """
     model = setting.model
     tokens = columns.micro_batch_size * model.sequence_length
@@ -131,10 +132,10 @@ def _activations(
     )
     logits_at_once = tokens * model.vocab_size
     if constants["logits_at_a_time"]:
-        most = constants["logits_at_a_time"] * columns.tensor_parallel
-        logits_at_once = np.minimum(logits_at_once, most)
-    gone = (logits_at_once * per_logit * setting.element_scale)[:, None] * stages.head
-    stays = (
+        limit = constants["logits_at_a_time"] * columns.tensor_parallel
+        logits_at_once = np.minimum(logits_at_once, limit)
+    freed_logits = (logits_at_once * per_logit * setting.element_scale)[:, None] * stages.head
+    loss_gradients = (
         constants["loss_gradients"]
         * setting.element_bytes
         * (
@@ -142,18 +143,25 @@ def _activations(
             + model.vocab_size * model.hidden_size / columns.tensor_parallel
         )
     )
-    logits = gone + stays[:, None] * stages.head
+    logits = freed_logits + loss_gradients[:, None] * stages.head
     held = stages.blocks * stages.in_flight
     recomputed = columns.recompute_block[:, None] > 0
     attention_recomputed = columns.recompute_attention[:, None] > 0
-    once = np.where(attention_recomputed & (stages.blocks > 0), scores[:, None], 0)
-    whole = held * (kept + np.where(columns.recompute_attention > 0, 0, scores))[:, None]
+    recomputed_scores = np.where(attention_recomputed & (stages.blocks > 0), scores[:, None], 0)
+    kept_scores = np.where(columns.recompute_attention > 0, 0, scores)
+    all_activations = held * (kept + kept_scores)[:, None]
     inputs_only = held * inputs[:, None]
-    # Its input is held anyway: a stage's only block takes no more than if it were kept.
-    anew = np.minimum(kept[:, None], held * (kept - inputs)[:, None]) * recomputed
-    passing = constants["working_set"] * kept[:, None] * (stages.blocks > 0)
-    anew = np.maximum(passing + anew - gone, 0) - np.maximum(passing - gone, 0)
-    passing = np.maximum(passing - gone, 0)
-    lost = 1 + constants["fragmentation"]
-    activations = np.where(recomputed, inputs_only, whole) + once
-    return activations * lost, passing * lost, anew * lost, logits * lost
+    # The block's input is already counted, so a stage with one block needs no more than without
+    # checkpointing.
+    recomputation = np.minimum(kept[:, None], held * (kept - inputs)[:, None]) * recomputed
+    temporary = constants["working_set"] * kept[:, None] * (stages.blocks > 0)
+    working_set = np.maximum(temporary + recomputation - freed_logits, 0)
+    temporary = np.maximum(temporary - freed_logits, 0)
+    overhead = 1 + constants["fragmentation"]
+    activations = np.where(recomputed, inputs_only, all_activations) + recomputed_scores
+    return (
+        activations * overhead,
+        temporary * overhead,
+        (working_set - temporary) * overhead,
+        logits * overhead,
+    )

@@ -28,21 +28,21 @@ class Estimates:
     step_seconds: Array
     peak_memory_gib: Array
     capacity_gib: float
-    """What a rank can use."""
+    """Memory that a rank can allocate."""
     fit_probability: Array
     """Probability that the layout does not run out of memory."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prepared:
-    """Layouts as the formulas need them: what does not depend on constants is done once."""
+    """Layouts as arrays: the part of an estimate that does not depend on the constants."""
 
     columns: Columns
     stages: Stages
 
 
 class CostModel:
-    """Predicts layouts of one model on one cluster. Pure: no state but its constants."""
+    """Predicts step time and memory of layouts, for one model on one cluster. Immutable."""
 
     def __init__(
         self,
@@ -53,22 +53,22 @@ class CostModel:
         trainer: str = "deepspeed_llm",
         constants: Constants | None = None,
     ) -> None:
-        """`constants` replace those of the cluster's device. Raises InputError where something
-        about the device is not known."""
+        """`constants` replace those of the cluster's device and network. Raises InputError where a
+        needed figure of the device is unknown."""
         self.setting = setting_of(model, precision, cluster)
         self.trainer_name = trainer
         self.trainer = trainer_named(trainer)
         self.constants = constants or constants_for(cluster.device, trainer, cluster.network)
 
     def prepare(self, layouts: Sequence[Layout]) -> Prepared:
-        """Layouts, which must be legal, in the form that is estimated again and again."""
+        """Convert legal layouts to arrays once, to estimate them with different constants."""
         columns = columns_of(layouts)
         return Prepared(columns, stages_of(columns, self.setting.model, self.trainer.partition))
 
     def estimate(
         self, layouts: Sequence[Layout] | Prepared, constants: Constants | None = None
     ) -> Estimates:
-        """Predict `layouts`; other `constants` answer "what if"."""
+        """Predict step time and memory of `layouts`; `constants` replace the model's own."""
         constants = constants or self.constants
         prepared = layouts if isinstance(layouts, Prepared) else self.prepare(layouts)
         memory = self.memory(prepared, constants)
@@ -86,17 +86,17 @@ class CostModel:
         )
 
     def memory(self, prepared: Prepared, constants: Constants) -> PeakMemory:
-        """Only the memory."""
+        """Predict only the memory."""
         return peak_memory(
             prepared.columns, prepared.stages, self.setting, constants, self.trainer.states
         )
 
     def capacity_gib(self, constants: Constants) -> float:
-        """What a rank can use."""
+        """Memory that a rank can allocate: the nominal memory times `usable_memory`."""
         return self.setting.capacity_gib * constants["usable_memory"]
 
 
 def fit_probability(memory_share: Array, spread: float) -> Array:
-    """Probability that a predicted share of the capacity fits: logistic in its logarithm."""
+    """Probability to fit of memory / capacity: logistic in the logarithm, with scale `spread`."""
     result: Array = 1 / (1 + np.exp(np.clip(np.log(memory_share) / spread, -50, 50)))
     return result

@@ -1,4 +1,4 @@
-"""What all layouts of an estimate share: the model, and the plain figures of the hardware."""
+"""Inputs that all layouts of an estimate share: the model, and the hardware's nominal figures."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from autotune.model import Model, Precision
 GB = 1e9
 GIB = float(2**30)
 
-# The recorded runs, and so the constants in bytes, are in bf16.
+# Constants in bytes are given for bf16, the precision of the recorded runs.
 _BF16_BYTES = 2
 
 
@@ -40,7 +40,7 @@ class Setting:
 
     @property
     def element_scale(self) -> float:
-        """Bytes of an element over those of bf16, which constants in bytes are given for."""
+        """Bytes of an element relative to bf16; scales the constants in bytes."""
         return self.element_bytes / _BF16_BYTES
 
     def stage_parameters(self, stages: Stages) -> Array:
@@ -51,24 +51,24 @@ class Setting:
 
 
 def setting_of(model: Model, precision: Precision, cluster: Cluster) -> Setting:
-    """Raises InputError where a figure of the device is not known."""
+    """The setting of a model on a cluster. Raises InputError for unknown figures of the device."""
     device = cluster.device
-    needed = {
+    required = {
         "peak_bf16_tflops": device.peak_bf16_tflops or device.peak_fp32_tflops,
         "memory_gib": cluster.memory_gib or device.memory_gib,
         "memory_gb_per_second": device.memory_gb_per_second,
         "multiprocessors": device.multiprocessors,
     }
-    missing = [name for name, value in needed.items() if value is None]
+    missing = [name for name, value in required.items() if value is None]
     if missing:
         raise InputError(
             f"device {device.name} is not known well enough to estimate a layout: "
             f"{listed(missing)} of its hardware file must be given, got null"
         )
     peak = device.peak_bf16_tflops if precision == "bf16" else device.peak_fp32_tflops
-    peak = peak or needed["peak_bf16_tflops"]
+    peak = peak or required["peak_bf16_tflops"]
     assert peak and device.memory_gb_per_second and device.multiprocessors
-    assert needed["memory_gib"]
+    assert required["memory_gib"]
     return Setting(
         model=model,
         precision=precision,
@@ -77,5 +77,5 @@ def setting_of(model: Model, precision: Precision, cluster: Cluster) -> Setting:
         flops_per_second=peak * 1e12,
         memory_bytes_per_second=device.memory_gb_per_second * GB,
         multiprocessors=device.multiprocessors,
-        capacity_gib=needed["memory_gib"],
+        capacity_gib=required["memory_gib"],
     )

@@ -1,4 +1,4 @@
-"""What each pipeline stage holds, and how many micro-batches are in flight there."""
+"""Blocks of each pipeline stage, and the micro-batches in flight there."""
 
 import dataclasses
 import functools
@@ -10,16 +10,16 @@ from autotune.cost.columns import Array, Columns
 from autotune.model import Model
 
 Partition = Literal["blocks", "parameters"]
-"""How layers are dealt to stages: equal numbers of blocks, or equal numbers of parameters with the
-embeddings counted (DeepSpeed's `partition_method`)."""
+"""How layers are distributed over stages: equal numbers of blocks, or of parameters, embeddings
+included (DeepSpeed's `partition_method`)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
     """Arrays [n, 3]: the first, the second and the last stage of each layout.
 
-    No other stage is ever the worst: those between have at most the second's blocks, and fewer
-    micro-batches in flight. A layout with fewer stages repeats one.
+    One of these has the peak memory and the longest time: the stages between have at most as many
+    blocks as the second, and fewer micro-batches in flight. Layouts with fewer stages repeat one.
     """
 
     blocks: Array
@@ -29,34 +29,35 @@ class Stages:
     head: Array
     """1 on the last stage."""
     in_flight: Array
-    """Micro-batches whose activations are held at the worst moment of 1F1B: the stages from here to
-    the end, but never more than there are (Narayanan et al. 2021, arXiv 2104.04473, section 2)."""
+    """Most micro-batches whose activations the stage holds at once (1F1B): the stages from here to
+    the last, at most the micro-batches of the step (Narayanan et al. 2021, arXiv 2104.04473,
+    section 2)."""
     neighbours: Array
-    """Stages that activations are exchanged with."""
+    """Number of neighbouring stages that activations are exchanged with."""
 
 
 def stages_of(columns: Columns, model: Model, partition: Partition) -> Stages:
     """The stages of every layout."""
     sizes = columns.pipeline_parallel.astype(int)
-    places = np.stack([np.zeros_like(sizes), np.minimum(1, sizes - 1), sizes - 1], axis=1)
-    blocks = np.zeros(places.shape)
+    indices = np.stack([np.zeros_like(sizes), np.minimum(1, sizes - 1), sizes - 1], axis=1)
+    blocks = np.zeros(indices.shape)
     for size in np.unique(sizes):
-        dealt = np.array(blocks_per_stage(model, int(size), partition), dtype=float)
-        blocks[sizes == size] = dealt[[0, min(1, size - 1), size - 1]]
-    first = (places == 0).astype(float)
-    last = (places == sizes[:, None] - 1).astype(float)
+        per_stage = np.array(blocks_per_stage(model, int(size), partition), dtype=float)
+        blocks[sizes == size] = per_stage[[0, min(1, size - 1), size - 1]]
+    first = (indices == 0).astype(float)
+    last = (indices == sizes[:, None] - 1).astype(float)
     return Stages(
         blocks=blocks,
         embedding=first,
         head=last,
-        in_flight=np.minimum(sizes[:, None] - places, columns.micro_batches[:, None]),
+        in_flight=np.minimum(sizes[:, None] - indices, columns.micro_batches[:, None]),
         neighbours=2 - first - last,
     )
 
 
 @functools.cache
 def blocks_per_stage(model: Model, stages: int, partition: Partition) -> tuple[int, ...]:
-    """How many blocks each stage gets; extra ones go to the first stages."""
+    """Blocks of each stage; a remainder goes to the first stages."""
     if partition == "blocks" or stages == 1:
         base, extra = divmod(model.num_hidden_layers, stages)
         return tuple(base + (stage < extra) for stage in range(stages))
@@ -69,21 +70,21 @@ def blocks_per_stage(model: Model, stages: int, partition: Partition) -> tuple[i
 
 
 def _balanced(weights: list[float], parts: int) -> list[int]:
-    """Sizes of contiguous parts whose heaviest is as light as can be.
+    """Sizes of `parts` contiguous parts that minimise the weight of the heaviest part.
 
-    The first part takes all it can; the others share the rest in the same way.
+    The first part is as long as that weight allows; the rest is partitioned in the same way.
     """
     sizes = []
-    for left in range(parts, 1, -1):
+    for parts_left in range(parts, 1, -1):
         totals = np.concatenate(([0.0], np.cumsum(weights)))
-        most = _lightest_bottleneck(totals, left)
-        sizes.append(_longest_prefix(totals, 0, most, parts_after=left - 1))
+        bottleneck = _smallest_bottleneck(totals, parts_left)
+        sizes.append(_longest_prefix(totals, 0, bottleneck, parts_after=parts_left - 1))
         weights = weights[sizes[-1] :]
     return [*sizes, len(weights)]
 
 
-def _lightest_bottleneck(totals: Array, parts: int) -> float:
-    """The smallest weight of the heaviest part; it is the weight of some contiguous run."""
+def _smallest_bottleneck(totals: Array, parts: int) -> float:
+    """Smallest possible weight of the heaviest part, by bisection over all contiguous sums."""
     sums = np.unique(np.round(totals[:, None] - totals[None, :], 9))
     low, high = 0, len(sums) - 1
     while low < high:
@@ -95,7 +96,7 @@ def _lightest_bottleneck(totals: Array, parts: int) -> float:
     return float(sums[low])
 
 
-def _longest_prefix(totals: Array, start: int, most: float, *, parts_after: int) -> int:
-    """Where a part from `start` ends that weighs at most `most` and leaves something for others."""
-    end = int(np.searchsorted(totals, totals[start] + most + 1e-6, side="right")) - 1
+def _longest_prefix(totals: Array, start: int, limit: float, *, parts_after: int) -> int:
+    """End of the longest part from `start` of weight <= `limit`; each later part keeps one item."""
+    end = int(np.searchsorted(totals, totals[start] + limit + 1e-6, side="right")) - 1
     return min(end, len(totals) - 1 - parts_after)

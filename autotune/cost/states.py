@@ -1,4 +1,4 @@
-"""Bytes of a stage's weights, gradients and optimiser states, as each trainer keeps them."""
+"""Memory of weights, gradients and optimiser states of a pipeline stage, by trainer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,48 +18,49 @@ _MOMENT_BYTES = 8
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class States:
-    """Bytes of one stage's parameters and what belongs to them, each [n, s]."""
+    """Bytes per rank of a stage's weights, gradients and optimiser states, each [n, s]."""
 
     weights: Array
     gradients: Array
     optimiser: Array
-    """Held all the time."""
+    """Optimiser states that are held all the time."""
     update: Array
-    """More of the optimiser, needed only while it updates."""
+    """Temporary memory of the optimiser's update."""
     gradients_before: Array
-    """Of the gradients, what exists when the backward pass that needs most memory begins; the rest
-    comes as activations go."""
+    """Gradients that exist when the backward pass with the peak memory begins; the others are
+    allocated while activations are freed."""
     buffers: Array
-    """Held in the passes."""
+    """Buffers held during forward and backward passes."""
     update_buffers: Array
-    """Held in the update."""
+    """Buffers held during the update."""
 
 
 StatesOf = Callable[[Columns, Array, Setting, Constants], States]
-"""From layouts and the parameters of their stages [n, s], tensor parallelism taken off."""
+"""From layouts, and parameters per rank of each stage [n, s] (divided by tensor parallelism)."""
 
 
 def deepspeed_states(
     columns: Columns, parameters: Array, setting: Setting, constants: Constants
 ) -> States:
-    """DeepSpeed 0.19's engines, as read from its optimisers and measured (docs/results/cpu.md).
+    """DeepSpeed 0.19, from its optimisers' source and measurements (docs/results/cpu.md).
 
-    Stages shard as in Rajbhandari et al. 2020, table 1, with these differences: weights that are
-    gathered stay up to a limit of 10^9 (stage 3), bf16 makes an fp32 copy of the gradient shard to
-    update with, stages 1 and 2 lay that shard out anew for it, and buckets come on top (twice while
-    the last one is reduced, which is over when the update begins). The first micro-batch's backward
-    pass makes the gradients. The pipeline engine is no different.
+    ZeRO shards as in Rajbhandari et al. 2020, table 1, with these differences: stage 3 keeps up to
+    10^9 gathered parameters; for the update bf16 makes an fp32 copy of the gradient shard, and
+    stages 1 and 2 also flatten that shard into a new tensor; buckets are added (two while the last
+    one is reduced, before the update begins). The first micro-batch's backward pass allocates the
+    gradients. The pipeline engine does the same.
     """
     stage, replicas = columns.zero_stage[:, None], columns.data_parallel[:, None]
     element = setting.element_bytes
-    mixed = setting.precision == "bf16"
+    mixed_precision = setting.precision == "bf16"
     bucket = np.clip(parameters, SMALLEST_BUCKET, LARGEST_BUCKET)
     weights = element * np.where(stage >= 3, parameters / replicas, parameters)
     gathered = element * np.where(stage >= 3, np.minimum(parameters, 1e9), 0)
     gradients = element * np.where(stage >= 2, parameters / replicas, parameters)
     shard = np.where(stage >= 1, parameters / replicas, parameters)
     masters = np.where(stage >= 1, _MASTER_BYTES, 0)
-    copies = (_MASTER_BYTES if mixed else 0) + np.where(stage >= 1, constants["update_bytes"], 0.0)
+    copies = np.where(stage >= 1, constants["update_bytes"], 0.0)
+    copies = copies + (_MASTER_BYTES if mixed_precision else 0)
     copies = copies + element * ((stage == 1) | (stage == 2))
     buckets = element * bucket * np.where(stage >= 3, 2, 1)
     return States(
@@ -78,8 +79,8 @@ def deepspeed_states(
 def recorded_states(
     columns: Columns, parameters: Array, setting: Setting, constants: Constants
 ) -> States:
-    """The code base of the recorded runs: bf16, ZeRO 1; 4 bytes per parameter more of its shard
-    and a bucket of about 2.8 GiB while it updates (found by fitting; see DECISIONS.md)."""
+    """The training code of the recorded runs: bf16 and ZeRO 1. The update takes 4 more bytes per
+    parameter of the shard, and a bucket of about 2.8 GiB (both fitted; see DECISIONS.md)."""
     shard = parameters / columns.data_parallel[:, None]
     return States(
         weights=2 * parameters,

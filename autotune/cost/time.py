@@ -1,7 +1,7 @@
-"""Seconds of an optimiser step: every part of it, from first principles.
+"""Time of an optimiser step by cause, from an analytical model.
 
-A step is `micro_batches` passes through the slowest pipeline stage, the time until the pipeline is
-full and empty again, and what happens once: the reduction of gradients and the optimiser.
+A step consists of `micro_batches` passes through the slowest pipeline stage, the pipeline bubble
+(filling and draining), and once per step the reduction of gradients and the optimiser.
 """
 
 import dataclasses
@@ -17,33 +17,33 @@ from autotune.cost.stages import Stages
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Seconds per step by cause, each [n]; they add up to the step."""
+    """Seconds per step by cause, each [n]; the sum is the step time."""
 
     matrix_products: Array
-    """Of the blocks; recomputation included, as in the next ones."""
+    """Matrix products of the blocks. This and the next four include recomputation."""
     attention: Array
     element_wise: Array
     tensor_parallel: Array
-    """Collectives within the blocks."""
+    """Tensor-parallel collectives within the blocks."""
     launch: Array
-    """Host time that the device waits for."""
+    """Host time of kernel launches that is not hidden."""
     embedding_and_head: Array
-    """Output matrix and loss, where the slowest stage has them."""
+    """Output matrix and loss, if they are on the slowest stage."""
     stage_transfers: Array
     """Activations and gradients between pipeline stages."""
     pipeline_bubble: Array
     """Filling and draining the pipeline."""
     data_parallel: Array
-    """Reducing gradients and gathering weights."""
+    """Reduction of gradients and gathering of weights."""
     optimiser: Array
     other: Array
-    """What every step takes besides."""
+    """Constant time of every step."""
     memory_pressure: Array
-    """The allocator's work when the memory is nearly full."""
+    """Slow-down by the allocator when memory is nearly full."""
 
     @property
     def total(self) -> Array:
-        """The step."""
+        """Step time [n]."""
         return total_of(self)
 
 
@@ -69,7 +69,7 @@ def step_time(
     constants: Constants,
     memory_share: Array,
 ) -> StepTime:
-    """The time of every layout; `memory_share` is its peak memory over the capacity."""
+    """Step time of every layout; `memory_share` [n] is peak memory / capacity."""
     block = _block(columns, setting, constants)
     head = _head(columns, setting, constants)
     transfer = _stage_transfer(columns, setting, constants)
@@ -89,9 +89,9 @@ def step_time(
         return columns.micro_batches * np.take_along_axis(counts, slowest[:, None], 1)[:, 0]
 
     blocks = of_slowest(stages.blocks)
-    parameters = _largest_share_of_parameters(stages, columns, setting)
+    parameters = _parameters_of_largest_stage(stages, columns, setting)
     parts = {
-        **{name.name: blocks * getattr(block, name.name) for name in dataclasses.fields(block)},
+        **{cause.name: blocks * getattr(block, cause.name) for cause in dataclasses.fields(block)},
         "embedding_and_head": of_slowest(stages.head) * head,
         "stage_transfers": of_slowest(stages.neighbours) * transfer,
         "pipeline_bubble": all_stages - per_stage.max(axis=1),
@@ -123,27 +123,27 @@ def _block(columns: Columns, setting: Setting, constants: Constants) -> _Parts:
         (hidden, inner),
         (inner, hidden),
     ):
-        ahead, back = linear_seconds(
+        layer_forward, layer_backward = linear_seconds(
             tokens,
             inputs,
             outputs,
             setting.flops_per_second * constants["gemm_efficiency"],
             setting.multiprocessors,
         )
-        forward, backward = forward + ahead, backward + back
+        forward, backward = forward + layer_forward, backward + layer_backward
     attention_forward, attention_backward = _attention(columns, tokens, setting, constants)
     traffic = tokens * _element_wise_bytes(columns, setting, constants)
     element_wise = traffic / setting.memory_bytes_per_second
     collectives = _tensor_parallel(columns, tokens, setting, constants)
     launch = constants["launch_seconds"]
-    again = columns.recompute_block
+    recomputed = columns.recompute_block
     return _Parts(
-        matrix_products=forward * (1 + again) + backward,
+        matrix_products=forward * (1 + recomputed) + backward,
         attention=attention_forward * (1 + columns.recompute_attention) + attention_backward,
-        # A third of the traffic is the forward pass's.
-        element_wise=element_wise * (1 + again / 3),
-        tensor_parallel=collectives * (2 + again),
-        launch=launch * (3 + again) + constants["checkpoint_seconds"] * again,
+        # One third of the traffic is in the forward pass.
+        element_wise=element_wise * (1 + recomputed / 3),
+        tensor_parallel=collectives * (2 + recomputed),
+        launch=launch * (3 + recomputed) + constants["checkpoint_seconds"] * recomputed,
     )
 
 
@@ -170,39 +170,42 @@ def _attention(
 
 
 def _element_wise_bytes(columns: Columns, setting: Setting, constants: Constants) -> Array:
-    """Traffic of a block's norms, residuals, rotations and gates per token, both directions."""
+    """Bytes per token of a block's norms, residuals, rotary embeddings and gates, both passes."""
     model = setting.model
     residual = constants["residual_traffic"] + constants["plain_norm_traffic"] * columns.plain_norm
     sharded = constants["sharded_traffic"] + columns.of_kernel(constants, "sharded_traffic")
     rotated = model.hidden_size + model.num_key_value_heads * model.head_size
-    in_region = (
+    tensor_parallel_traffic = (
         sharded * model.hidden_size
         + constants["rotation_traffic"] * rotated
         + constants["gate_traffic"] * model.intermediate_size
     )
     compiled = np.where(columns.compiled > 0, constants["compiled_traffic"], 1.0)
-    outside = residual * model.hidden_size / columns.sequence_shards
-    return (outside + in_region / columns.tensor_parallel) * compiled * setting.element_scale
+    residual_stream_traffic = residual * model.hidden_size / columns.sequence_shards
+    traffic = residual_stream_traffic + tensor_parallel_traffic / columns.tensor_parallel
+    return traffic * compiled * setting.element_scale
 
 
 def _tensor_parallel(
     columns: Columns, tokens: Array, setting: Setting, constants: Constants
 ) -> Array:
-    """The two all-reduces of a block's forward pass (as many in the backward pass).
+    """Time of the two all-reduces of a block's forward pass (the backward pass has two more).
 
-    A ring moves 2 (t - 1) / t of the tensor. Sequence parallelism gathers and scatters instead:
-    the same volume.
+    A ring all-reduce over t ranks moves 2 (t - 1) / t of the tensor. Sequence parallelism does
+    all-gathers and reduce-scatters instead, of the same volume.
     """
     size = columns.tensor_parallel
     volume = 2 * (size - 1) / size * tokens * setting.model.hidden_size * setting.element_bytes
     speed = _tensor_parallel_speed(columns, setting, constants)
-    kind = np.where(columns.sequence_shards > 1, constants["sequence_parallel_traffic"], 1.0)
+    relative_time = np.where(
+        columns.sequence_shards > 1, constants["sequence_parallel_traffic"], 1.0
+    )
     latency = constants["link_latency_seconds"] * (size > 1)
-    return 2 * (volume / (speed * GB) * kind + latency)
+    return 2 * (volume / (speed * GB) * relative_time + latency)
 
 
 def _head(columns: Columns, setting: Setting, constants: Constants) -> Array:
-    """Output matrix, loss and its collectives, for one micro-batch, both directions."""
+    """Time of output matrix, loss and its collectives, for one micro-batch, both passes."""
     model, size = setting.model, columns.tensor_parallel
     tokens = columns.micro_batch_size * model.sequence_length
     hidden = np.full(len(columns), float(model.hidden_size))
@@ -225,7 +228,7 @@ def _head(columns: Columns, setting: Setting, constants: Constants) -> Array:
 
 
 def _tensor_parallel_speed(columns: Columns, setting: Setting, constants: Constants) -> Array:
-    """GB/s of a tensor-parallel collective: within a node, or between nodes."""
+    """Bandwidth of a tensor-parallel collective in GB/s: within a node, or between nodes."""
     return np.where(
         columns.tensor_parallel <= setting.devices_per_node,
         constants["link_gb_per_second"],
@@ -234,12 +237,12 @@ def _tensor_parallel_speed(columns: Columns, setting: Setting, constants: Consta
 
 
 def _stage_transfer(columns: Columns, setting: Setting, constants: Constants) -> Array:
-    """Activations to, and gradients from, a neighbouring stage, for one micro-batch."""
+    """Time to exchange activations and gradients with a neighbouring stage, per micro-batch."""
     model = setting.model
     tokens = columns.micro_batch_size * model.sequence_length
     volume = tokens * model.hidden_size * setting.element_bytes / columns.sequence_shards
     stage_devices = columns.tensor_parallel * columns.data_parallel
-    # Ranks of a stage are neighbours: two stages share a node only where both fit into it.
+    # The ranks of a stage are consecutive: two stages are on one node only where both fit.
     same_node = 2 * stage_devices <= setting.devices_per_node
     speed = np.where(same_node, constants["link_gb_per_second"], constants["stage_gb_per_second"])
     return constants["stage_latency_seconds"] + volume / (speed * GB)
@@ -248,20 +251,21 @@ def _stage_transfer(columns: Columns, setting: Setting, constants: Constants) ->
 def _data_parallel(
     columns: Columns, parameters: Array, setting: Setting, constants: Constants
 ) -> Array:
-    """Gradients to be reduced and weights to be gathered, per step.
+    """Time per step to reduce gradients and to gather weights.
 
     Volumes per parameter after Rajbhandari et al. 2020 (arXiv 1910.02054), section 7: an all-reduce
-    without ZeRO, the same in two halves at stage 1; stage 2 scatters gradients after every
-    micro-batch, stage 3 also gathers the weights for each forward and each backward pass.
+    without ZeRO; a reduce-scatter and an all-gather at stage 1 (the same volume); stage 2
+    reduce-scatters after every micro-batch; stage 3 also gathers the weights for every forward and
+    backward pass.
     """
     size, stage = columns.data_parallel, columns.zero_stage
-    once = setting.element_bytes
-    often = columns.micro_batches * once
+    per_pass = setting.element_bytes
+    per_step = columns.micro_batches * per_pass
     exposed = 1 - constants["overlap"]
     volume = np.select(
         [stage <= 1, stage == 2],
-        [2 * once * np.ones(len(columns)), once + often * exposed],
-        3 * often * exposed,
+        [2 * per_pass * np.ones(len(columns)), per_pass + per_step * exposed],
+        3 * per_step * exposed,
     )
     nodes = np.maximum(size * columns.tensor_parallel / setting.devices_per_node, 1)
     network = (
@@ -270,23 +274,25 @@ def _data_parallel(
         * (nodes / 8) ** -constants["network_nodes_exponent"]
         * (setting.devices / 128) ** -constants["network_devices_exponent"]
     )
-    within = constants["link_gb_per_second"]
-    speed = np.where(nodes > 1, np.minimum(network, within), within)
+    link = constants["link_gb_per_second"]
+    speed = np.where(nodes > 1, np.minimum(network, link), link)
     return (size - 1) / size * volume * parameters / (speed * GB)
 
 
 def _optimiser(
     columns: Columns, parameters: Array, setting: Setting, constants: Constants
 ) -> Array:
-    """AdamW over the rank's share of the states, what each of its parameters needs besides, and the
-    gradients of every micro-batch after the first, which are added up."""
+    """Memory traffic time of AdamW on the rank's optimiser shard, of the gradients of all its
+    parameters, and of gradient accumulation after the first micro-batch."""
     shards = np.where(columns.zero_stage > 0, columns.data_parallel, 1)
-    added = constants["accumulation_traffic"] * setting.element_scale * (columns.micro_batches - 1)
-    traffic = constants["optimizer_traffic"] / shards + constants["gradient_traffic"] + added
+    accumulation = (
+        constants["accumulation_traffic"] * setting.element_scale * (columns.micro_batches - 1)
+    )
+    traffic = constants["optimizer_traffic"] / shards + constants["gradient_traffic"] + accumulation
     return parameters * traffic / setting.memory_bytes_per_second
 
 
-def _largest_share_of_parameters(stages: Stages, columns: Columns, setting: Setting) -> Array:
+def _parameters_of_largest_stage(stages: Stages, columns: Columns, setting: Setting) -> Array:
     per_stage = setting.stage_parameters(stages)
     largest: Array = per_stage.max(axis=1) / columns.tensor_parallel
     return largest

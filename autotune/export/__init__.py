@@ -1,7 +1,7 @@
-"""What other programs read: a layout, ready to be trained without the tuner.
+"""Export of a layout to other programs, which then train it without the tuner.
 
-Each module of this folder is a format of that name. It has one function,
-``write(directory, layout, request)``, which writes its files into an existing directory.
+Each module of this folder is an export format with the module's name. It has one function,
+``write(directory, layout, request)``, which writes the files into an existing directory.
 """
 
 import importlib
@@ -13,12 +13,12 @@ from autotune.layout import Layout
 from autotune.request import Request
 
 DEFAULT_FORMAT = "deepspeed"
-"""What a search exports by itself."""
+"""The format that a search exports to automatically."""
 
 
 def formats() -> list[str]:
-    """Names of all formats, sorted; a dash where the module has an underscore."""
-    return sorted(found.name.replace("_", "-") for found in pkgutil.iter_modules(__path__))
+    """Names of all formats, sorted; underscores of module names become dashes."""
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
 def export_layout(

@@ -1,4 +1,4 @@
-"""Our worker under torchrun: a DeepSpeed configuration and a launch script."""
+"""Export for this project's DeepSpeed worker: DeepSpeed configuration and torchrun script."""
 
 import json
 import shlex
@@ -71,7 +71,7 @@ def _script(layout: Layout, request: Request) -> str:
 
 
 def _rendezvous(cluster: Cluster) -> tuple[str, int]:
-    """torchrun's rendezvous flags and ranks per machine; virtual nodes share one machine."""
+    """torchrun's rendezvous flags, and ranks per machine; virtual nodes are on one machine."""
     if cluster.nodes == 1 or cluster.device.kind == "cpu":
         return _ONE_MACHINE, cluster.devices
     flags = _MANY_NODES.format(nodes=cluster.nodes, last=cluster.nodes - 1)

@@ -1,4 +1,4 @@
-"""Devices and networks as sourced data, one file each."""
+"""Data of devices and networks, one JSON file each, with the source of every figure."""
 
 from autotune.hardware.constants import Kind, Measured, Stated
 from autotune.hardware.devices import (
@@ -14,7 +14,7 @@ from autotune.hardware.devices import (
 from autotune.hardware.networks import Network, known_networks, network_named, usual_network
 
 device = device_named
-"""The name of `device_named` in the public surface, `autotune.device`."""
+"""Public name of `device_named`: `autotune.device`."""
 
 __all__ = [
     "AttentionKernel",

@@ -1,4 +1,4 @@
-"""Constants of the cost model as hardware files give them, each with its source."""
+"""Constants of the cost model in hardware files, each with its source."""
 
 import importlib.resources
 from collections.abc import Iterator, Mapping
@@ -8,15 +8,15 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 Kind = Literal["stated", "fitted", "assumed"]
-"""From a data sheet or a measurement of its own, fitted to runs, or neither."""
+"""Origin of a value: a data sheet or direct measurement, a fit to runs, or an assumption."""
 
-# How sources began before files had a kind: `autotune calibrate` and run.json of those versions.
+# Older hardware files and run.json have no `kind`: it is derived from how their sources begin.
 _KIND_OF_OLD_SOURCES: dict[str, Kind] = {"fitted on": "fitted", "assumed": "assumed"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Stated:
-    """A constant (autotune/cost/constants.json) and where it comes from."""
+    """The value of a constant of autotune/cost/constants.json, and its source."""
 
     value: Annotated[float, Field(strict=True, ge=0, le=1e9)]
     kind: Kind
@@ -25,14 +25,14 @@ class Stated:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Measured(Stated):
-    """The same, perhaps in the place of what was there before a fit."""
+    """A constant; if it was fitted, also the value that the fit replaced."""
 
     unfitted: Stated | None = None
-    """What was here before a fit; null where nothing was."""
+    """The value that the fit replaced; null where there was none."""
 
 
 def _with_kinds(constants: Any) -> Any:
-    """Constants of a file from before they had a kind, with the kind that their source tells."""
+    """The constants, with a `kind` added where an older file has none."""
     if not isinstance(constants, Mapping):
         return constants
     return {name: _with_kind(constant) for name, constant in constants.items()}
@@ -48,11 +48,11 @@ def _with_kind(constant: Any) -> Any:
 
 
 ConstantsOfFile = Annotated[Mapping[str, Measured], BeforeValidator(_with_kinds)]
-"""Constants by name."""
+"""Constants by name, as a hardware file has them."""
 
 
 def described_in(folder: str) -> Iterator[tuple[str, str]]:
-    """The JSON files of a folder of `data`: what to call each in an error, and its text."""
+    """The JSON files of a folder of `data`: the name for error messages, and the text of each."""
     files = (importlib.resources.files(__package__) / "data" / folder).iterdir()
     for file in sorted(files, key=lambda file: file.name):
         yield f"hardware {file.name}", file.read_text(encoding="utf-8")

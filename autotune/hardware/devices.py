@@ -1,4 +1,4 @@
-"""What is known of a device, one file each. An unknown device has nulls, never a guess."""
+"""Figures of devices, one JSON file each. Unknown figures are null, never guessed."""
 
 import functools
 import json
@@ -24,45 +24,45 @@ AttentionKernel = Literal[
     "flash1",
     "flash2",
 ]
-"""What computes attention. The last three are only found in recorded runs: Megatron's fused
+"""Implementations of attention. The last three occur only in recorded runs: Megatron's fused
 softmax and the two FlashAttention versions of 2023."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Device:
-    """One accelerator (or the share of a CPU that stands in for one)."""
+    """One accelerator, or a virtual device: the share of a CPU that runs one rank."""
 
     name: Name
-    """Lower-case name, the file's own."""
+    """Lower-case name, the same as the file's."""
     kind: Literal["gpu", "cpu"]
-    """What the workers drive: CUDA and NCCL, or CPU and gloo."""
+    """Backend of the workers: CUDA and NCCL, or CPU and gloo."""
     memory_gib: PositiveFloat | None
-    """Memory per device, null where it is not known."""
+    """Memory per device; null where it is unknown."""
     peak_bf16_tflops: PositiveFloat | None
-    """Dense bf16 peak in TFLOP/s, null where it is not known."""
+    """Dense bf16 peak in TFLOP/s; null where it is unknown."""
     peak_fp32_tflops: PositiveFloat | None = None
-    """What fp32 training can reach in TFLOP/s, null where it is not known."""
+    """Peak of fp32 training in TFLOP/s; null where it is unknown."""
     memory_gb_per_second: PositiveFloat | None = None
-    """Bandwidth of the device's memory, null where it is not known."""
+    """Memory bandwidth of the device; null where it is unknown."""
     multiprocessors: PositiveInt | None = None
-    """Units that each compute one tile of a matrix product, null where it is not known."""
+    """Units that each compute one tile of a matrix product (SMs); null where it is unknown."""
     attention_kernels: tuple[AttentionKernel, ...]
-    """What can compute attention there (flash_attn, flash_attn_4: only where installed)."""
+    """Attention kernels that the device supports (flash_attn, flash_attn_4: if installed)."""
     ray_accelerator_types: tuple[str, ...] = ()
-    """Ray's names for it (resource `accelerator_type:NAME`)."""
+    """Ray's names for the device (resource `accelerator_type:NAME`)."""
     source: str
     """Where the figures come from."""
     network: Name | None = None
     """The network that nodes of this device usually have (`autotune.hardware.networks`)."""
     constants: ConstantsOfFile = Field(default_factory=dict)
-    """Constants of the cost model that hold here for every trainer."""
+    """Constants of the cost model on this device, for every trainer."""
     trainers: Mapping[str, ConstantsOfFile] = Field(default_factory=dict)
-    """And those that hold here for one trainer."""
+    """Constants of the cost model on this device, by trainer."""
 
 
 @functools.cache
 def known_devices() -> dict[str, Device]:
-    """All devices that have a file here, by name."""
+    """All devices with a file in `data/devices`, by name."""
     devices = [device_from_json(text, what=what) for what, text in described_in("devices")]
     return {device.name: device for device in devices}
 
@@ -73,7 +73,7 @@ def device_from_json(text: str, *, what: str) -> Device:
 
 
 def device_of_accelerator(accelerator: str) -> Device:
-    """The device that Ray calls so; with nulls where we do not know it."""
+    """The device with that Ray accelerator type; an unknown GPU where no file has it."""
     for device in known_devices().values():
         if accelerator in device.ray_accelerator_types:
             return device
@@ -81,7 +81,7 @@ def device_of_accelerator(accelerator: str) -> Device:
 
 
 def unknown_gpu(name: str) -> Device:
-    """A GPU of which nothing is known. Raises InputError where that cannot be its name."""
+    """A GPU whose figures are all null. Raises InputError for an invalid name."""
     fields = {
         "name": name,
         "kind": "gpu",

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-# Sandboxes show the device files, but not always what the driver says in /proc.
+# Some sandboxes have the device files in /dev, but not the driver's in /proc.
 _WHERE_GPUS_ARE_SEEN = (("/proc/driver/nvidia/gpus", "*"), ("/dev", "nvidia[0-9]*"))
 
 
 def local_gpus() -> int:
-    """How many NVIDIA GPUs this machine has."""
+    """Number of NVIDIA GPUs of this machine."""
     return max(len(list(Path(folder).glob(name))) for folder, name in _WHERE_GPUS_ARE_SEEN)

@@ -1,6 +1,6 @@
-"""What connects devices, one file each: the links within a node, and the network between nodes.
+"""Figures of links within a node and of the network between nodes, one JSON file each.
 
-A GPU does not say which network its nodes have: the same one is sold with very different ones.
+They are separate from those of devices, because nodes with the same GPU have different networks.
 """
 
 import functools
@@ -20,7 +20,7 @@ class Network:
     """The links of a node's devices, and the network between nodes."""
 
     name: Name
-    """Lower-case name, the file's own."""
+    """Lower-case name, the same as the file's."""
     source: str
     """Where the figures come from."""
     constants: ConstantsOfFile = Field(default_factory=dict)
@@ -29,7 +29,7 @@ class Network:
 
 @functools.cache
 def known_networks() -> dict[str, Network]:
-    """All networks that have a file here, by name."""
+    """All networks with a file in `data/networks`, by name."""
     networks = [network_from_json(text, what=what) for what, text in described_in("networks")]
     return {network.name: network for network in networks}
 

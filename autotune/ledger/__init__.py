@@ -1,1 +1,1 @@
-"""The life of a search, without Ray."""
+"""State of a search: which trial runs next, what is recorded, when it ends. Free of Ray."""

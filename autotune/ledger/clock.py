@@ -1,6 +1,6 @@
-"""Two clocks: what time it is, for people; and how much of it has passed, for durations.
+"""Wall clock for timestamps, and monotonic clock for durations.
 
-The first may jump, by a correction or by hand, so no duration and no order is ever taken from it.
+The wall clock may jump when it is corrected, so no duration and no order is derived from it.
 """
 
 import datetime
@@ -9,22 +9,22 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the ledger reads time from; a test brings its own."""
+    """The clock of the ledger; tests replace it."""
 
     def now(self) -> datetime.datetime:
-        """The time of day, in UTC."""
+        """Wall-clock time in UTC."""
 
     def monotonic(self) -> float:
-        """Seconds since some moment; never runs backwards."""
+        """Seconds since an arbitrary start; never decreases."""
 
 
 class SystemClock:
-    """This machine's. A `Clock`."""
+    """The clock of this machine. A `Clock`."""
 
     def now(self) -> datetime.datetime:
-        """The time of day, in UTC."""
+        """Wall-clock time in UTC."""
         return datetime.datetime.now(datetime.UTC)
 
     def monotonic(self) -> float:
-        """Seconds since the machine was started."""
+        """Seconds since an arbitrary start; never decreases."""
         return time.monotonic()

@@ -1,4 +1,4 @@
-"""Signals by which a person or a batch system ends a search."""
+"""Handling of SIGINT and SIGTERM, by which a user or a batch system ends a search."""
 
 import contextlib
 import signal
@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what batch systems send."""
+"""SIGINT (Ctrl-C), and SIGTERM, which batch systems send."""
 
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Every end signal raises KeyboardInterrupt inside, as Ctrl-C does.
+    """Inside, SIGINT and SIGTERM both raise KeyboardInterrupt.
 
-    Once it was raised the signals are ignored: what is written at the end is not cut short.
+    After the first one the signals are ignored, so that a second does not interrupt the clean-up.
     """
     if not _in_main_thread():
         yield
@@ -35,7 +35,7 @@ def signals_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_ignored() -> Iterator[None]:
-    """A second Ctrl-C has no effect inside: what is being shut down is not left half way."""
+    """Inside, SIGINT and SIGTERM have no effect, so that a shutdown is completed."""
     if not _in_main_thread():
         yield
         return
@@ -48,7 +48,7 @@ def signals_ignored() -> Iterator[None]:
 
 
 def _in_main_thread() -> bool:
-    """Python handles signals in the main thread only."""
+    """Whether this is the main thread: only there does Python allow signal handlers."""
     return threading.current_thread() is threading.main_thread()
 
 

@@ -1,7 +1,8 @@
-"""The life of a search, without Ray: what to run next, what came of it, and when it is over.
+"""State of a search, without Ray: which trial runs next, what is recorded, when the search ends.
 
-The ledger is a pure function of the request, the seed and what it was told, in the order of the
-store: a resumed search is told everything again and goes on as if it had never stopped.
+The state is determined by the request, the seed and the finished trials in the order of the run
+directory. To resume a search, the ledger replays the recorded trials; it then continues as if it
+had not been interrupted.
 """
 
 import dataclasses
@@ -24,19 +25,19 @@ from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
 
 
 class Listener(Protocol):
-    """Is told what happens, to show it."""
+    """Receives the events of a search, to display them."""
 
     def trial_started(self, spec: TrialSpec) -> None:
-        """A trial was handed out."""
+        """A trial starts."""
 
     def step_done(self, spec: TrialSpec, step: StepReport) -> None:
-        """A step of a running trial came back."""
+        """A step of a running trial has finished."""
 
     def trial_begins_again(self, spec: TrialSpec, reason: str) -> None:
-        """What was measured of a running trial does not count; it is handed out once more."""
+        """A running trial is repeated; the measurements of its earlier attempt are discarded."""
 
     def trial_finished(self, record: TrialRecord) -> None:
-        """A trial is on record."""
+        """A trial was recorded."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -52,73 +53,73 @@ class _Running:
     slow_devices: list[str] = dataclasses.field(default_factory=list)
 
     def begin_again(self) -> None:
-        """What the last attempt measured does not count."""
+        """Start the next attempt; discard the measurements of the last one."""
         self.attempts += 1
         self.steps.clear()
         self.stop_reason = None
 
 
 class Ledger:
-    """Hands out trials, takes their steps and ends, and keeps the record."""
+    """Chooses trials, receives their steps and results, and records them."""
 
     def __init__(self, store: RunStore, listener: Listener, clock: Clock | None = None) -> None:
-        """Take up the store's request where its trials left off."""
+        """Replay the trials in the store, to continue its request after them."""
         self.request: Request = store.request
         self.store = store
         """The run directory."""
         self._listener = listener
         self._clock = clock or SystemClock()
         self._layouts = self.request.all_layouts()
-        self._open = set(self._layouts)
+        self._candidates = set(self._layouts)
         self._search = search_for(self.request, self._layouts)
         self._stopping = SlowerThanBest(self.request.stop_factor)
         self._exploring = True
         self._running: dict[str, _Running] = {}
         self._to_repeat: list[TrialSpec] = []
-        self._decided: tuple[Layout, Purpose] | None = None
+        self._next: tuple[Layout, Purpose] | None = None
         self._pruned: list[Pruned] = []
         self.records: list[TrialRecord] = []
         """All finished trials, oldest first."""
         self.stopped_because = "interrupted"
-        """Why no more trials are handed out."""
+        """Why the search ended."""
         for record in store.trials():
-            self._learn(record)
+            self._update(record)
         self._next_number = 1 + max((int(r.trial_id) for r in self.records), default=0)
 
     @property
     def best(self) -> list[TrialRecord]:
-        """Successful layouts, the best first."""
+        """Records of the layouts that ran, best first."""
         return ranked(self.request.space.precision, self.records)
 
     @property
     def warning(self) -> str | None:
-        """What speaks against the best layout, where nothing better is known."""
+        """A warning that the best layout failed its confirmation; None where it did not."""
         return warning(self.request.space.precision, self.records)
 
     def summary(self) -> dict[str, Any] | None:
-        """The content of best.json; None while nothing has worked."""
+        """The content of best.json; None while no layout has run."""
         return summary(self.request, self.records, self.stopped_because)
 
     @property
     def is_over(self) -> bool:
-        """Whether no more trials will be handed out; found out without handing one out."""
+        """Whether no trial is left to run. The next trial is chosen, but not started."""
         if self._to_repeat or self._running:
             return False
-        self._decided = self._decided or self._decide()
-        return self._decided is None
+        self._next = self._next or self._choose_next()
+        return self._next is None
 
     def next_trial(self) -> TrialSpec | None:
         """The next trial to run, or None when the search is over (see `stopped_because`).
 
-        When nothing more is explored, the fastest layouts are confirmed by longer trials.
+        After the exploration, the fastest layouts are confirmed by longer trials.
         """
         if self._to_repeat:
             return self._to_repeat.pop()
-        decided, self._decided = self._decided or self._decide(), None
-        return None if decided is None else self._hand_out(*decided)
+        chosen, self._next = self._next or self._choose_next(), None
+        return None if chosen is None else self._hand_out(*chosen)
 
-    def _decide(self) -> tuple[Layout, Purpose] | None:
-        """The layout to run next, and what for."""
+    def _choose_next(self) -> tuple[Layout, Purpose] | None:
+        """The layout to run next and its purpose, or None."""
         if self._exploring:
             layout = self._next_to_explore()
             if layout is not None:
@@ -127,7 +128,7 @@ class Ledger:
         return None if layout is None else (layout, "confirm")
 
     def _next_to_explore(self) -> Layout | None:
-        """The search's choice; None with `stopped_because` set."""
+        """The search's next layout; None where exploration ends, with `stopped_because` set."""
         layout = None
         reason = self._budget_spent()
         if reason is None:
@@ -145,7 +146,7 @@ class Ledger:
 
     def _hand_out(self, layout: Layout, purpose: Purpose) -> TrialSpec:
         request, space = self.request, self.request.space
-        longer = CONFIRMATION_STEPS if purpose == "confirm" else 1
+        multiple = CONFIRMATION_STEPS if purpose == "confirm" else 1
         trial_id = f"{self._next_number:04d}"
         self._next_number += 1
         spec = TrialSpec(
@@ -155,7 +156,7 @@ class Ledger:
             cluster=space.cluster,
             precision=space.precision,
             warmup_steps=space.warmup_steps,
-            measured_steps=longer * space.measured_steps,
+            measured_steps=multiple * space.measured_steps,
             log_dir=str(self.store.new_log_directory(trial_id)),
             data=request.data,
             synthetic_data=request.synthetic_data,
@@ -175,7 +176,7 @@ class Ledger:
         return spec
 
     def _timeout_seconds(self, layout: Layout, purpose: Purpose) -> float:
-        """A confirmation has the time besides that its steps are known to take."""
+        """Timeout of a trial; a confirmation also gets twice the expected time of its steps."""
         allowed = self.request.trial_timeout_seconds
         if purpose == "confirm":
             space = self.request.space
@@ -185,29 +186,29 @@ class Ledger:
         return allowed
 
     def step_done(self, trial_id: str, step: StepReport) -> bool:
-        """Take a step of a running trial; whether the trial should stop now."""
+        """Add a step of a running trial; return whether the trial should be stopped."""
         running = self._running[trial_id]
         running.steps.append(step)
         self._listener.step_done(running.spec, step)
         if running.purpose != "explore":
-            return False  # short steps are not compared, and a confirmation runs to its end
+            return False  # reduced steps are not comparable; confirmations are never stopped
         seconds = [step.step_seconds for step in running.steps]
         running.stop_reason = self._stopping.reason_to_stop(running.spec, seconds)
         return running.stop_reason is not None
 
     def attempt_lost(self, trial_id: str, reason: str) -> None:
-        """The trial's nodes went away; it starts again, from its first step."""
+        """The trial's nodes were lost; it starts again from its first step."""
         running = self._running[trial_id]
         running.begin_again()
         self._listener.trial_begins_again(running.spec, reason)
 
     def slow_device(self, trial_id: str) -> SlowDevice | None:
-        """The device of a running trial that is slow against its peers, by the steps so far."""
+        """The device of a running trial that is slower than the others, by the steps so far."""
         running = self._running[trial_id]
         return slow_device(running.steps)
 
     def run_again(self, trial_id: str, reason: str, *, slow: str | None = None) -> None:
-        """Hand the same trial out once more, next; `slow` names the device that measured it."""
+        """Repeat the trial next; `slow` describes the slow device that its attempt ran on."""
         running = self._running[trial_id]
         if slow is not None:
             running.slow_devices.append(slow)
@@ -216,23 +217,23 @@ class Ledger:
         self._listener.trial_begins_again(running.spec, reason)
 
     def attempts(self, trial_id: str) -> int:
-        """Which attempt of a running trial this is, from 1."""
+        """Number of the running trial's attempt, from 1."""
         return self._running[trial_id].attempts
 
     def trial_stopped(self, trial_id: str, *, slow: str | None = None) -> None:
-        """A trial was cut between steps, after `step_done` said so."""
+        """The trial was stopped between steps, because `step_done` returned True."""
         reason = self._running[trial_id].stop_reason
         assert reason is not None, "only trials that should stop are stopped"
         self.trial_ended(trial_id, Ended(outcome=Outcome.STOPPED, reason=reason), slow=slow)
 
     def trial_ended(self, trial_id: str, ended: Ended, *, slow: str | None = None) -> None:
-        """Put a finished trial on record and learn from it; `slow` names a slow device."""
+        """Record a finished trial and update the search; `slow` describes a slow device."""
         running = self._running.pop(trial_id)
         if slow is not None:
             running.slow_devices.append(slow)
-        record = self._judged(self._record_of(running, ended), running)
+        record = self._checked(self._record_of(running, ended), running)
         self.store.add_trial(record, running.steps)
-        self._learn(record)
+        self._update(record)
         self.store.write_pruned(self._pruned)
         if self.best:
             self.store.write_json("best.json", self.summary())
@@ -241,11 +242,11 @@ class Ledger:
         self._listener.trial_finished(record)
 
     def _record_of(self, running: _Running, ended: Ended) -> TrialRecord:
-        held = self._clock.monotonic() - running.started
+        seconds = self._clock.monotonic() - running.started
         if self.request.simulated:
             starts = len(running.spec.micro_batch_counts) or 1
-            held = starts * startup_seconds(self.request)
-            held += sum(step.step_seconds for step in running.steps)
+            seconds = starts * startup_seconds(self.request)
+            seconds += sum(step.step_seconds for step in running.steps)
         return TrialRecord(
             trial_id=running.spec.trial_id,
             trainable=self.request.trainable,
@@ -255,7 +256,7 @@ class Ledger:
             reason=ended.reason,
             measurement=measure(running.spec, running.steps),
             startup_seconds=ended.startup_seconds,
-            gpu_seconds=held * self.request.space.cluster.devices,
+            gpu_seconds=seconds * self.request.space.cluster.devices,
             attempts=running.attempts,
             slow_device="; ".join(running.slow_devices) or None,
             started_at=running.started_at,
@@ -263,15 +264,16 @@ class Ledger:
             prediction=running.prediction,
         )
 
-    def _judged(self, record: TrialRecord, running: _Running) -> TrialRecord:
-        """The record, as `invalid` where it ran but its numbers cannot be true."""
+    def _checked(self, record: TrialRecord, running: _Running) -> TrialRecord:
+        """The record; its outcome becomes `invalid` where its figures are implausible."""
         if record.outcome is not Outcome.OK:
             return record
         reason = why_impossible(
             running.spec, record.measurement, running.steps, self.request.description.trainer
         )
         if reason is None:
-            # One other trial may be the wrong one itself: what is on record stays there.
+            # Two trials must agree on another loss, because a single one may itself be wrong.
+            # Outcomes that are already recorded are not changed.
             precision = self.request.space.precision
             wrong = wrong_losses(precision, [*self.records, record], votes=2)
             reason = wrong.get(record.trial_id)
@@ -279,12 +281,12 @@ class Ledger:
             return record
         return dataclasses.replace(record, outcome=Outcome.INVALID, reason=reason)
 
-    def _learn(self, record: TrialRecord) -> None:
+    def _update(self, record: TrialRecord) -> None:
         self.records.append(record)
         if record.purpose == "confirm":
             if record.outcome is not Outcome.OOM:
                 return
-            # Memory decides here: what this confirmation showed is explored further.
+            # The layout ran out of memory in its longer trial: tell the search and explore again.
             self._exploring = True
         observation = Observation(
             layout=record.layout,
@@ -292,12 +294,13 @@ class Ledger:
             step_seconds=record.measurement.step_seconds if _was_timed(record) else None,
             peak_memory_gib=record.measurement.peak_memory_gib if _was_timed(record) else None,
         )
-        self._open.discard(record.layout)
+        self._candidates.discard(record.layout)
         self._search.tell(observation)
-        pruned = prune(observation, (layout for layout in self._layouts if layout in self._open))
+        candidates = (layout for layout in self._layouts if layout in self._candidates)
+        pruned = prune(observation, candidates)
         self._pruned += pruned
-        self._open.difference_update(found.layout for found in pruned)
-        self._search.discard(found.layout for found in pruned)
+        self._candidates.difference_update(ruled_out.layout for ruled_out in pruned)
+        self._search.discard(ruled_out.layout for ruled_out in pruned)
         self._stopping.best_step_seconds = fastest(self.request.space.precision, self.records)
 
     def _budget_spent(self) -> str | None:

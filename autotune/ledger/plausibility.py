@@ -1,4 +1,4 @@
-"""Whether a trial's numbers can be true. What cannot be true is never crowned."""
+"""Plausibility checks of a trial's figures. Trials that fail them are not ranked."""
 
 import dataclasses
 import math
@@ -10,19 +10,20 @@ from autotune.store.record import TrialRecord
 from autotune.trial.measurement import Measurement
 from autotune.trial.trial import Outcome, StepReport, TrialSpec
 
-# Every layout of a seed trains the same model on the same tokens. In fp32 the losses of 70 layouts
-# were within 1e-5 of each other over 5 steps, in bf16 within 0.03 of about 6 (tests/trainables);
-# longer trials and other kernels get room.
-_SAME_LOSS = {"fp32": 1e-3, "bf16": 2e-2}
+# Relative tolerance of equal losses. With one seed all layouts train the same model on the same
+# tokens. In fp32 the losses of 70 layouts were within 1e-5 of each other over 5 steps, in bf16
+# within 0.03 of about 6 (tests/trainables); the tolerance leaves room for longer trials and other
+# kernels.
+_LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FinalLoss:
-    """The loss of a trial's last step, and what other trial's it can be compared with."""
+    """Loss of a trial's last step; comparable between trials with equal `sequences` and `steps`."""
 
     trial_id: str
     sequences: int
-    """Of a step."""
+    """Sequences per step."""
     steps: int
     loss: float
 
@@ -30,28 +31,28 @@ class FinalLoss:
 def why_impossible(
     spec: TrialSpec, measurement: Measurement, steps: Sequence[StepReport], trainer: str
 ) -> str | None:
-    """Why the figures of a trial that ran cannot be true, taken by themselves; None: they can."""
+    """Why the figures of one trial are impossible (not compared to others); None: they are not."""
     utilisation = measurement.hardware_flops_utilisation
     if utilisation is not None and utilisation > 1:
         return f"hardware_flops_utilisation must be at most 1, got {utilisation:.3g}"
     peak = spec.cluster.device.peak_bf16_tflops
     if measurement.step_seconds is not None and peak is not None and spec.precision == "bf16":
-        least = minimum_step_seconds(
+        bound = minimum_step_seconds(
             spec.layout,
             spec.model,
             peak_flops_per_second=peak * 1e12,
             partition=trainer_named(trainer).partition,
         )
-        if measurement.step_seconds < least:
+        if measurement.step_seconds < bound:
             return (
-                f"step_seconds must be at least {least:.3g} (the arithmetic at the device's peak), "
+                f"step_seconds must be at least {bound:.3g} (the arithmetic at the device's peak), "
                 f"got {measurement.step_seconds:.3g}"
             )
     return next(filter(None, (_ranks_disagree(spec, step) for step in steps)), None)
 
 
 def _ranks_disagree(spec: TrialSpec, step: StepReport) -> str | None:
-    """Ranks report the mean over the whole batch: the same number."""
+    """Why a step's losses are impossible: all ranks report the mean over the global batch."""
     losses = [(rank.rank, rank.loss) for rank in step.ranks if rank.loss is not None]
     for rank, loss in losses[1:]:
         first_rank, first_loss = losses[0]
@@ -64,7 +65,7 @@ def _ranks_disagree(spec: TrialSpec, step: StepReport) -> str | None:
 
 
 def final_loss(record: TrialRecord) -> FinalLoss | None:
-    """The record's, where it can be compared; trials that were cut short have no final loss."""
+    """The final loss of a record; None where it is not comparable, as after an early end."""
     measurement, layout = record.measurement, record.layout
     if (
         record.outcome not in (Outcome.OK, Outcome.INVALID)
@@ -83,31 +84,32 @@ def final_loss(record: TrialRecord) -> FinalLoss | None:
 
 
 def contradicted(precision: str, losses: Sequence[FinalLoss], *, votes: int = 1) -> dict[str, str]:
-    """Which trials' losses cannot be true, with the reason, by trial_id.
+    """Trials whose final loss is wrong: reason by trial_id.
 
-    Trials of as many steps of the same batch must come to the same loss. Where they do not, what
-    most of them agree on stands, and what was first among equals; fewer than `votes` of them
-    condemn none.
+    Trials with the same number of steps and sequences per step must have the same final loss. The
+    reference is the loss that most of them agree on; on a tie, that of the earliest trial. Trials
+    are marked wrong only if at least `votes` trials agree on the reference.
     """
-    comparable: dict[tuple[int, int], list[FinalLoss]] = {}
-    for one in losses:
-        comparable.setdefault((one.sequences, one.steps), []).append(one)
+    groups: dict[tuple[int, int], list[FinalLoss]] = {}
+    for trial in losses:
+        groups.setdefault((trial.sequences, trial.steps), []).append(trial)
     wrong = {}
-    for some in comparable.values():
+    for trials in groups.values():
         agreeing = {
-            one.trial_id: sum(_same(precision, one.loss, other.loss) for other in some)
-            for one in some
+            trial.trial_id: sum(_same(precision, trial.loss, other.loss) for other in trials)
+            for trial in trials
         }
-        reference = max(some, key=lambda one: agreeing[one.trial_id])
-        for one in some:
-            enough = agreeing[reference.trial_id] >= votes
-            if enough and not _same(precision, one.loss, reference.loss):
-                wrong[one.trial_id] = (
+        reference = max(trials, key=lambda trial: agreeing[trial.trial_id])
+        if agreeing[reference.trial_id] < votes:
+            continue
+        for trial in trials:
+            if not _same(precision, trial.loss, reference.loss):
+                wrong[trial.trial_id] = (
                     f"loss of the last step must be that of trial {reference.trial_id} "
-                    f"({reference.loss:.5g}: same seed, same batch), got {one.loss:.5g}"
+                    f"({reference.loss:.5g}: same seed, same batch), got {trial.loss:.5g}"
                 )
     return wrong
 
 
-def _same(precision: str, one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=_SAME_LOSS[precision])
+def _same(precision: str, loss: float, reference: float) -> bool:
+    return math.isclose(loss, reference, rel_tol=_LOSS_TOLERANCE[precision])

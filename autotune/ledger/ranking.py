@@ -1,4 +1,4 @@
-"""Which layouts won: the order of what was measured, and the words of best.json."""
+"""Ranking of the measured layouts, and the content of best.json."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,56 +11,58 @@ from autotune.store.record import TrialRecord
 from autotune.trial.trial import Outcome
 
 _LONGEST_REASON = 100
-# Outcomes of a confirmation that do not speak against the layout.
-_NO_VERDICT = frozenset({Outcome.OK, Outcome.TIMEOUT, Outcome.LOST})
+# Outcomes of a confirmation that do not count as a failure of the layout.
+_NOT_A_FAILURE = frozenset({Outcome.OK, Outcome.TIMEOUT, Outcome.LOST})
 
 
 def wrong_losses(
     precision: str, records: Sequence[TrialRecord], *, votes: int = 1
 ) -> dict[str, str]:
-    """The trials whose loss `votes` others show to be wrong, with the reason, by trial_id."""
+    """Trials whose final loss differs from one that `votes` trials agree on: reason by trial_id."""
     losses = [loss for loss in map(final_loss, records) if loss is not None]
     return contradicted(precision, losses, votes=votes)
 
 
 def ranked(precision: str, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Successful layouts: those that were confirmed first, then by time.
+    """Records of the layouts that ran: confirmed ones first, then by step time.
 
-    Left out are layouts whose loss is contradicted by other trials, and those that were run again
-    and failed; the latter are only listed, last, where no layout at all was confirmed. A
-    confirmation that was cut short by a deadline or a lost node says nothing.
+    Trials with a wrong loss are left out. So are layouts that failed their confirmation, unless no
+    layout was confirmed: then they come last. A confirmation that ended by a timeout or a lost node
+    does not count as a failure.
     """
     wrong = wrong_losses(precision, records)
-    worked = [r for r in records if r.outcome is Outcome.OK and r.trial_id not in wrong]
-    confirmed = {r.layout: r for r in worked if r.purpose == "confirm"}
+    valid = [r for r in records if r.outcome is Outcome.OK and r.trial_id not in wrong]
+    confirmed = {r.layout: r for r in valid if r.purpose == "confirm"}
     failed = failed_confirmations(precision, records)
-    explored = {r.layout: r for r in worked if r.purpose != "confirm" and r.layout not in confirmed}
-    standing = [*confirmed.values(), *(r for r in explored.values() if r.layout not in failed)]
-    fallen = [] if confirmed else [r for r in explored.values() if r.layout in failed]
+    explored = {r.layout: r for r in valid if r.purpose != "confirm" and r.layout not in confirmed}
+    passed = [*confirmed.values(), *(r for r in explored.values() if r.layout not in failed)]
+    last_resort = [] if confirmed else [r for r in explored.values() if r.layout in failed]
 
     def order(record: TrialRecord) -> tuple[bool, bool, float | None, str]:
         seconds = record.measurement.step_seconds
         return (record.layout in failed, record.purpose != "confirm", seconds, record.trial_id)
 
-    return sorted([*standing, *fallen], key=order)
+    return sorted([*passed, *last_resort], key=order)
 
 
 def failed_confirmations(
     precision: str, records: Sequence[TrialRecord]
 ) -> dict[Layout, TrialRecord]:
-    """Layouts that were run again and failed, each with the trial that did."""
+    """Layouts that failed their confirmation, each with the record of that trial."""
     wrong = wrong_losses(precision, records)
-    again = [r for r in records if r.purpose == "confirm"]
-    passed = {r.layout for r in again if r.outcome is Outcome.OK and r.trial_id not in wrong}
+    confirmations = [r for r in records if r.purpose == "confirm"]
+    passed = {
+        r.layout for r in confirmations if r.outcome is Outcome.OK and r.trial_id not in wrong
+    }
     return {
         r.layout: r
-        for r in again
-        if r.layout not in passed and (r.outcome not in _NO_VERDICT or r.trial_id in wrong)
+        for r in confirmations
+        if r.layout not in passed and (r.outcome not in _NOT_A_FAILURE or r.trial_id in wrong)
     }
 
 
 def fastest(precision: str, records: Sequence[TrialRecord]) -> float | None:
-    """Step time of the fastest explored layout, with which others are compared while they run."""
+    """Step time of the fastest valid exploring trial; running trials are compared to it."""
     wrong = wrong_losses(precision, records)
     failed = failed_confirmations(precision, records)
     times = (
@@ -75,14 +77,14 @@ def fastest(precision: str, records: Sequence[TrialRecord]) -> float | None:
 
 
 def next_to_confirm(precision: str, records: Sequence[TrialRecord]) -> Layout | None:
-    """The fastest layout that is among the first few and was not confirmed yet; None: no more."""
+    """The fastest of the first `CONFIRMED` layouts without a confirmation; None: all have one."""
     tried = {r.layout for r in records if r.purpose == "confirm"}
-    standing = {r.layout for r in ranked(precision, records)}
-    standing -= failed_confirmations(precision, records).keys()
+    eligible = {r.layout for r in ranked(precision, records)}
+    eligible -= failed_confirmations(precision, records).keys()
     explored = [
         r
         for r in records
-        if r.purpose != "confirm" and r.outcome is Outcome.OK and r.layout in standing
+        if r.purpose != "confirm" and r.outcome is Outcome.OK and r.layout in eligible
     ]
     explored.sort(key=lambda r: (r.measurement.step_seconds, r.trial_id))
     fastest = [record.layout for record in explored[:CONFIRMED]]
@@ -92,7 +94,7 @@ def next_to_confirm(precision: str, records: Sequence[TrialRecord]) -> Layout | 
 def summary(
     request: Request, records: Sequence[TrialRecord], stopped_because: str
 ) -> dict[str, Any] | None:
-    """The content of best.json; None while nothing has worked."""
+    """The content of best.json; None while no layout has run."""
     best = ranked(request.space.precision, records)
     if not best:
         return None
@@ -110,25 +112,25 @@ def summary(
 
 
 def warning(precision: str, records: Sequence[TrialRecord]) -> str | None:
-    """What speaks against the best layout, where nothing better is known; None: nothing does."""
+    """A warning that the best layout failed its confirmation; None where it did not."""
     best = ranked(precision, records)
     failed = failed_confirmations(precision, records)
     if not best or best[0].layout not in failed:
         return None
-    again = failed[best[0].layout]
+    confirmation = failed[best[0].layout]
     return (
-        f"the best layout is not confirmed: its longer trial {again.trial_id} ended as "
-        f"{again.outcome} ({again.reason[:_LONGEST_REASON]})"
+        f"the best layout is not confirmed: its longer trial {confirmation.trial_id} ended as "
+        f"{confirmation.outcome} ({confirmation.reason[:_LONGEST_REASON]})"
     )
 
 
 def equal_within_noise(first: TrialRecord, second: TrialRecord) -> bool:
-    """Whether two measured step times differ by less than their own spread over the steps."""
-    one, other = first.measurement, second.measurement
-    if one.step_seconds is None or other.step_seconds is None:
+    """Whether two step times differ by at most the larger interquartile range of their steps."""
+    a, b = first.measurement, second.measurement
+    if a.step_seconds is None or b.step_seconds is None:
         return False
-    spread = max(one.step_seconds_iqr or 0.0, other.step_seconds_iqr or 0.0)
-    return abs(one.step_seconds - other.step_seconds) <= spread
+    spread = max(a.step_seconds_iqr or 0.0, b.step_seconds_iqr or 0.0)
+    return abs(a.step_seconds - b.step_seconds) <= spread
 
 
 def _brief(record: TrialRecord) -> dict[str, Any]:

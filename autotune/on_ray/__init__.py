@@ -1,1 +1,1 @@
-"""Everything that imports Ray: the cluster, its nodes, placement groups and the Tune loop."""
+"""All code that imports Ray: cluster connection, nodes, placement groups, Ray Tune loop."""

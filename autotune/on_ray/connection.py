@@ -1,4 +1,4 @@
-"""The connection to Ray: reach the cluster at an address, or start one on this machine."""
+"""Connects to Ray: to the cluster at an address, or to one started on this machine."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ from autotune.on_ray.ray_internals import (
     listening_on_loopback,
 )
 
-# A raylet takes a second of a core to start, and 100 MB.
+# A raylet takes 1 s of CPU time to start, and 100 MB.
 _MOST_RAYLETS = 4
 _CONNECT_TIMEOUT_SECONDS = 5.0
 _HOST_AND_PORT = re.compile(r".+:\d+")
@@ -32,11 +32,11 @@ _HOST_AND_PORT = re.compile(r".+:\d+")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Dashboard:
-    """Where the dashboard of a Ray that is started here listens."""
+    """Address of the dashboard of a Ray cluster that is started here."""
 
     host: str = "127.0.0.1"
     port: int | None = None
-    """None: 8265, or the next one that is free."""
+    """None: 8265, or the next free one."""
 
 
 @contextlib.contextmanager
@@ -47,11 +47,11 @@ def ray_cluster(
     dashboard: Dashboard | None = None,
     virtual: bool = False,
 ) -> Iterator[str | None]:
-    """Connect to the Ray at `address`, or start one here; yields the dashboard's address.
+    """Connect to the Ray cluster at `address`, or start one here; yields the dashboard's URL.
 
-    What was started here is shut down on the way out. A `virtual` cluster has no devices, whatever
-    they are called: trials on it are simulated. Where `dashboard` is None, a Ray that is started
-    here has none. Raises ClusterTooSmall, and InputError where nothing answers at the address.
+    A cluster started here is shut down on exit. On a `virtual` cluster devices are only counted,
+    and trials are simulated. `dashboard` None: a cluster started here has no dashboard. Raises
+    ClusterTooSmall, and InputError where no Ray answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -84,8 +84,8 @@ def ray_cluster(
 
 @contextlib.contextmanager
 def _sigterm_handler_kept() -> Iterator[None]:
-    """Undo what Ray does: connecting, it takes SIGTERM for itself, to leave without a word; and
-    disconnecting, it gives SIGTERM back to the kernel, which ends the process in its tidying."""
+    """Restore the SIGTERM handler, which Ray replaces: when connecting by one that exits silently,
+    when disconnecting by the default one, which would kill this process during its clean-up."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -95,12 +95,12 @@ def _sigterm_handler_kept() -> Iterator[None]:
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Raise InputError where no Ray answers, or one that wants another token.
+    """Raise InputError where no Ray answers at the address, or Ray refuses the token.
 
-    Ray itself would try for minutes, and print lines of its own.
+    `ray.init` would retry for minutes and print its own messages.
     """
     if "://" in address:
-        return  # Ray's client connects in a way of its own
+        return  # the address of a Ray Client: not checked
     try:
         # Not what Ray makes of it: it replaces 127.0.0.1 by the address on the network.
         head = address if _HOST_AND_PORT.fullmatch(address) else head_address(address)
@@ -121,17 +121,17 @@ def _refuse_unreachable(address: str) -> None:
 
 
 def _start_local(cluster: Cluster, *, dashboard: Dashboard | None, virtual: bool) -> RayNodes:
-    """Ray on this machine: the head is the first node, the others are further raylets.
+    """Start Ray on this machine: the head is node 0, every further node is another raylet.
 
-    Where they would be many (and have no devices anyway), the head carries them all.
+    Many virtual nodes are put on the head, which then has the devices of all of them.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
-    carried = cluster.nodes if virtual and cluster.nodes > _MOST_RAYLETS else 1
-    devices: dict[str, Any] = {"resources": {VIRTUAL_DEVICE: carried * cluster.gpus_per_node}}
+    nodes_on_head = cluster.nodes if virtual and cluster.nodes > _MOST_RAYLETS else 1
+    devices: dict[str, Any] = {"resources": {VIRTUAL_DEVICE: nodes_on_head * cluster.gpus_per_node}}
     if device_resource(cluster, virtual=virtual) == "GPU":
         devices = {"num_gpus": cluster.gpus_per_node}
     node = {
-        "num_cpus": carried * NODE_CPUS + 1,
+        "num_cpus": nodes_on_head * NODE_CPUS + 1,
         "object_store_memory": 100 * 2**20,
         **devices,
     }
@@ -144,14 +144,14 @@ def _start_local(cluster: Cluster, *, dashboard: Dashboard | None, virtual: bool
             "dashboard_port": dashboard.port,
         }
     nodes = RayNodes(initialize_head=True, head_node_args={**node, **head}, shutdown_at_exit=True)
-    for _ in range(cluster.nodes - carried):
+    for _ in range(cluster.nodes - nodes_on_head):
         nodes.add_node(wait=False, **node)
     nodes.wait_for_nodes()
     return nodes
 
 
 def _refuse_taken(dashboard: Dashboard) -> None:
-    """Raise InputError where somebody listens on the port that was asked for."""
+    """Raise InputError where the requested port is in use."""
     if dashboard.port is None:
         return
     family = socket.AF_INET6 if ":" in dashboard.host else socket.AF_INET

@@ -1,4 +1,4 @@
-"""Fit a request to the nodes that were detected: their device, their kernels, a possible search."""
+"""Adapts a request to the detected nodes: their device, installed kernels and a usable search."""
 
 import dataclasses
 import json
@@ -14,33 +14,33 @@ from autotune.request import Request
 Nodes = Sequence[Mapping[str, Any]]
 """Descriptions of nodes, as `autotune.on_ray.nodes.inspect_nodes` gives them."""
 
-# What a step time depends on; our own code is not among it, nor which machine it is.
+# Properties of a node that step times depend on; the project's code and the host are left out.
 _SAME_CLUSTER = ("accelerator", "driver", "torch", "deepspeed", "python", "missing_kernels")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fitted:
-    """A request that can be run on the nodes."""
+    """A request adapted to the nodes."""
 
     request: Request
     changes: tuple[str, ...] = ()
-    """What was changed, a sentence each."""
+    """The changes, one sentence each."""
 
     def changed(self, request: Request, *sentences: str) -> "Fitted":
-        """With another request, and why."""
+        """A copy with another request; `sentences` say what changed."""
         return Fitted(request, (*self.changes, *sentences))
 
 
 def fitted_to_nodes(request: Request, nodes: Nodes) -> Fitted:
-    """The request with the nodes' device, the kernels that are installed, and a search that is
-    possible there. Raises InputError where nothing is left of it."""
+    """The request with the nodes' device, only installed kernels, and a search that can run on the
+    device. Raises InputError where no layout is left."""
     fitted = _with_installed_kernels(_with_actual_device(Fitted(request), nodes), nodes)
     fitted.request.space.check_not_empty()
-    return _with_possible_search(fitted)
+    return _with_usable_search(fitted)
 
 
 def differences(directory: Path, nodes: Nodes) -> list[str]:
-    """How the nodes differ from those that the run in `directory` was begun on."""
+    """How the nodes differ from those that the run in `directory` was started on."""
     before = json.loads((directory / "run.json").read_text(encoding="utf-8")).get("nodes")
     if not before or not nodes:
         return []
@@ -54,7 +54,7 @@ def differences(directory: Path, nodes: Nodes) -> list[str]:
 
 
 def _with_actual_device(fitted: Fitted, nodes: Nodes) -> Fitted:
-    """Put the device that the nodes have in the place of the one that the space names."""
+    """Replace the device of the space by that of the nodes."""
     request = fitted.request
     cluster = request.space.cluster
     accelerator = nodes[0]["accelerator"]
@@ -62,7 +62,7 @@ def _with_actual_device(fitted: Fitted, nodes: Nodes) -> Fitted:
         return fitted
     device = device_of_accelerator(accelerator)
     if device.name == cluster.device.name or accelerator in cluster.device.ray_accelerator_types:
-        return fitted  # perhaps with constants of the user's own
+        return fitted  # keeps constants of the user's hardware file
     actual = dataclasses.replace(cluster, device=device)
     space = request.space.replaced({"cluster": actual}, what="cluster")
     return fitted.changed(
@@ -72,27 +72,27 @@ def _with_actual_device(fitted: Fitted, nodes: Nodes) -> Fitted:
 
 
 def _with_installed_kernels(fitted: Fitted, nodes: Nodes) -> Fitted:
-    """Leave out of the space the kernels that a node does not have, or cannot load."""
+    """Remove from the space the attention kernels that a node lacks or cannot import."""
     request = fitted.request
     kernels = request.space.attention_kernel
     usable = request.space.cluster.device.attention_kernels
-    left, changes = list(kernels), []
+    kept, changes = list(kernels), []
     for node in nodes:
         for kernel, reason in node["missing_kernels"].items():
-            if kernel not in left or kernel not in usable:
+            if kernel not in kept or kernel not in usable:
                 continue
-            if len(left) == 1:
+            if len(kept) == 1:
                 raise InputError(f"attention_kernel {kernel} {reason} on node {node['address']}")
-            left.remove(kernel)
+            kept.remove(kernel)
             changes.append(f"{kernel} {reason} on node {node['address']}: left out")
     if not changes:
         return fitted
-    space = request.space.replaced({"attention_kernel": tuple(left)}, what="attention_kernel")
+    space = request.space.replaced({"attention_kernel": tuple(kept)}, what="attention_kernel")
     return fitted.changed(dataclasses.replace(request, space=space), *changes)
 
 
-def _with_possible_search(fitted: Fitted) -> Fitted:
-    """Search without a cost model where the nodes' device is not known to it."""
+def _with_usable_search(fitted: Fitted) -> Fitted:
+    """Replace the guided search by hyperopt where the cost model does not know the device."""
     request, space = fitted.request, fitted.request.space
     if request.search != "guided":
         return fitted

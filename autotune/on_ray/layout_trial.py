@@ -1,4 +1,4 @@
-"""One layout, as Ray Tune runs it."""
+"""The Ray Tune trainable: runs one layout per Tune trial."""
 
 from collections.abc import Generator
 from typing import Any
@@ -21,14 +21,15 @@ from autotune.trial.trial import (
 
 
 class LayoutTrial(tune.Trainable):
-    """One layout, as Tune sees it: `step()` is one training step. Lives on the head.
+    """Runs one layout; `step()` is one training step. The actor runs on the head.
 
-    The node actors are kept from one trial to the next of the same node count.
+    With `reuse_actors` Tune keeps it, and so the node actors, for the next trial of the same node
+    count.
     """
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """Whole nodes, as many as the layout needs."""
+        """The placement group: as many whole nodes as the layout needs."""
         spec = trial_spec_from_json(config["spec"])
         return node_group(
             spec.cluster,
@@ -38,7 +39,7 @@ class LayoutTrial(tune.Trainable):
         )
 
     def setup(self, config: dict[str, Any], worker: Trainable | None = None) -> None:
-        """Take the nodes, check them, and begin the first trial."""
+        """Start the node actors, check the nodes, and prepare the first trial."""
         assert worker is not None, "given by tune.with_parameters"
         spec = trial_spec_from_json(config["spec"])
         self._worker = worker
@@ -52,7 +53,7 @@ class LayoutTrial(tune.Trainable):
         self._begin(spec)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """End what is left of the last trial and begin the next on the same nodes."""
+        """End the last trial and prepare the next one on the same nodes."""
         self._events.close()
         self._begin(trial_spec_from_json(new_config["spec"]))
         return True
@@ -72,7 +73,7 @@ class LayoutTrial(tune.Trainable):
         return {"ended": to_json(event), "nodes": nodes, "done": True}
 
     def cleanup(self) -> None:
-        """Leave nothing behind."""
+        """End the trial and its node actors."""
         self._events.close()
         self._give_nodes_back()
 
@@ -92,7 +93,7 @@ class LayoutTrial(tune.Trainable):
             self._nodes.close()
 
     def _begin(self, spec: TrialSpec) -> None:
-        """Nothing yet: Tune would not repeat a trial that fails before its first step."""
+        """Prepare the trial; the first `step()` starts it, as Tune retries no earlier failure."""
         self._events = self._run(spec)
 
     def _run(self, spec: TrialSpec) -> Generator[StepReport | Ended, None, None]:

@@ -1,4 +1,4 @@
-"""The nodes of the connected Ray: how many are whole and free, and what is on each of them."""
+"""Nodes of the connected Ray cluster: which are usable and free, and their software."""
 
 import dataclasses
 import hashlib
@@ -19,14 +19,14 @@ from autotune.hardware.kernels import MODULES, why_not_installed
 from autotune.on_ray.ray_internals import available_resources_by_node
 
 VIRTUAL_DEVICE = "virtual_device"
-"""Ray's name for a device that is only counted: CPUs, and devices of simulated trials."""
+"""Ray resource of a virtual device: a CPU device, or a device of simulated trials."""
 
 NODE_CPUS = 1
-"""What a trial takes of a node's CPUs, as Ray counts them; its ranks use what they like."""
+"""CPUs that a trial reserves per node in Ray; its ranks may use more."""
 
-# A node's worker first starts, from a cold disk perhaps.
+# Includes the start of a Ray worker, possibly from a cold disk.
 _DESCRIBE_TIMEOUT_SECONDS = 360.0
-# What another search has just given back is free within seconds.
+# Resources that another search has just released are free within seconds.
 _FREE_TIMEOUT_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 _PACKAGES_THAT_MUST_AGREE = ("torch", "deepspeed", "ray")
@@ -34,15 +34,16 @@ _CODE = ("autotune", "trainables", "search_spaces")
 
 
 def device_resource(cluster: Cluster, *, virtual: bool = False) -> str:
-    """Ray's name for the cluster's devices: real GPUs, or virtual devices."""
-    real = cluster.device.kind == "gpu" and not virtual
-    return "GPU" if real else VIRTUAL_DEVICE
+    """Ray resource of the cluster's devices: GPU, or `VIRTUAL_DEVICE`."""
+    is_gpu = cluster.device.kind == "gpu" and not virtual
+    return "GPU" if is_gpu else VIRTUAL_DEVICE
 
 
 def whole_nodes(cluster: Cluster, *, avoid: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Ray's nodes that are alive and have `gpus_per_node` devices, no fewer and no more.
+    """Ray's nodes that are alive and have exactly `gpus_per_node` devices.
 
-    Trials take whole nodes, so others do not count. `avoid` holds ids of nodes to leave out.
+    Trials take whole nodes, so nodes of another size are unusable. `avoid` holds ids of nodes to
+    leave out.
     """
     resource = device_resource(cluster)
     return [
@@ -57,9 +58,9 @@ def whole_nodes(cluster: Cluster, *, avoid: Collection[str] = ()) -> list[dict[s
 def missing_nodes(
     cluster: Cluster, world_size: int | None = None, *, avoid: Collection[str] = ()
 ) -> str | None:
-    """Where the connected Ray has too few whole nodes for so many ranks, a sentence; else None.
+    """Error message where Ray has too few whole nodes for `world_size` ranks; else None.
 
-    For all ranks of the cluster by default. Takes a few milliseconds.
+    `world_size` None: all ranks of the cluster. Takes a few milliseconds.
     """
     needed = cluster
     if world_size is not None:
@@ -83,19 +84,19 @@ def missing_nodes(
 
 
 def check_capacity(cluster: Cluster) -> None:
-    """Raise ClusterTooSmall where the connected Ray has too few whole nodes, or free ones."""
+    """Raise ClusterTooSmall where Ray has too few whole nodes, or too few of them are free."""
     if problem := missing_nodes(cluster):
         raise ClusterTooSmall(problem)
     deadline = time.monotonic() + _FREE_TIMEOUT_SECONDS
     while (free := len(free_nodes(cluster))) < cluster.nodes:
         if time.monotonic() > deadline:
-            has = f"only {free} of the cluster's are free (all devices and {NODE_CPUS} CPU)"
+            has = f"only {free} of the cluster's nodes are free (all devices and {NODE_CPUS} CPU)"
             raise ClusterTooSmall(cluster.too_small(has))
         time.sleep(_POLL_SECONDS)
 
 
 def free_nodes(cluster: Cluster, *, avoid: Collection[str] = ()) -> list[str]:
-    """Ids of whole nodes that nobody holds now, but those to `avoid`."""
+    """Ids of whole nodes without reserved devices, except those to `avoid`."""
     resource = device_resource(cluster)
     available = available_resources_by_node()
     return [
@@ -110,15 +111,15 @@ def free_nodes(cluster: Cluster, *, avoid: Collection[str] = ()) -> list[str]:
 def inspect_nodes(cluster: Cluster) -> list[dict[str, Any]]:
     """Versions, driver, accelerator and kernels of each node that has devices.
 
-    Raises NodeCheckFailed that names a node that does not answer, or differs from the first.
+    Raises NodeCheckFailed for a node that does not answer, or that differs from the first.
     """
-    asked = []
+    pending = []
     for node in whole_nodes(cluster):
-        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        reference = _describe_node.options(scheduling_strategy=here, num_cpus=0).remote()
-        asked.append((node, reference))
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        reference = _describe_node.options(scheduling_strategy=on_node, num_cpus=0).remote()
+        pending.append((node, reference))
     nodes = []
-    for node, reference in asked:
+    for node, reference in pending:
         address = node["NodeManagerAddress"]
         try:
             description = ray.get(reference, timeout=_DESCRIBE_TIMEOUT_SECONDS)
@@ -131,7 +132,7 @@ def inspect_nodes(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def compare_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Raise NodeCheckFailed for the first node whose software differs from the first's."""
+    """Raise NodeCheckFailed for the first node whose software differs from that of nodes[0]."""
     first = nodes[0]
     for node in nodes[1:]:
         for what in (*_PACKAGES_THAT_MUST_AGREE, "python", "driver", "code", "accelerator"):
@@ -143,7 +144,7 @@ def compare_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _accelerator(node: Mapping[str, Any]) -> str | None:
-    """Ray's name for what a node has, such as H100; None where Ray knows none."""
+    """Ray's accelerator type of a node, such as H100; None where Ray detects none."""
     prefix = "accelerator_type:"
     names = [name for name in node["Resources"] if name.startswith(prefix)]
     return names[0].removeprefix(prefix) if names else None
@@ -155,7 +156,7 @@ def _describe_node() -> dict[str, Any]:
 
 
 def describe_this_node() -> dict[str, Any]:
-    """Versions of what must agree between nodes, and which kernels are missing and why."""
+    """Versions of software that must agree between nodes, and missing kernels with the reason."""
     driver = Path("/proc/driver/nvidia/version")
     return {
         "host": platform.node(),
@@ -170,7 +171,7 @@ def describe_this_node() -> dict[str, Any]:
 
 
 def code_fingerprint() -> str:
-    """A digest of our own source files."""
+    """A digest of the project's source files."""
     root = Path(__file__).resolve().parent.parent.parent
     digest = hashlib.sha256()
     for package in _CODE:

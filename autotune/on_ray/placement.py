@@ -1,4 +1,4 @@
-"""Where a trial runs: a group of whole nodes, and the actor that owns each of them."""
+"""Placement group of a trial, and the actor that manages each of its nodes."""
 
 import threading
 import time
@@ -16,38 +16,38 @@ from autotune.on_ray.nodes import NODE_CPUS, device_resource
 from autotune.trial.trainable import RankHost
 
 HEAD_RESOURCE = "node:__internal_head__"
-"""Only the head has it: it pins what must run there."""
+"""Ray resource that only the head has; pins an actor to the head."""
 
 _NODE_LABEL = "ray.io/node-id"
-# A worker of Ray's first starts, from a cold disk perhaps.
+# Includes the start of a Ray worker, possibly from a cold disk.
 _START_TIMEOUT_SECONDS = 360.0
-# How often a node is asked whether it is there, and how long it may take to answer: one that is cut
-# off is noticed within the sum, a busy one answers within fractions of it.
+# Period of the heartbeat, and timeout of its answer: a disconnected node is detected within the sum
+# of both. A busy node answers within a fraction of that.
 _HEARTBEAT_SECONDS = 3.0
 _PING_TIMEOUT_SECONDS = 7.0
-# A node that hears nothing for so long is cut off, and ends its ranks by itself.
-_SILENCE_SECONDS = 30.0
+# A node actor that gets no heartbeat for so long is disconnected from the head: it ends its ranks.
+_HEARTBEAT_TIMEOUT_SECONDS = 30.0
 _CLOSE_TIMEOUT_SECONDS = 15.0
 
 
 def node_group(
     cluster: Cluster, world_size: int, *, virtual: bool = False, avoid: Sequence[str] = ()
 ) -> tune.PlacementGroupFactory:
-    """A place for the trainable on the head, and whole nodes for `world_size` ranks.
+    """A placement group: bundle 0 on the head for the trainable, then one whole node per bundle.
 
-    A bundle takes all devices of a node (`check_capacity` sees to that), so no two fall on one
-    node, whatever the strategy. None falls on the nodes to `avoid`, given by Ray's ids of them.
+    A bundle takes all devices of a node (`check_capacity` checks the sizes), so no two bundles are
+    on one node, whatever the strategy. `avoid` holds Ray's ids of nodes to leave out.
     """
     nodes = -(-world_size // cluster.gpus_per_node)
     node: dict[str, int | float] = {
         device_resource(cluster, virtual=virtual): cluster.gpus_per_node,
         "CPU": NODE_CPUS,
     }
-    others = {_NODE_LABEL: f"!in({','.join(avoid)})"} if avoid else {}
+    labels = {_NODE_LABEL: f"!in({','.join(avoid)})"} if avoid else {}
     return tune.PlacementGroupFactory(
         [{HEAD_RESOURCE: 0.001}, *[dict(node) for _ in range(nodes)]],
         strategy="PACK",
-        bundle_label_selector=[{}, *[dict(others) for _ in range(nodes)]],
+        bundle_label_selector=[{}, *[dict(labels) for _ in range(nodes)]],
     )
 
 
@@ -74,25 +74,25 @@ class NodeGroup:
             for bundle in bundles
         ]
         try:
-            places = ray.get(
+            nodes = ray.get(
                 [actor.place.remote() for actor in self._actors], timeout=_START_TIMEOUT_SECONDS
             )
         except ray.exceptions.RayError as error:
-            raise NodeLost(f"a node did not start its actor: {_sentence(error)}") from None
-        self.names: list[dict[str, str]] = places
+            raise NodeLost(f"a node did not start its actor: {_reason(error)}") from None
+        self.names: list[dict[str, str]] = nodes
         """Each node's `node_id` (Ray's) and `address`, in the order of the hosts."""
         self._hosts = [
-            _RemoteHost(actor, f"node {index} ({place['address']})")
-            for index, (actor, place) in enumerate(zip(self._actors, places, strict=True))
+            _RemoteHost(actor, f"node {index} ({node['address']})")
+            for index, (actor, node) in enumerate(zip(self._actors, nodes, strict=True))
         ]
 
     @property
     def hosts(self) -> list[RankHost]:
-        """The hosts of the ranks, in the order of the bundles."""
+        """The hosts that start the ranks, in the order of the bundles."""
         return list(self._hosts)
 
     def close(self) -> None:
-        """End the node actors and the processes that they own; a lost node is not waited for."""
+        """End the node actors and their ranks, without waiting for lost nodes."""
         closing = [
             actor.close.remote()
             for actor, host in zip(self._actors, self._hosts, strict=True)
@@ -106,24 +106,25 @@ class NodeGroup:
 
 @ray.remote
 class _NodeActor:
-    """Owns the devices of one node. Dies with its placement group; its processes die with it.
+    """Reserves the devices of one node and starts the ranks there.
 
-    Where the node is cut off from the head nobody tells it, and Ray takes a quarter of an hour to
-    notice: ranks whose owner has fallen silent are ended from here.
+    Ray ends the actor with its placement group, and its ranks end with it. If the network between
+    node and head fails, Ray takes 15 minutes to notice, so the actor ends its ranks by itself when
+    heartbeats stop.
     """
 
     def __init__(self, factory: Callable[..., RankHost]) -> None:
         self._address = ray.util.get_node_ip_address()
         self._host = factory(address=self._address)
         self._has_ranks = False
-        self._heard_at = time.monotonic()
-        threading.Thread(target=self._end_ranks_in_silence, daemon=True).start()
+        self._last_heartbeat = time.monotonic()
+        threading.Thread(target=self._end_ranks_without_heartbeat, daemon=True).start()
 
     def place(self) -> dict[str, str]:
         return {"node_id": ray.get_runtime_context().get_node_id(), "address": self._address}
 
     def ping(self) -> None:
-        self._heard_at = time.monotonic()
+        self._last_heartbeat = time.monotonic()
 
     def listen(self) -> tuple[str, int]:
         return self._host.listen()
@@ -144,8 +145,11 @@ class _NodeActor:
     def close(self) -> None:
         self._host.close()
 
-    def _end_ranks_in_silence(self) -> None:
-        while not self._has_ranks or time.monotonic() - self._heard_at < _SILENCE_SECONDS:
+    def _end_ranks_without_heartbeat(self) -> None:
+        while (
+            not self._has_ranks
+            or time.monotonic() - self._last_heartbeat < _HEARTBEAT_TIMEOUT_SECONDS
+        ):
             time.sleep(1.0)
         self._host.close()
 
@@ -154,7 +158,7 @@ class _NodeActor:
 
 
 class _RemoteHost:
-    """The host of another node. A `RankHost`; Ray's errors become NodeLost here."""
+    """Calls the host on another node. A `RankHost`; converts Ray's errors to NodeLost."""
 
     def __init__(self, actor: Any, name: str) -> None:
         self._actor = actor
@@ -179,9 +183,10 @@ class _RemoteHost:
         self._call("close")
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        """The node's answer, which may take as long as the node lives: it knows its deadlines.
+        """Call a method of the node actor, and wait as long as the node answers heartbeats.
 
-        A node that was once lost is not asked again: each call would wait for it anew.
+        There is no timeout: the host enforces its own deadlines. A lost node is not called again,
+        because each call would wait for the heartbeat's timeout.
         """
         if self.is_lost:
             raise NodeLost(f"{self._name} was lost before")
@@ -199,10 +204,10 @@ class _RemoteHost:
             raise NodeOutOfMemory(f"{self._name}: {first_line(error)}") from None
         except ray.exceptions.RayError as error:
             self.is_lost = True
-            raise NodeLost(f"{self._name}: {_sentence(error)}") from None
+            raise NodeLost(f"{self._name}: {_reason(error)}") from None
 
 
-def _sentence(error: ray.exceptions.RayError) -> str:
+def _reason(error: ray.exceptions.RayError) -> str:
     if isinstance(error, ray.exceptions.GetTimeoutError):
         return "it no longer answers"
     return first_line(error)

@@ -1,4 +1,4 @@
-"""Everything that we use of Ray beside its public interface, in one place for an upgrade of Ray."""
+"""All uses of Ray's private API, in one module, to be checked when Ray is upgraded."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -23,23 +23,24 @@ __all__ = [
 
 
 def available_resources_by_node() -> Mapping[str, Mapping[str, float]]:
-    """What nobody holds now, by the id of each node that is alive."""
+    """Free resources of each node that is alive, by node id."""
     resources: Mapping[str, Mapping[str, float]] = ray._private.state.available_resources_per_node()
     return resources
 
 
 def head_address(address: str) -> str:
-    """HOST:PORT of the head that an address means, such as `auto`. Raises ConnectionError where
-    none is known, and ValueError for what is no address."""
+    """HOST:PORT of the head that an address such as `auto` refers to. Raises ConnectionError where
+    no cluster is found, and ValueError for an invalid address."""
     try:
         resolved: str = canonicalize_bootstrap_address_or_die(address)
     except ConnectionError as error:
-        raise ConnectionError(str(error).partition(". ")[0]) from None  # then Ray's own advice
+        # Only the first sentence: Ray's advice follows.
+        raise ConnectionError(str(error).partition(". ")[0]) from None
     return resolved
 
 
 def head_answers(address: str, timeout_seconds: float) -> bool:
-    """Whether the head at HOST:PORT answers in time; False: it wants another token.
+    """True where the head at HOST:PORT answers in time; False where it refuses the token.
 
     Raises ConnectionError where it does not answer.
     """
@@ -61,9 +62,9 @@ def head_answers(address: str, timeout_seconds: float) -> bool:
 
 @contextlib.contextmanager
 def listening_on_loopback() -> Iterator[None]:
-    """Have Ray listen on 127.0.0.1 only, as it does by itself on macOS and Windows.
+    """Make Ray listen on 127.0.0.1 only, as it does by default on macOS and Windows.
 
-    On Linux it would listen on every network, and whoever reaches it may run code.
+    On Linux it listens on all interfaces by default, and anyone who can connect can run code.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False

@@ -1,1 +1,1 @@
-"""From the words of a command line to a request."""
+"""Options of the command line, and their conversion to a request."""

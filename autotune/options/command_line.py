@@ -1,4 +1,4 @@
-"""What all our command lines share: bad input is one line on the standard error and status 2."""
+"""Shared by all commands: option types, and errors as one line on stderr with status 2."""
 
 import ipaddress
 import math
@@ -21,7 +21,7 @@ EXIT_INTERRUPTED = 130
 
 
 def command_line(command: click.Command, arguments: Sequence[str] | None = None) -> int:
-    """Run a click command; the exit status. The command returns its own, None meaning 0."""
+    """Run a click command and return the exit status: what the command returns, None being 0."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for argument in arguments:
         try:
@@ -52,7 +52,7 @@ class _Amount(click.FloatRange):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         number: float = super().convert(value, param, ctx)
-        if math.isnan(number):  # it is in every range
+        if math.isnan(number):  # click's range check accepts NaN
             self.fail(f"{value!r} is not a valid {self.name}.", param, ctx)
         return number
 
@@ -63,7 +63,7 @@ class _Path(click.Path):
             self.fail("a path must not be empty, got ''", param, ctx)
         try:
             Path(value).exists()
-        except OSError as error:  # too long a name, a folder that must not be read
+        except OSError as error:  # the name is too long, or a folder cannot be read
             self.fail(f"{error.strerror}: {str(value)!r}", param, ctx)
         return Path(value)
 
@@ -79,21 +79,21 @@ class _IpAddress(click.ParamType[str]):
 
 
 COUNT = _Count(min=1, max=LARGEST_COUNT)
-"""A whole number from 1."""
+"""Option type: an integer of at least 1."""
 AMOUNT = _Amount(min=SMALLEST_AMOUNT, max=LARGEST_AMOUNT)
-"""A positive quantity in a unit that suits it."""
+"""Option type: a positive number."""
 FACTOR = _Amount(min=1, max=LARGEST_AMOUNT)
-"""How many times."""
+"""Option type: a factor of at least 1."""
 SECONDS = _Amount(min=0, min_open=True, max=1e7)
-"""A duration: positive, and short enough for the operating system's timers."""
+"""Option type: a positive duration, short enough for the operating system's timers."""
 IP_ADDRESS = _IpAddress()
-"""Where to listen."""
+"""Option type: an IP address to listen on."""
 PATH = _Path()
-"""A file or folder that may be there; its name is one that the operating system takes."""
+"""Option type: the path of a file or folder, which need not exist."""
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """The standard output, or error, for text as it is: nothing in a name is taken for markup."""
+    """A console on stdout or stderr that prints text unchanged, without rich markup."""
     console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
@@ -101,16 +101,17 @@ def plain_console(*, stderr: bool = False) -> Console:
 
 
 def _invoked(command: click.Command, arguments: Sequence[str]) -> click.Command:
-    """The command itself, or the one of a group that the arguments name."""
+    """The command, or the subcommand of a group that the arguments name."""
     if isinstance(command, click.Group):
         for name in arguments:
-            if (found := command.get_command(click.Context(command), name)) is not None:
-                return found
+            subcommand = command.get_command(click.Context(command), name)
+            if subcommand is not None:
+                return subcommand
     return command
 
 
 def _with_option(error: InputError, command: click.Command) -> str:
-    """The sentence of a field's error, with the command's option (or argument) for that field."""
+    """The error message, with the command's option or argument instead of the field's name."""
     for parameter in command.params:
         if parameter.name == error.field:
             return error.with_field_as(
@@ -122,7 +123,7 @@ def _with_option(error: InputError, command: click.Command) -> str:
 
 
 def print_error(sentence: str) -> None:
-    """One line on the standard error, whatever the sentence holds."""
+    """Print one line on stderr; line breaks and unprintable characters are escaped."""
     one_line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(sentence.split()))
     print(f"error: {one_line}", file=sys.stderr)
 

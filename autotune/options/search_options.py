@@ -1,4 +1,4 @@
-"""From the words of the command line to a request: every rule that needs no Ray."""
+"""Converts the options of a search to a request, with every check that needs no Ray."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,19 +22,19 @@ from autotune.trial.registry import describe_trainable, trainable_names
 from autotune.trial.trainable import TrainableDescription
 
 AUTO = "auto"
-"""The trainable to ask for where it should follow from the devices."""
-# What `auto` is where the devices are there, and where they are not.
+"""Value of --trainable that selects the trainable by the devices of this machine."""
+# What `auto` selects with the devices, and without them.
 _REAL, _SIMULATED = "deepspeed", "simulated"
 
 
 def trainable_choices() -> list[str]:
-    """What --trainable may be."""
+    """Values of --trainable."""
     return [AUTO, *trainable_names()]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions(SpaceOptions):
-    """The options of a new search as they were given; None was not given."""
+    """The options of a new search as given; None: not given."""
 
     trainable: str = AUTO
     runs: str | Path | None = None
@@ -53,7 +53,7 @@ class SearchOptions(SpaceOptions):
 
 
 def request_from_options(options: SearchOptions) -> Request:
-    """Check everything and freeze it. Raises InputError."""
+    """Check the options and build the request. Raises InputError."""
     if options.search not in SEARCHES:
         raise InputError(
             f"must be one of {', '.join(SEARCHES)}, got {options.search!r}", field="search"
@@ -73,7 +73,7 @@ def request_from_options(options: SearchOptions) -> Request:
     else:
         space = space_from_options(options)
     name = _trainable(options, space)
-    space = _within(_describe(name), space)
+    space = _with_supported_dimensions(_describe(name), space)
     check_data(options.data, synthetic=options.synthetic_data, model=space.model)
     space.check_not_empty()
     request = validated(
@@ -109,7 +109,7 @@ def _describe(name: str) -> TrainableDescription:
 
 
 def _trainable(options: SearchOptions, space: SearchSpace) -> str:
-    """What runs the trials: `auto` is DeepSpeed where the devices are, else a simulation."""
+    """Name of the trainable: `auto` is deepspeed where the devices exist, else simulated."""
     if options.trainable != AUTO:
         return options.trainable
     if options.address is not None:
@@ -121,9 +121,11 @@ def _trainable(options: SearchOptions, space: SearchSpace) -> str:
     return _REAL
 
 
-def _within(description: TrainableDescription, space: SearchSpace) -> SearchSpace:
-    """The space with one value for each dimension that the trainable cannot vary: the default of a
-    layout, where the space offers it."""
+def _with_supported_dimensions(
+    description: TrainableDescription, space: SearchSpace
+) -> SearchSpace:
+    """The space with a single value for each dimension that the trainable does not support: the
+    default of `Layout`, if the space has it, else the space's first value."""
     fixed = {}
     for dimension in SEARCHED:
         values = getattr(space, dimension)
@@ -134,7 +136,7 @@ def _within(description: TrainableDescription, space: SearchSpace) -> SearchSpac
 
 
 def _recorded_sweep(options: SearchOptions) -> Sweep:
-    """The one sweep of --runs, or the one that has the model and the devices of --space."""
+    """The only sweep of --runs, or the one with the model and the devices of --space."""
     assert options.runs is not None
     changes = {
         "--fix": options.fix,
@@ -149,13 +151,13 @@ def _recorded_sweep(options: SearchOptions) -> Sweep:
     }
     if given := [name for name, value in changes.items() if value]:
         raise InputError(
-            f"--trainable replay takes all that was recorded: {given[0]} cannot be given"
+            f"--trainable replay uses all recorded layouts unchanged: {given[0]} cannot be given"
         )
     sweeps = read_sweeps(Path(options.runs))
     if options.space is not None:
         space = space_from_options(options)
-        wanted = (dataclasses.replace(space.model, precision="bf16"), space.cluster.devices)
-        sweeps = [sweep for sweep in sweeps if (sweep.model, sweep.cluster.devices) == wanted]
+        required = (dataclasses.replace(space.model, precision="bf16"), space.cluster.devices)
+        sweeps = [sweep for sweep in sweeps if (sweep.model, sweep.cluster.devices) == required]
         if not sweeps:
             raise InputError(
                 f"--runs: no sweep has the model, the batch and the {space.cluster.devices} "
@@ -168,7 +170,7 @@ def _recorded_sweep(options: SearchOptions) -> Sweep:
 
 
 def _recorded_space(sweep: Sweep) -> SearchSpace:
-    """The space that just holds the recorded layouts."""
+    """The smallest space that contains the recorded layouts."""
     layouts = [run.layout for run in sweep.runs]
     values = {
         dimension: tuple(dict.fromkeys(getattr(layout, dimension) for layout in layouts))
@@ -188,7 +190,7 @@ def _recorded_space(sweep: Sweep) -> SearchSpace:
 
 
 def _environment(variables: Sequence[str]) -> dict[str, str]:
-    """The `NAME=VALUE` of --env by name. Raises InputError."""
+    """The variables of --env (`NAME=VALUE`) as a dictionary. Raises InputError."""
     environment: dict[str, str] = {}
     for text in variables:
         name, value = name_and_value(text, "--env")

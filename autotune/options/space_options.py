@@ -1,4 +1,4 @@
-"""Which space is meant: the options that the search and the planner share."""
+"""Options that select a search space; shared by `run` and `plan`."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from autotune.options.command_line import COUNT
 from autotune.space import SearchSpace, load_space
 
 _BOOLEANS = {"true": True, "false": False}
-# For a model without a space: one node of the commonest kind, 4 million tokens per step.
+# Defaults for --model without --space: one node of 8 H100, 4 million tokens per step.
 _DEFAULT_GPU = "h100"
 _DEFAULT_GPUS_PER_NODE = 8
 _DEFAULT_SEQUENCE_LENGTH = 4096
@@ -28,7 +28,7 @@ _DEFAULT_PIPELINE_SIZES = (1, 2, 4, 8, 16, 32)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceOptions:
-    """A space and what replaces parts of it, as they were given; None was not given."""
+    """A space, and options that replace parts of it, as given; None: not given."""
 
     space: str | SearchSpace | None = None
     model: str | None = None
@@ -72,24 +72,24 @@ def space_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def space_from_options(
     options: SpaceOptions, device: Callable[[Device], Device] | None = None
 ) -> SearchSpace:
-    """The space that is meant; `device` chooses its device given its own. Raises InputError."""
+    """The space that the options select; `device` maps its device to another. Raises InputError."""
     space = _named_space(options) if options.space is not None else _space_of_model(options)
-    shape = _given({"nodes": options.nodes, "gpus_per_node": options.gpus_per_node})
+    changes = _given({"nodes": options.nodes, "gpus_per_node": options.gpus_per_node})
     if device is not None:
-        shape["device"] = device(space.cluster.device)
+        changes["device"] = device(space.cluster.device)
     elif options.gpu is not None:
-        shape["device"] = device_of_option(options.gpu)
+        changes["device"] = device_of_option(options.gpu)
     if options.network is not None:
-        device_there = shape.get("device", space.cluster.device)
-        shape["device"] = _without_network(device_there)
-        shape["network"] = network_of_option(options.network)
+        current_device = changes.get("device", space.cluster.device)
+        changes["device"] = _without_network(current_device)
+        changes["network"] = network_of_option(options.network)
     sizes = {
         "sequence_length": options.sequence_length,
         "global_batch_size": options.global_batch_size,
         "precision": options.precision,
     }
     model = dataclasses.replace(space.model, **_given(sizes))
-    cluster = dataclasses.replace(space.cluster, **shape)
+    cluster = dataclasses.replace(space.cluster, **changes)
     space = space.replaced({"model": model, "cluster": cluster}, what="--space")
     fixed: dict[str, tuple[Any, ...]] = {}
     for text in options.fix:
@@ -114,12 +114,12 @@ def network_of_option(network: str) -> Network:
 
 
 def _without_network(device: Device) -> Device:
-    """The device without constants of a network, which a calibrated hardware file has."""
-    own = known_constants()
+    """The device without constants of a network, which calibrated hardware files contain."""
+    known = known_constants()
     constants = {
         name: constant
         for name, constant in device.constants.items()
-        if name not in own or own[name].of != "network"
+        if name not in known or known[name].of != "network"
     }
     return dataclasses.replace(device, constants=constants)
 
@@ -131,7 +131,7 @@ def parse_fix(text: str) -> tuple[str, tuple[Any, ...]]:
 
 
 def name_and_value(text: str, option: str) -> tuple[str, str]:
-    """`NAME=VALUE` in two. Raises InputError."""
+    """Split `NAME=VALUE`. Raises InputError."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise InputError(f"{option} must be NAME=VALUE, got {text!r}")
@@ -155,7 +155,7 @@ def _named_space(options: SpaceOptions) -> SearchSpace:
 
 
 def _space_of_model(options: SpaceOptions) -> SearchSpace:
-    """All layouts of a model on one node, until more is said."""
+    """The space of --model without --space: all layouts on one node."""
     if options.model is None:
         raise InputError("--space or --model must be given, got neither")
     fields = read_json(options.model, what="--model")
@@ -174,9 +174,9 @@ def _space_of_model(options: SpaceOptions) -> SearchSpace:
 
 
 def _name_of(model: str) -> str:
-    """What to call the space of a model: the file's name, or its folder's where it is config.json.
+    """Name of the space of a model: that of its file, or of the folder of a config.json.
 
-    "model" where it has no such name.
+    "model" for inline JSON, and where that name is invalid.
     """
     path = Path(model)
     if model.lstrip().startswith("{") or path.suffix != ".json":

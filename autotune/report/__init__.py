@@ -1,4 +1,4 @@
-"""What people look at."""
+"""Output for the terminal."""
 
 from autotune.report.messages import dry_run, print_dry_run, print_end
 from autotune.report.screen import Screen

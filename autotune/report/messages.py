@@ -1,4 +1,4 @@
-"""What a search prints before its first trial and after its last."""
+"""Messages of a dry run, and of the end of a search."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from autotune.store.record import TrialRecord
 
 
 def dry_run(request: Request) -> dict[str, Any]:
-    """What would run, as plain values. Seconds and GPU-hours are predicted, or limits."""
+    """What would run, as a dictionary. Seconds and GPU-hours are predictions or limits."""
     space, devices = request.space, request.space.cluster.devices
     trials = request.max_trials + CONFIRMED
-    most_hours = trials * request.trial_timeout_seconds * devices / 3600
+    max_hours = trials * request.trial_timeout_seconds * devices / 3600
     seconds = expected_seconds(request)
     return {
         "predicted": True,
@@ -36,12 +36,12 @@ def dry_run(request: Request) -> dict[str, Any]:
         "measured_steps": space.measured_steps,
         "expected_seconds": seconds,
         "expected_gpu_hours": None if seconds is None else seconds * devices / 3600,
-        "most_gpu_hours": min(most_hours, request.gpu_hours or most_hours),
+        "most_gpu_hours": min(max_hours, request.gpu_hours or max_hours),
     }
 
 
 def print_dry_run(console: Console, request: Request) -> None:
-    """What would run, at most."""
+    """Print what would run."""
     content = dry_run(request)
     if request.layouts is None:
         console.print(headline(request.space, f"{content['layouts']} layouts"), soft_wrap=True)
@@ -74,7 +74,7 @@ def _duration(seconds: float) -> str:
 
 
 def print_end(screen: Screen, ledger: Ledger, directory: Path) -> None:
-    """Why the search is over, the fastest layouts, and what to do with the best."""
+    """Print why the search ended, the fastest layouts, and how to train with the best."""
     best = ledger.best
     screen.note(f"finished: {ledger.stopped_because}")
     if not best:
@@ -97,7 +97,7 @@ def print_end(screen: Screen, ledger: Ledger, directory: Path) -> None:
 
 
 def _print_trends(screen: Screen, best: TrialRecord) -> None:
-    """Whether the confirmed layout became slower or larger while it ran."""
+    """Print the drift of step time and the growth of memory over the confirmation."""
     drift, growth = best.measurement.step_seconds_drift, best.measurement.memory_growth_gib
     if drift is None or growth is None:
         return

@@ -1,4 +1,4 @@
-"""A plan on the screen: ranked layouts, and one layout in full. Every figure is predicted."""
+"""Prints plans: ranked layouts, and one layout in detail. All figures are predictions."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -17,10 +17,10 @@ _MOST_REASONS = 8
 
 
 def print_ranked(console: Console, plan: Plan, top: int) -> None:
-    """The `top` most promising layouts, one line each.
+    """Print the `top` best layouts, one line each.
 
-    Layouts that differ only in their kernels (and compilation) share a line: that of the most
-    promising, with the number of the others and how much slower the slowest is.
+    Layouts that differ only in kernels or compilation share a line: it shows the best of them, the
+    number of the others, and how much slower the slowest is.
     """
     space, estimates = plan.space, plan.estimates
     console.print(headline(space), soft_wrap=True)
@@ -46,12 +46,12 @@ def print_ranked(console: Console, plan: Plan, top: int) -> None:
 
 
 def _by_layout(plan: Plan) -> Iterator[tuple[int, list[int]]]:
-    """The most promising of all layouts that differ only in their kernels, and the others."""
+    """Groups of layouts that differ only in their kernels: index of the best, and of the others."""
     groups: dict[tuple[Any, ...], list[int]] = {}
-    own = [name for name, found in DIMENSIONS.items() if not found.is_implementation]
-    for place in map(int, plan.order):
-        layout = plan.layouts[place]
-        groups.setdefault(tuple(getattr(layout, name) for name in own), []).append(place)
+    names = [name for name, dim in DIMENSIONS.items() if not dim.is_implementation]
+    for index in map(int, plan.order):
+        layout = plan.layouts[index]
+        groups.setdefault(tuple(getattr(layout, name) for name in names), []).append(index)
     for first, *others in groups.values():
         yield first, others
 
@@ -59,12 +59,12 @@ def _by_layout(plan: Plan) -> Iterator[tuple[int, list[int]]]:
 def _others(plan: Plan, seconds: float, others: list[int]) -> str:
     if not others:
         return ""
-    slowest = max(float(plan.estimates.step_seconds[place]) for place in others)
+    slowest = max(float(plan.estimates.step_seconds[index]) for index in others)
     return f"{len(others)}, up to {slowest / seconds - 1:+.0%}"
 
 
 def print_not_ranked(console: Console, reasons: Mapping[str, int], what: str) -> None:
-    """Why layouts are not among the others, the commonest reasons first; counted in layouts."""
+    """Print how many layouts each reason excludes, most frequent first."""
     if not reasons:
         return
     console.print(f"{what}: {sum(reasons.values())} layouts, because")
@@ -80,7 +80,7 @@ def print_not_ranked(console: Console, reasons: Mapping[str, int], what: str) ->
 def print_explained(
     console: Console, space: SearchSpace, layout: Layout, estimates: Estimates
 ) -> None:
-    """Where one layout's time and memory go."""
+    """Print one layout's step time and memory by cause."""
     console.print(headline(space), soft_wrap=True)
     console.print(f"layout: {layout.describe()}", soft_wrap=True)
     seconds = float(estimates.step_seconds[0])
@@ -95,7 +95,7 @@ def print_explained(
 
 
 def headline(space: SearchSpace, count: str | None = None) -> str:
-    """A space in one line: its model, its batch and its cluster."""
+    """A space as one line: model, batch and cluster."""
     model = space.model
     layouts = "" if count is None else f"{count} of "
     return (

@@ -1,4 +1,4 @@
-"""The search as it goes, on a terminal or as plain lines; and the tables at its end."""
+"""Progress of a search on a terminal or as plain lines, and the table of the best layouts."""
 
 import collections
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _LONGEST_REASON = 100
 
 
 class Screen:
-    """A line per finished trial; on a terminal a bar with the running one below. A `Listener`."""
+    """Prints a line per finished trial; on a terminal also a progress bar. A `Listener`."""
 
     def __init__(self, console: Console) -> None:
         """Call `search_begins` before anything else is shown."""
@@ -43,8 +43,7 @@ class Screen:
     def search_begins(
         self, request: Request, directory: Path, finished: Sequence[TrialRecord], url: str | None
     ) -> None:
-        """What is searched, where, and where to watch it; `finished` are the trials of an earlier
-        part of the search."""
+        """Print space, cluster and dashboard; `finished` are the trials before a resumption."""
         space = request.space
         self._max_trials = request.max_trials
         self._memory_limit_gib = space.cluster.memory_gib or space.cluster.device.memory_gib
@@ -63,11 +62,11 @@ class Screen:
         self._progress.update(self._task, total=request.max_trials, completed=done)
 
     def note(self, sentence: str) -> None:
-        """A line for people."""
+        """Print a line."""
         self.console.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
     def warn(self, sentence: str) -> None:
-        """The same, so that it is noticed."""
+        """Print a highlighted line."""
         self.console.print(
             sentence, style="bold yellow", soft_wrap=True, markup=False, highlight=False
         )
@@ -84,7 +83,7 @@ class Screen:
         self._describe(f"{spec.layout.describe()} · starting")
 
     def step_done(self, spec: TrialSpec, step: StepReport) -> None:
-        """Show how far it is."""
+        """Show the step and its time."""
         self._describe(
             f"{spec.layout.describe()} · step {step.step + 1}/"
             f"{spec.steps * (len(spec.micro_batch_counts) or 1)} "
@@ -92,12 +91,12 @@ class Screen:
         )
 
     def trial_begins_again(self, spec: TrialSpec, reason: str) -> None:
-        """A line that says why."""
+        """Print why the trial is repeated."""
         line = f"[  again] {spec.layout.describe()}  ({reason[:_LONGEST_REASON]})"
         self.console.print(line, style="yellow", soft_wrap=True, highlight=False)
 
     def trial_finished(self, record: TrialRecord) -> None:
-        """A line for the trial."""
+        """Print the result of the trial."""
         if record.purpose != "confirm":
             self._outcomes[record.outcome] += 1
         seconds = record.measurement.step_seconds
@@ -129,7 +128,7 @@ class Screen:
 
 
 def print_best(console: Console, best: Sequence[TrialRecord], *, simulated: bool = False) -> None:
-    """The fastest layouts as a table."""
+    """Print a table of the fastest layouts."""
     which = "simulated or replayed" if simulated else "that ran"
     table = Table(title=f"Fastest {min(_TOP, len(best))} of {len(best)} layouts {which}")
     table.add_column("layout")

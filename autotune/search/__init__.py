@@ -1,4 +1,4 @@
-"""Searches: one ask/tell interface, usable without Ray."""
+"""Search algorithms behind one ask/tell interface; usable without Ray."""
 
 from autotune.search.factory import SEARCHES, make_search
 from autotune.search.guided import TrialCost

@@ -6,26 +6,26 @@ from autotune.layout import Layout
 
 
 class Candidates:
-    """An ordered set of layouts, each given out once."""
+    """An ordered set of the layouts that a search has not proposed yet."""
 
     def __init__(self, layouts: Sequence[Layout]) -> None:
-        """`layouts` in the order in which they are iterated; repetitions count once."""
-        self._left = dict.fromkeys(layouts)
+        """`layouts` gives the order of iteration; duplicates are dropped."""
+        self._remaining = dict.fromkeys(layouts)
 
     def __len__(self) -> int:
-        return len(self._left)
+        return len(self._remaining)
 
     def __iter__(self) -> Iterator[Layout]:
-        return iter(self._left)
+        return iter(self._remaining)
 
     def __contains__(self, layout: object) -> bool:
-        return layout in self._left
+        return layout in self._remaining
 
     def remove(self, layouts: Iterable[Layout]) -> None:
-        """Take layouts out; those that are not in are passed over."""
+        """Remove layouts; unknown ones are ignored."""
         for layout in layouts:
-            self._left.pop(layout, None)
+            self._remaining.pop(layout, None)
 
     def first(self) -> Layout | None:
-        """The first layout left, or None."""
-        return next(iter(self._left), None)
+        """The first remaining layout, or None."""
+        return next(iter(self._remaining), None)

@@ -1,7 +1,8 @@
-"""How trials correct the cost model: Gaussian processes over the logarithm of its error.
+"""Correction of the cost model by trials: Gaussian processes over its error in the logarithm.
 
-The covariance of two layouts' errors has two parts: wrong constants, which both feel in proportion
-to their sensitivities, and what the formulas leave out, which layouts share that differ little.
+The prior covariance of two layouts' errors is a sum of two kernels. The first is due to wrong
+constants: the product of the layouts' sensitivities to each constant. The second is due to effects
+that the formulas leave out: a squared exponential of the distance of the layouts' features.
 """
 
 import dataclasses
@@ -12,32 +13,32 @@ import numpy as np
 from autotune.cost.columns import Array, mapped
 from autotune.layout import DIMENSIONS, Layout
 
-# Distance in `features` over which what the formulas leave out is shared.
-_LENGTH = 1.5
+# Length scale of the squared exponential kernel, in units of `features`.
+_LENGTH_SCALE = 1.5
 _NEWTON_STEPS = 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Covariance:
-    """Prior covariance between layouts' errors."""
+    """Prior covariance of the layouts' errors; n layouts, k constants, f features."""
 
     factors: Array
-    """[n, k] effects of wrong constants."""
+    """[n, k] change of the error if a constant is off by one standard deviation."""
     features: Array
-    """[n, f] places of the layouts."""
+    """[n, f] features of the layouts (`features_of`)."""
     local: float
-    """Standard deviation of what the formulas leave out."""
+    """Standard deviation of the effects that the formulas leave out."""
 
-    def between(self, places: Sequence[int]) -> Array:
-        """[n, m] covariance of all layouts with those at `places`."""
-        some = self.features[places]
+    def between(self, indices: Sequence[int]) -> Array:
+        """[n, m] covariance of all layouts with those at `indices`."""
+        features = self.features[indices]
         squared = (
             (self.features**2).sum(axis=1)[:, None]
-            + (some**2).sum(axis=1)[None, :]
-            - 2 * self.features @ some.T
+            + (features**2).sum(axis=1)[None, :]
+            - 2 * self.features @ features.T
         )
-        near = np.exp(-np.maximum(squared, 0) / (2 * _LENGTH**2))
-        result: Array = self.factors @ self.factors[places].T + self.local**2 * near
+        similarity = np.exp(-np.maximum(squared, 0) / (2 * _LENGTH_SCALE**2))
+        result: Array = self.factors @ self.factors[indices].T + self.local**2 * similarity
         return result
 
     def variance(self) -> Array:
@@ -47,61 +48,65 @@ class Covariance:
 
 
 def features_of(layouts: Sequence[Layout]) -> Array:
-    """Where layouts lie [n, f]: the places that their dimensions declare, side by side."""
-    places = [
+    """Features of layouts [n, f]: those of all dimensions (`Dimension.place`), concatenated."""
+    columns = [
         mapped([getattr(layout, name) for layout in layouts], dimension.place)
         for name, dimension in DIMENSIONS.items()
         if dimension.place is not None
     ]
-    return np.column_stack([np.array(place, dtype=np.float64) for place in places])
+    return np.column_stack([np.array(column, dtype=np.float64) for column in columns])
 
 
 def corrected_time(
-    covariance: Covariance, places: Sequence[int], errors: Sequence[float], noise: Sequence[float]
+    covariance: Covariance, indices: Sequence[int], errors: Sequence[float], noise: Sequence[float]
 ) -> tuple[Array, Array]:
-    """Mean and standard deviation [n] of the error, given some that were measured.
+    """Posterior mean and standard deviation [n] of the error of log time.
 
-    `errors` are logarithms of measured over predicted time, `noise` their standard deviations.
+    `errors` are log(measured / predicted time) of the layouts at `indices`, `noise` the standard
+    deviations of these measurements.
     """
-    if not places:
+    if not indices:
         variance = covariance.variance()
         return np.zeros_like(variance), np.sqrt(variance)
-    cross = covariance.between(places)
-    among = cross[list(places)] + np.diag(np.square(noise))
-    mean = cross @ np.linalg.solve(among, np.array(errors))
-    explained = np.einsum("nm,mn->n", cross, np.linalg.solve(among, cross.T))
+    cross = covariance.between(indices)
+    prior = cross[list(indices)] + np.diag(np.square(noise))
+    mean = cross @ np.linalg.solve(prior, np.array(errors))
+    explained = np.einsum("nm,mn->n", cross, np.linalg.solve(prior, cross.T))
     return mean, np.sqrt(np.maximum(covariance.variance() - explained, 1e-8))
 
 
 def corrected_memory(
     covariance: Covariance,
-    places: Sequence[int],
+    indices: Sequence[int],
     log_memory: Array,
     ran_out: Sequence[bool],
     peaks: Sequence[float | None],
     spread: float,
 ) -> Array:
-    """Most probable error [n] of log_memory, given what ran out, what did not, and peaks.
+    """Maximum a posteriori error [n] of `log_memory` = log(peak / capacity).
 
-    A layout that ran out says that its memory is above the capacity, with a logistic error of that
-    `spread`; one that fitted, that it is below; a measured peak (logarithm of its share of the
-    capacity) says where it is. Newton's method on the log-posterior at the observed layouts.
+    Likelihood of the layouts at `indices`: logistic with scale `spread` for running out of memory
+    or not; Gaussian with that standard deviation where a peak was measured (`peaks` are
+    log(measured peak / capacity)). Newton's method on the log posterior at these layouts.
     """
-    if not places:
+    if not indices:
         return np.zeros_like(log_memory)
-    cross = covariance.between(places)
-    among = cross[list(places)] + 1e-8 * np.eye(len(places))
-    inverse = np.linalg.inv(among)
-    predicted = log_memory[list(places)]
+    cross = covariance.between(indices)
+    prior = cross[list(indices)] + 1e-8 * np.eye(len(indices))
+    inverse = np.linalg.inv(prior)
+    predicted = log_memory[list(indices)]
     measured = np.array([np.nan if peak is None else peak for peak in peaks])
-    known = ~np.isnan(measured)
-    side = np.where(ran_out, -1.0, 1.0)
-    error = np.zeros(len(places))
+    has_peak = ~np.isnan(measured)
+    sign = np.where(ran_out, -1.0, 1.0)
+    error = np.zeros(len(indices))
     for _ in range(_NEWTON_STEPS):
-        wrong = 1 / (1 + np.exp(np.clip(-side * (predicted + error) / spread, -30, 30)))
-        slope = np.where(known, (measured - predicted - error) / spread**2, -side * wrong / spread)
-        bend = np.where(known, 1 / spread**2, wrong * (1 - wrong) / spread**2)
+        # Probability of the opposite outcome; slope and curvature of the log likelihood.
+        miss = 1 / (1 + np.exp(np.clip(-sign * (predicted + error) / spread, -30, 30)))
+        slope = np.where(
+            has_peak, (measured - predicted - error) / spread**2, -sign * miss / spread
+        )
+        curvature = np.where(has_peak, 1 / spread**2, miss * (1 - miss) / spread**2)
         gradient = slope - inverse @ error
-        error = error + np.linalg.solve(np.diag(bend) + inverse, gradient)
+        error = error + np.linalg.solve(np.diag(curvature) + inverse, gradient)
     result: Array = cross @ (inverse @ error)
     return result

@@ -1,4 +1,4 @@
-"""Searches by their name on the command line."""
+"""Makes searches by their name on the command line."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,13 +32,13 @@ SEARCHES: dict[str, _Maker] = {
         in_order_of_advice(layouts, seed), prior
     ),
 }
-"""Makers by name."""
+"""Functions that make a search, by its name on the command line."""
 
 
 def make_search(
     name: str, layouts: Sequence[Layout], *, seed: int, prior: Prior | None, cost: TrialCost
 ) -> Search:
-    """A search over those layouts; without a `prior` it knows nothing of them.
+    """A search over `layouts`; `prior` has the cost model's predictions, None without them.
 
     Raises InputError for an unknown name, and for a guided search without a prior.
     """

@@ -1,9 +1,8 @@
-"""Search by the cost model, corrected after every trial.
+"""Bayesian optimisation with the cost model as the prior mean.
 
-The next layout is the one whose trial promises most: expected improvement over the best so far,
-times the probability that it fits, per second that the trial is expected to take. A layout that
-will probably run out of memory is not ruled out: its trial is short, and the fastest layouts are
-often those that just fit.
+The acquisition function is expected improvement over the best layout so far, times the probability
+to fit into memory, per expected second of the trial. A layout that will probably run out of memory
+is not ruled out: its trial is short, and the fastest layouts are often those that just fit.
 """
 
 import dataclasses
@@ -27,36 +26,36 @@ from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import NOTHING_LEFT, Observation
 from autotune.trial.trial import Outcome
 
-# Standard deviations of the logarithm, as shares of how far off the cost model is known to be on
-# the device: of what the formulas leave out of one layout, and of a measurement.
+# Standard deviations in the logarithm, as multiples of the cost model's known error on the device
+# (`time_spread`, `memory_spread`): of effects that the formulas leave out, and of a measurement.
 _LOCAL_TIME = 0.5
 _LOCAL_MEMORY = 1.0
 _NOISE = 0.25
 _LEAST_NOISE = 0.01
-# Few steps, none of them measured to the end.
+# The noise of a stopped trial is larger by this factor: it has few steps.
 _NOISE_OF_STOPPED = 3
-# Layouts whose expected values differ by less are equal, and the seed decides.
-_EQUAL = 1e-3
+# Layouts whose acquisition values differ by less (relative) are tied; the seed breaks ties.
+_TIE_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrialCost:
-    """What a trial takes, and what a faster layout is worth."""
+    """Cost of trials, and the training run that a faster layout shortens."""
 
     seconds: Callable[[Layout], tuple[float, float]]
-    """Of a layout's trial: seconds before the first step, which are all that it costs if it runs
-    out of memory, and how many whole steps its steps are worth."""
+    """Cost of a layout's trial: seconds before the first step (all that it costs if it runs out of
+    memory), and its length in full steps."""
     devices: int
-    """Devices that a trial holds."""
+    """Devices that a trial reserves."""
     training_gpu_hours: float | None = None
-    """Device hours of the training run that the layout is for; infinite: every trial pays; None:
-    `training_steps` at the best speed so far."""
+    """Device hours of the planned training run; infinite: never stop early; None: `training_steps`
+    at the best step time so far."""
     training_steps: float
-    """Optimiser steps of the training run, where its hours are not given."""
+    """Optimiser steps of the planned training run, used where its hours are not given."""
 
 
 class GuidedSearch:
-    """Bayesian search with the cost model as its prior. A `Search`."""
+    """Bayesian optimisation with the cost model as its prior. A `Search`."""
 
     def __init__(self, prior: Prior, cost: TrialCost, seed: int) -> None:
         """Search the layouts of `prior`."""
@@ -73,23 +72,22 @@ class GuidedSearch:
             prior.memory_factors, features, _LOCAL_MEMORY * prior.memory_spread
         )
         self._noise = max(_LEAST_NOISE, _NOISE * prior.time_spread)
-        self._timed: list[tuple[int, float, float]] = []
-        self._fitted: dict[int, tuple[bool, float | None]] = {}
+        self._time_observations: list[tuple[int, float, float]] = []
+        self._memory_observations: dict[int, tuple[bool, float | None]] = {}
         self._finished: dict[int, float] = {}
         self.stopped_because = NOTHING_LEFT
         self._correct()
 
     def ask(self) -> Layout | None:
-        """The most promising layout, or None when no trial pays any more."""
-        places = [self._place(layout) for layout in self._candidates]
-        if not places:
+        """The layout with the best acquisition value; None where no trial pays off any more."""
+        if not len(self._candidates):
             return None
-        left = np.array(places)
-        improvement, probability, seconds = self._promise(left)
+        indices = np.array([self._index(layout) for layout in self._candidates])
+        improvement, probability, seconds = self._expectations(indices)
         gain = improvement * probability
-        # Before anything has run a result counts, not its price.
+        # Until a first layout has run, the trial's cost is ignored.
         value = gain if self._best is None else gain / seconds
-        chosen = int(left[self._choose(value)])
+        chosen = int(indices[self._choose(value)])
         if self._does_not_pay(gain, seconds):
             return None
         layout = self._prior.layouts[chosen]
@@ -97,28 +95,28 @@ class GuidedSearch:
         return layout
 
     def tell(self, observation: Observation) -> None:
-        """Correct the model by what was measured."""
+        """Update the Gaussian processes with the result."""
         self._candidates.remove([observation.layout])
-        place = self._prior.place(observation.layout)
-        if place is None:
+        index = self._prior.place(observation.layout)
+        if index is None:
             return
         seconds = observation.step_seconds
         if seconds is not None:
             finished = observation.outcome is Outcome.OK
-            error = float(np.log(seconds)) - float(self._prior.log_seconds[place])
+            error = float(np.log(seconds)) - float(self._prior.log_seconds[index])
             noise = self._noise * (1 if finished else _NOISE_OF_STOPPED)
-            self._timed.append((place, error, noise))
+            self._time_observations.append((index, error, noise))
             if finished:
-                self._finished[place] = seconds
+                self._finished[index] = seconds
         ran_out = observation.outcome is Outcome.OOM
         if ran_out:
-            self._finished.pop(place, None)  # it ran before, but not for long
+            self._finished.pop(index, None)  # it ran in a shorter trial before
         if ran_out or seconds is not None:
             peak = observation.peak_memory_gib
             share = None
             if peak is not None and not ran_out:
                 share = float(np.log(peak / self._prior.estimates.capacity_gib))
-            self._fitted[place] = (ran_out, share)
+            self._memory_observations[index] = (ran_out, share)
         self._correct()
 
     def discard(self, layouts: Iterable[Layout]) -> None:
@@ -126,11 +124,11 @@ class GuidedSearch:
         self._candidates.remove(layouts)
 
     def prediction(self, layout: Layout) -> Prediction | None:
-        """What is expected of a layout after all that was told."""
-        place = self._prior.place(layout)
-        if place is None:
+        """The corrected prediction for a layout."""
+        index = self._prior.place(layout)
+        if index is None:
             return None
-        return self._prior.prediction_at(place, self._log_seconds, self._log_memory)
+        return self._prior.prediction_at(index, self._log_seconds, self._log_memory)
 
     @property
     def _best(self) -> float | None:
@@ -140,44 +138,44 @@ class GuidedSearch:
     def _correct(self) -> None:
         mean, self._deviation = corrected_time(
             self._time,
-            [place for place, _, _ in self._timed],
-            [error for _, error, _ in self._timed],
-            [noise for _, _, noise in self._timed],
+            [index for index, _, _ in self._time_observations],
+            [error for _, error, _ in self._time_observations],
+            [noise for _, _, noise in self._time_observations],
         )
         self._log_seconds = self._prior.log_seconds + mean
         self._log_memory = self._prior.log_memory + corrected_memory(
             self._memory,
-            list(self._fitted),
+            list(self._memory_observations),
             self._prior.log_memory,
-            [ran_out for ran_out, _ in self._fitted.values()],
-            [peak for _, peak in self._fitted.values()],
+            [ran_out for ran_out, _ in self._memory_observations.values()],
+            [peak for _, peak in self._memory_observations.values()],
             self._prior.memory_spread,
         )
 
-    def _promise(self, places: NDArray[np.int64]) -> tuple[Array, Array, Array]:
+    def _expectations(self, indices: NDArray[np.int64]) -> tuple[Array, Array, Array]:
         """Expected improvement (of log time), probability to fit, expected seconds of a trial."""
-        mean, deviation = self._log_seconds[places], self._deviation[places]
-        probability = fit_probability(np.exp(self._log_memory[places]), self._prior.memory_spread)
+        mean, deviation = self._log_seconds[indices], self._deviation[indices]
+        probability = fit_probability(np.exp(self._log_memory[indices]), self._prior.memory_spread)
         if self._best is None:
-            # Nothing has run that could be improved on: the fastest that is likely to fit.
+            # No layout has run yet: speed relative to the fastest candidate.
             improvement = np.exp(mean.min() - mean)
         else:
             normalised = (np.log(self._best) - mean) / deviation
             improvement = deviation * (
                 normalised * stats.norm.cdf(normalised) + stats.norm.pdf(normalised)
             )
-        running = self._steps[places] * np.exp(mean)
-        return improvement, probability, self._startup_seconds[places] + probability * running
+        running = self._steps[indices] * np.exp(mean)
+        return improvement, probability, self._startup_seconds[indices] + probability * running
 
     def _choose(self, value: Array) -> int:
-        """Place of the largest value; equals are drawn from, by the seed."""
-        equal = np.flatnonzero(value >= value.max() * (1 - _EQUAL))
-        # A function of the seed and of how many layouts are gone: a resumed search draws the same.
+        """Index of the largest value; ties are broken at random, by the seed."""
+        tied = np.flatnonzero(value >= value.max() * (1 - _TIE_TOLERANCE))
+        # Seeded by the number of layouts no longer candidates: a resumed search draws the same.
         random = np.random.default_rng((self._seed, self._size - len(self._candidates)))
-        return int(random.choice(equal))
+        return int(random.choice(tied))
 
     def _does_not_pay(self, gain: Array, seconds: Array) -> bool:
-        """Whether even the best trial costs more than what it is expected to save."""
+        """Whether no trial is expected to save more training time than it costs."""
         if self._best is None:
             return False
         cost = self._cost
@@ -197,7 +195,7 @@ class GuidedSearch:
         )
         return True
 
-    def _place(self, layout: Layout) -> int:
-        place = self._prior.place(layout)
-        assert place is not None, "candidates are the prior's layouts"
-        return place
+    def _index(self, layout: Layout) -> int:
+        index = self._prior.place(layout)
+        assert index is not None, "candidates are the prior's layouts"
+        return index

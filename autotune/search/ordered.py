@@ -1,4 +1,4 @@
-"""Searches that follow an order fixed at the start. What they are told is moot."""
+"""Searches with an order fixed at the start: grid, random, and rules. Results do not change it."""
 
 import dataclasses
 import random
@@ -9,7 +9,7 @@ from autotune.search.candidates import Candidates
 from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import NOTHING_LEFT, Observation
 
-# Fastest first, as far as the paper's figures and the kernels' own publications say.
+# Fastest first, by the paper's figures and the kernels' publications.
 _KERNELS = (
     "flash_attn_4",
     "flash_attn",
@@ -33,14 +33,14 @@ class OrderedSearch:
         self._prior = prior
 
     def ask(self) -> Layout | None:
-        """The next layout of the order."""
+        """The next layout in the order."""
         layout = self._candidates.first()
         if layout is not None:
             self._candidates.remove([layout])
         return layout
 
     def tell(self, observation: Observation) -> None:
-        """Only marks the layout as done."""
+        """Remove the layout from the candidates; nothing is learned."""
         self._candidates.remove([observation.layout])
 
     def discard(self, layouts: Iterable[Layout]) -> None:
@@ -48,20 +48,20 @@ class OrderedSearch:
         self._candidates.remove(layouts)
 
     def prediction(self, layout: Layout) -> Prediction | None:
-        """What the cost model says, uncorrected."""
+        """The cost model's prediction, without corrections."""
         return None if self._prior is None else self._prior.prediction(layout)
 
 
 def in_random_order(layouts: Sequence[Layout], seed: int) -> list[Layout]:
-    """Every layout in an order drawn from the seed."""
+    """The layouts in random order, by the seed."""
     return random.Random(seed).sample(layouts, len(layouts))
 
 
 def in_order_of_advice(layouts: Sequence[Layout], seed: int) -> list[Layout]:
-    """The advice of Hagemann et al. 2023 as one order; equals in an order drawn from the seed.
+    """The layouts in the order that Hagemann et al. 2023 recommend; ties in random order.
 
-    The fastest kernels first, then no checkpointing, sequence parallelism, small micro-batches, few
-    ranks per replica, and of those pipeline before tensor parallelism. ZeRO 1 is what they used.
+    Fastest kernels first, then ZeRO 1 (which they used), no checkpointing, sequence parallelism,
+    small micro-batches, few ranks per replica, and pipeline rather than tensor parallelism.
     """
     offered = set(layouts)
 

@@ -1,4 +1,4 @@
-"""What the cost model says of every layout before a trial: the start of a search."""
+"""Prior of a search: the cost model's predictions for all layouts, and how errors correlate."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from autotune.cost.constants import known_constants
 from autotune.cost.model import CostModel, Estimates, fit_probability
 from autotune.layout import Layout
 
-# Constants are known this much better than before any calibration (their `spread`).
+# Standard deviation of a constant after calibration, as a share of its `spread`.
 _CALIBRATED = 0.2
-# Step of the finite differences, in units of a constant's spread.
+# Step of the finite differences, in units of a constant's `spread`.
 _DIFFERENCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What is expected of one layout."""
+    """Predicted step time, peak memory and probability to fit of one layout."""
 
     step_seconds: float
     """Predicted step time when the layout was proposed, corrected by the trials before."""
@@ -29,24 +29,24 @@ class Prediction:
 
 
 class Prior:
-    """Predictions for the layouts of a search, and how their errors hang together.
+    """Predictions for the n layouts of a search, and the factors of their errors' covariance.
 
-    If a constant of the cost model is wrong, it is wrong for every layout in proportion to that
-    layout's sensitivity: what one trial teaches, it teaches of all layouts that share the cause.
+    A wrong constant changes the predictions of all layouts, each in proportion to its sensitivity.
+    So a trial of one layout also corrects others that depend on the same constants.
     """
 
     def __init__(self, model: CostModel, layouts: Sequence[Layout]) -> None:
-        """Estimate all layouts once per constant."""
+        """Estimate all layouts, and again with each constant changed."""
         self.layouts = list(layouts)
-        self._place = {layout: place for place, layout in enumerate(self.layouts)}
+        self._index = {layout: index for index, layout in enumerate(self.layouts)}
         prepared = model.prepare(self.layouts)
         self.estimates: Estimates = model.estimate(prepared)
         self.log_seconds: Array = np.log(self.estimates.step_seconds)
-        """[n]"""
+        """[n] log of predicted step seconds."""
         self.log_memory: Array = np.log(
             self.estimates.peak_memory_gib / self.estimates.capacity_gib
         )
-        """[n], of the share of the capacity."""
+        """[n] log of predicted peak memory / capacity."""
         self.memory_spread: float = model.constants["memory_spread"]
         self.time_spread: float = model.constants["time_spread"]
         time, memory = [], []
@@ -62,30 +62,30 @@ class Prior:
             else:
                 share = changed.peak_memory_gib / changed.capacity_gib
                 memory.append((np.log(share) - self.log_memory) * scale)
-        # What is wrong for all layouts alike: a slow machine, a capacity that is not what it says.
+        # Errors that all layouts have in common, such as a slow machine or a wrong capacity.
         time.append(np.full(len(self.layouts), self.time_spread))
         memory.append(np.full(len(self.layouts), self.memory_spread))
         self.time_factors: Array = np.array(time).T
-        """[n, k]: change of log_seconds if a constant is off by its standard deviation."""
+        """[n, k] change of log_seconds if a constant is off by one standard deviation."""
         self.memory_factors: Array = np.array(memory).T
-        """[n, k]: the same of log_memory."""
+        """[n, k] change of log_memory if a constant is off by one standard deviation."""
 
     def place(self, layout: Layout) -> int | None:
-        """Row of a layout in the arrays; None where it is not among them."""
-        return self._place.get(layout)
+        """Index of a layout in the arrays; None for a layout of another space."""
+        return self._index.get(layout)
 
     def prediction(self, layout: Layout) -> Prediction | None:
-        """What is expected of a layout."""
-        place = self.place(layout)
-        if place is None:
+        """The prediction for a layout; None for a layout of another space."""
+        index = self.place(layout)
+        if index is None:
             return None
-        return self.prediction_at(place, self.log_seconds, self.log_memory)
+        return self.prediction_at(index, self.log_seconds, self.log_memory)
 
-    def prediction_at(self, place: int, log_seconds: Array, log_memory: Array) -> Prediction:
-        """The same, of corrected logarithms."""
-        probability = fit_probability(np.exp(log_memory[[place]]), self.memory_spread)
+    def prediction_at(self, index: int, log_seconds: Array, log_memory: Array) -> Prediction:
+        """The prediction for the layout at `index`, from (corrected) logarithms."""
+        probability = fit_probability(np.exp(log_memory[[index]]), self.memory_spread)
         return Prediction(
-            step_seconds=float(np.exp(log_seconds[place])),
-            peak_memory_gib=float(np.exp(log_memory[place])) * self.estimates.capacity_gib,
+            step_seconds=float(np.exp(log_seconds[index])),
+            peak_memory_gib=float(np.exp(log_memory[index])) * self.estimates.capacity_gib,
             fit_probability=float(probability[0]),
         )

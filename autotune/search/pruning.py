@@ -1,7 +1,7 @@
-"""What a finished trial rules out: rules without exceptions on 984 recorded runs.
+"""Pruning rules: which layouts a finished trial rules out.
 
-The runs are those of Hagemann et al. 2023; each rule was checked on every pair of them that differs
-in nothing else (385, 83, 60 and 53 pairs).
+The rules have no exception in the 984 recorded runs of Hagemann et al. 2023. Each rule was checked
+on all pairs of runs that differ in nothing else (385, 83, 60 and 53 pairs).
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from autotune.layout import Layout
 from autotune.search.protocol import Observation
 from autotune.trial.trial import Outcome
 
-_TOOK_PART = frozenset({Outcome.OK, Outcome.STOPPED})
+_RAN = frozenset({Outcome.OK, Outcome.STOPPED})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,34 +25,35 @@ class Pruned:
 
 def prune(observation: Observation, candidates: Iterable[Layout]) -> list[Pruned]:
     """The candidates that the observation rules out, each with its reason."""
-    found = ((layout, _reason(observation, layout)) for layout in candidates)
-    return [Pruned(layout=layout, reason=reason) for layout, reason in found if reason]
+    reasons = ((layout, _reason(observation, layout)) for layout in candidates)
+    return [Pruned(layout=layout, reason=reason) for layout, reason in reasons if reason]
 
 
 def _reason(observation: Observation, layout: Layout) -> str | None:
-    seen = observation.layout
-    if layout == seen:
+    tried = observation.layout
+    if layout == tried:
         return None
-    if observation.outcome is Outcome.OOM and _needs_at_least_as_much(layout, seen):
-        return f"needs at least the memory of {seen.describe()}, which ran out"
-    if observation.outcome in _TOOK_PART and _only_recomputes_more(layout, seen):
-        return f"recomputes more than {seen.describe()}, which ran: it can only be slower"
+    if observation.outcome is Outcome.OOM and _needs_as_much_memory(layout, tried):
+        return f"needs at least the memory of {tried.describe()}, which ran out"
+    if observation.outcome in _RAN and _only_recomputes_more(layout, tried):
+        return f"recomputes more than {tried.describe()}, which ran: it can only be slower"
     return None
 
 
-def _needs_at_least_as_much(layout: Layout, seen: Layout) -> bool:
-    """Larger micro-batch, less recomputation, sequence parallelism off; all else equal."""
-    if layout.micro_batch_size < seen.micro_batch_size:
+def _needs_as_much_memory(layout: Layout, tried: Layout) -> bool:
+    """Whether `layout` has at least the micro-batch size of `tried`, at most its recomputation and
+    no more sequence parallelism, all else equal. Then it needs at least as much memory."""
+    if layout.micro_batch_size < tried.micro_batch_size:
         return False
-    if layout.micro_batch_size > seen.micro_batch_size and not _accumulate_alike(layout, seen):
+    if layout.micro_batch_size > tried.micro_batch_size and not _accumulate_alike(layout, tried):
         return False
-    if layout.recomputes > seen.recomputes:
+    if layout.recomputes > tried.recomputes:
         return False
-    if layout.sequence_parallel and not seen.sequence_parallel:
+    if layout.sequence_parallel and not tried.sequence_parallel:
         return False
-    return _equal_but_for(
+    return _equal_except(
         layout,
-        seen,
+        tried,
         "micro_batch_size",
         "gradient_accumulation_steps",
         "activation_checkpointing",
@@ -60,23 +61,23 @@ def _needs_at_least_as_much(layout: Layout, seen: Layout) -> bool:
     )
 
 
-def _accumulate_alike(layout: Layout, seen: Layout) -> bool:
-    """Whether both keep gradients between micro-batches, or neither does.
+def _accumulate_alike(layout: Layout, tried: Layout) -> bool:
+    """Whether both layouts accumulate gradients over micro-batches, or neither does.
 
-    ZeRO holds a further copy of its gradient shard while it accumulates, so the step from two
-    micro-batches to a single larger one can free memory.
+    With gradient accumulation ZeRO holds another copy of its gradient shard, so one large
+    micro-batch can need less memory than two small ones.
     """
-    return (layout.gradient_accumulation_steps > 1) == (seen.gradient_accumulation_steps > 1)
+    return (layout.gradient_accumulation_steps > 1) == (tried.gradient_accumulation_steps > 1)
 
 
-def _only_recomputes_more(layout: Layout, seen: Layout) -> bool:
+def _only_recomputes_more(layout: Layout, tried: Layout) -> bool:
     return (
-        seen.recomputes == 0
+        tried.recomputes == 0
         and layout.recomputes > 0
-        and _equal_but_for(layout, seen, "activation_checkpointing")
+        and _equal_except(layout, tried, "activation_checkpointing")
     )
 
 
-def _equal_but_for(layout: Layout, seen: Layout, *dimensions: str) -> bool:
-    same = {dimension: getattr(seen, dimension) for dimension in dimensions}
-    return dataclasses.replace(layout, **same) == seen
+def _equal_except(layout: Layout, tried: Layout, *dimensions: str) -> bool:
+    same = {dimension: getattr(tried, dimension) for dimension in dimensions}
+    return dataclasses.replace(layout, **same) == tried

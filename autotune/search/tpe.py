@@ -1,9 +1,9 @@
 """HyperOpt's Tree-structured Parzen Estimator over the flat space of layouts.
 
-HyperOpt is driven directly, without Ray: the space is one categorical choice per dimension (nested
-spaces cannot be warm-started), and trials without a step time are told a finite penalty (a NaN or
-an error would be forgotten, and proposed again). Most combinations of choices are illegal or done:
-of those that TPE draws, the layout that is left and differs least is taken.
+HyperOpt is called directly, without Ray. The space has one categorical choice per dimension,
+because nested spaces cannot be warm-started. Trials without a step time get a finite penalty,
+because HyperOpt ignores NaN and errors and would propose them again. Most combinations that TPE
+draws are illegal or already tried: the nearest remaining layout is proposed instead.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,19 +17,19 @@ from autotune.search.candidates import Candidates
 from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import NOTHING_LEFT, Observation
 
-# TPE only ranks losses: any number above every step time says "bad".
+# TPE only ranks losses: any number above all step times will do.
 _PENALTY_SECONDS = 1e6
 _RANDOM_TRIALS_FIRST = 8
-# Predictions that warm-start a search: of the most promising layouts, and over all others.
-_LIKED = 10
-_SPREAD = 30
+# Predictions of the warm start: of the best layouts, and of layouts spread over the ranking.
+_WARM_START_BEST = 10
+_WARM_START_SPREAD = 30
 
 
 class TpeSearch:
     """Bayesian search by HyperOpt. A `Search`.
 
-    With a prior it is warm-started: HyperOpt is told the cost model's word on some layouts as if
-    they had been tried. Before its first trial it then proposes the one that the prior likes best.
+    With a prior it is warm-started: HyperOpt gets the cost model's predictions for some layouts as
+    if they were results. The first proposal is then the layout with the best prediction.
     """
 
     stopped_because = NOTHING_LEFT
@@ -54,10 +54,10 @@ class TpeSearch:
             self._warm_start(prior)
 
     def ask(self) -> Layout | None:
-        """TPE's suggestion among the layouts left."""
+        """The remaining layout nearest to TPE's suggestion."""
         if not len(self._candidates):
             return None
-        # A function of the seed and of how many layouts are gone: a resumed search draws the same.
+        # Seeded by the number of layouts no longer candidates: a resumed search draws the same.
         random = np.random.default_rng((self._seed, self._size - len(self._candidates)))
         layout = self._first if self._first in self._candidates else None
         self._first = None
@@ -69,10 +69,10 @@ class TpeSearch:
         return layout
 
     def tell(self, observation: Observation) -> None:
-        """Learn a step time, or the penalty where there is none."""
+        """Add a step time, or the penalty where there is none."""
         self._candidates.remove([observation.layout])
         if not self._choices or self._key(observation.layout) not in self._known:
-            return  # of another space, or of one layout: nothing that TPE could place
+            return  # a layout of another space, or a space without a choice
         seconds = observation.step_seconds
         self._learn(observation.layout, _PENALTY_SECONDS if seconds is None else seconds)
 
@@ -81,20 +81,20 @@ class TpeSearch:
         self._candidates.remove(layouts)
 
     def prediction(self, layout: Layout) -> Prediction | None:
-        """What the cost model says, uncorrected."""
+        """The cost model's prediction, without corrections."""
         return None if self._prior is None else self._prior.prediction(layout)
 
     def _warm_start(self, prior: Prior) -> None:
-        """Tell HyperOpt the predictions of the best layouts and of others spread over the rest."""
+        """Add the predictions of the best layouts, and of others spread over the ranking."""
         expected = prior.log_seconds - np.log(prior.estimates.fit_probability + 1e-9)
         order = np.argsort(expected, kind="stable")
-        others = np.linspace(0, len(order) - 1, _SPREAD).astype(int)
+        spread = np.linspace(0, len(order) - 1, _WARM_START_SPREAD).astype(int)
         self._first = prior.layouts[order[0]]
-        for place in order[np.union1d(np.arange(min(_LIKED, len(order))), others)]:
-            self._learn(prior.layouts[place], float(np.exp(min(expected[place], 20.0))))
+        for index in order[np.union1d(np.arange(min(_WARM_START_BEST, len(order))), spread)]:
+            self._learn(prior.layouts[index], float(np.exp(min(expected[index], 20.0))))
 
     def _suggest(self, random: np.random.Generator) -> tuple[Any, ...]:
-        """TPE's draw: a value for each choice, legal together or not."""
+        """TPE's suggestion: a value for each choice; the combination may be illegal."""
         document = hyperopt.tpe.suggest(
             self._trials.new_trial_ids(1),
             self._domain,
@@ -107,20 +107,20 @@ class TpeSearch:
         return tuple(values[indices[name][0]] for name, values in self._choices.items())
 
     def _nearest(self, drawn: tuple[Any, ...], random: np.random.Generator) -> Layout:
-        """The layout left that differs in the fewest dimensions; equals are drawn from."""
-        left = list(self._candidates)
+        """The remaining layout that differs in the fewest dimensions; ties are broken at random."""
+        remaining = list(self._candidates)
         differences = [
-            sum(mine != theirs for mine, theirs in zip(self._key(layout), drawn, strict=True))
-            for layout in left
+            sum(own != wanted for own, wanted in zip(self._key(layout), drawn, strict=True))
+            for layout in remaining
         ]
         fewest = min(differences)
         nearest = [
-            layout for layout, count in zip(left, differences, strict=True) if count == fewest
+            layout for layout, count in zip(remaining, differences, strict=True) if count == fewest
         ]
         return nearest[random.integers(len(nearest))]
 
     def _learn(self, layout: Layout, loss: float) -> None:
-        """Add a finished trial to HyperOpt's, as if it had suggested it."""
+        """Add a result to HyperOpt's trials, as if HyperOpt had suggested the layout."""
         identifier = self._trials.new_trial_ids(1)[0]
         values = {
             name: [choices.index(value)]
@@ -144,5 +144,5 @@ class TpeSearch:
 
 
 def _values(layouts: Sequence[Layout], dimension: str) -> list[Any]:
-    """The different values that a dimension takes."""
+    """The distinct values of a dimension."""
     return list(dict.fromkeys(getattr(layout, dimension) for layout in layouts))

@@ -1,1 +1,1 @@
-"""The run directory and its tables."""
+"""The run directory: its files and tables."""

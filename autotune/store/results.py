@@ -1,4 +1,4 @@
-"""A run directory, opened to be read: `autotune.load`."""
+"""Reads the results in a run directory: `autotune.load`."""
 
 import functools
 import json
@@ -16,20 +16,20 @@ from autotune.store.run_directory import open_run
 
 
 class Run:
-    """A search that is finished, interrupted or still going on. Tables are read when asked for.
+    """A search that is finished, interrupted or running. Tables are read on first access.
 
-    `docs/schema.md` describes the columns; `.to_pandas()` of a table makes a data frame of it.
+    `docs/schema.md` describes the columns; `.to_pandas()` converts a table to a data frame.
     """
 
     def __init__(self, directory: str | Path) -> None:
         """Raises InputError where `directory` holds no run."""
         self.directory = Path(directory)
         self.request: Request = open_run(self.directory).request
-        """What was searched, and how."""
+        """The request of the search."""
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The content of best.json: the fastest layout and its figures; None: none worked."""
+        """The content of best.json: the best layout and its figures; None where no layout ran."""
         file = self.directory / "best.json"
         if not file.exists():
             return None
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def best_layout(self) -> Layout | None:
-        """The fastest layout; None: none worked."""
+        """The best layout; None where no layout ran."""
         best = self.best
         return None if best is None else Layout(**best["layout"])
 
@@ -57,7 +57,7 @@ class Run:
 
     @functools.cached_property
     def pruned(self) -> pa.Table:
-        """A row per layout that a result ruled out, with the reason."""
+        """A row per layout that was ruled out by a result, with the reason."""
         file = self.directory / "pruned.parquet"
         return _read(file, PRUNED_SCHEMA) if file.exists() else PRUNED_SCHEMA.empty_table()
 
@@ -76,7 +76,7 @@ def load(directory: str | Path) -> Run:
 
 
 def _read(file: Path, schema: pa.Schema) -> pa.Table:
-    """A table with all columns of `schema`; those that an older run did not have are null."""
+    """A table with all columns of `schema`; columns that an older run lacks are null."""
     try:
         table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:

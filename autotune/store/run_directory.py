@@ -1,4 +1,4 @@
-"""The run directory: everything that is known of a search, safe against a crash at any moment.
+"""The run directory: all data of a search, consistent after a crash at any time.
 
     run.json           the frozen request, versions, hardware
     trials/*.parquet   one file per finished trial
@@ -7,8 +7,8 @@
     best.json          the best layout so far
     logs/TRIAL/rank-N.log
 
-A file appears whole or not at all: it is written under another name, synced, then renamed. A trial
-is finished when its file in trials/ is there; that file is never touched again.
+Files are written atomically: under a temporary name, synced, then renamed. A trial is finished when
+its file in trials/ exists; that file is never changed.
 """
 
 import contextlib
@@ -48,12 +48,12 @@ class RunStore:
     """One run directory, opened for writing by one search at a time."""
 
     def __init__(self, directory: Path, request: Request) -> None:
-        """Use `create_run` or `open_run`."""
+        """Called by `create_run` and `open_run`."""
         self.directory = directory
         self.request = request
 
     def raise_limits(self, *, max_trials: int | None, gpu_hours: float | None) -> None:
-        """Let this part of the search go on for longer than it was begun for; None changes nothing.
+        """Raise the limits of the search for this resumption; None keeps a limit.
 
         Raises InputError for a lower limit.
         """
@@ -72,16 +72,16 @@ class RunStore:
         return self.directory / "logs"
 
     def new_log_directory(self, trial_id: str) -> Path:
-        """Where the trial's ranks write; what an interrupted trial of that number left is moved."""
+        """Log folder of a trial. One left by an interrupted trial of the same number is renamed."""
         directory = self.log_directory / trial_id
         if directory.exists():
-            others = len(list(self.log_directory.glob(f"{trial_id}.interrupted-*")))
+            interrupted = len(list(self.log_directory.glob(f"{trial_id}.interrupted-*")))
             with self.writing():
-                directory.rename(directory.with_name(f"{trial_id}.interrupted-{others + 1}"))
+                directory.rename(directory.with_name(f"{trial_id}.interrupted-{interrupted + 1}"))
         return directory
 
     def add_trial(self, record: TrialRecord, steps: Sequence[StepReport]) -> None:
-        """Keep a finished trial; its steps are written first, so that none is ever without them."""
+        """Store a finished trial; its steps are written first, so that no trial lacks them."""
         rows = [
             {
                 "trial_id": record.trial_id,
@@ -98,8 +98,8 @@ class RunStore:
     def trials(self) -> list[TrialRecord]:
         """All finished trials in the order in which they finished.
 
-        That is the order of their numbers: one runs at a time. Times of day would mislead where the
-        clock was set back.
+        That is the order of their numbers, because one runs at a time. Timestamps are not used: the
+        clock may have been set back.
         """
         files = sorted((self.directory / "trials").glob("*.parquet"))
         records = [record for file in files for record in _read(file, record_from_row)]
@@ -107,7 +107,7 @@ class RunStore:
 
     def write_pruned(self, pruned: Sequence[Pruned]) -> None:
         """Replace the list of layouts that were ruled out."""
-        rows = [{**found.layout.columns(), "reason": found.reason} for found in pruned]
+        rows = [{**item.layout.columns(), "reason": item.reason} for item in pruned]
         self._write_table(self.directory / "pruned.parquet", rows, PRUNED_SCHEMA)
 
     def pruned(self) -> list[Pruned]:
@@ -116,7 +116,7 @@ class RunStore:
         return _read(file, _pruned_from_row) if file.exists() else []
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file of that name, whole or not at all."""
+        """Write a JSON file atomically."""
         text = json.dumps(content, indent=2) + "\n"
         with self.writing():
             write_atomically(
@@ -124,13 +124,13 @@ class RunStore:
             )
 
     def remove(self, name: str) -> None:
-        """Take away a file that is no longer true."""
+        """Delete a file that is out of date, if it exists."""
         with self.writing():
             (self.directory / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Raises RunDirectoryFailed where what is written inside cannot be."""
+        """Convert an OSError inside to RunDirectoryFailed."""
         try:
             yield
         except OSError as error:
@@ -149,7 +149,7 @@ def _pruned_from_row(row: Mapping[str, Any]) -> Pruned:
 
 
 def _read(file: Path, from_row: Callable[[Mapping[str, Any]], T]) -> list[T]:
-    """What the rows of a file say. Raises InputError where they are not ours."""
+    """Read a Parquet file, converting each row. Raises InputError for an invalid file."""
     try:
         return [from_row(row) for row in pq.read_table(file).to_pylist()]
     except pydantic.ValidationError as error:
@@ -172,7 +172,7 @@ def _refuse_lower(name: str, begun_with: float | None, value: float | None) -> N
 
 
 def create_run(directory: Path, request: Request, about: dict[str, Any]) -> RunStore:
-    """Make a new run directory; `about` (versions, hardware) is kept beside the request."""
+    """Create a run directory; `about` (versions, hardware) is stored in run.json too."""
     store = RunStore(directory, request)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ def create_run(directory: Path, request: Request, about: dict[str, Any]) -> RunS
 
 
 def refuse_existing_run(directory: Path) -> None:
-    """Raise InputError where the directory cannot take a new run."""
+    """Raise InputError where no new run can be written to the directory."""
     if (directory / "run.json").exists():
         raise InputError(
             f"{str(directory)!r} already holds a run: resume it, or name another directory",
@@ -194,8 +194,8 @@ def refuse_existing_run(directory: Path) -> None:
         )
     if directory.exists() and not directory.is_dir():
         raise InputError(f"must be a directory, got the file {str(directory)!r}", field="out")
-    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"must be below a writable directory, got {str(directory)!r}", field="out")
     if directory.is_dir() and any(directory.iterdir()):
         raise InputError(
@@ -225,7 +225,7 @@ def open_run(directory: Path) -> RunStore:
 
 @contextlib.contextmanager
 def sole_user(directory: Path) -> Iterator[None]:
-    """Keep other searches out of the directory. Raises InputError where one is at work."""
+    """Lock the directory. Raises InputError where another search has locked it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = _locked(directory / ".lock")
@@ -242,8 +242,9 @@ def sole_user(directory: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> int:
-    """A descriptor that holds the lock. For reading where that will do: one for writing keeps the
-    file system from being remounted read-only. NFS locks only what is open for writing."""
+    """Lock the file and return its descriptor. It is opened for reading, because a descriptor open
+    for writing prevents remounting the file system read-only; on NFS, which locks only files open
+    for writing, it is opened for writing."""
     for mode in (os.O_RDONLY, os.O_RDWR):
         descriptor = os.open(path, mode | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -257,7 +258,7 @@ def _locked(path: Path) -> int:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then put it in the place of `path` in one step."""
+    """Call `write` with a temporary file, then replace `path` by that file in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)

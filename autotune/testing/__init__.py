@@ -1,4 +1,4 @@
-"""Contracts that a trainable or a search must keep, as pytest classes for other packages too.
+"""Contract tests of trainables and searches, as pytest base classes for any package.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What every search must do, whatever it proposes."""
+"""Contract tests that every search must pass."""
 
 import math
 import pickle
@@ -10,12 +10,12 @@ from autotune.search import Observation, Prior, Search, TrialCost
 from autotune.space import load_space
 from autotune.trial.trial import Outcome
 
-# What makes a layout of the contract run out of memory: its micro-batch is larger.
+# In these tests layouts with a larger micro-batch run out of memory.
 _LARGEST_MICRO_BATCH = 4
 
 
 class SearchContract:
-    """Tests of one search. A subclass says how to make it, and may offer other layouts."""
+    """Tests of one search. A subclass implements `make_search` and may override the layouts."""
 
     def make_search(
         self, layouts: Sequence[Layout], *, seed: int, prior: Prior | None, cost: TrialCost
@@ -24,11 +24,11 @@ class SearchContract:
         raise NotImplementedError
 
     def offered(self) -> list[Layout]:
-        """The layouts that are searched: 348 by default."""
+        """The layouts to search: 348 by default."""
         return load_space("tiny").restricted({"rmsnorm_kernel": ["fused"]}).layouts()
 
     def observe(self, layout: Layout) -> Observation:
-        """What a trial of the layout is said to have shown."""
+        """The result of a trial of the layout."""
         if layout.micro_batch_size > _LARGEST_MICRO_BATCH:
             return Observation(layout=layout, outcome=Outcome.OOM, step_seconds=None)
         seconds = 1 + 0.2 * layout.tensor_parallel + 0.1 * layout.recomputes
@@ -66,11 +66,11 @@ class SearchContract:
         assert search.ask() is None and search.stopped_because
 
     def test_the_same_seed_and_the_same_answers_make_the_same_search(self) -> None:
-        """A resumed search depends on it."""
+        """Resuming a search depends on this."""
         assert self._asked(5, 12) == self._asked(5, 12)
 
     def test_layouts_that_were_told_or_discarded_are_not_asked(self) -> None:
-        """`tell` and `discard` take layouts out, asked for or not."""
+        """`tell` and `discard` remove layouts, whether or not they were asked for."""
         layouts = self.offered()[:10]
         search = self._search(layouts, seed=1)
         for layout in layouts[:4]:
@@ -80,7 +80,7 @@ class SearchContract:
         assert search.ask() is None
 
     def test_results_of_layouts_of_another_space_do_no_harm(self) -> None:
-        """`tell` may hear of layouts that the search does not have."""
+        """`tell` accepts layouts that are not in the search."""
         layouts = self.offered()[:3]
         search = self._search(layouts, seed=1)
         search.tell(self.observe(Layout(tensor_parallel=8, data_parallel=1)))
@@ -92,7 +92,7 @@ class SearchContract:
         assert len({search.ask() for _ in range(5)}) == 5
 
     def test_failures_alone_are_no_reason_to_stop(self) -> None:
-        """Nothing has run yet that could be good enough."""
+        """A search continues while no layout has run."""
         search = self._search(self.offered(), seed=3)
         for _ in range(25):
             layout = search.ask()
@@ -100,14 +100,14 @@ class SearchContract:
             search.tell(Observation(layout=layout, outcome=Outcome.OOM, step_seconds=None))
 
     def test_a_space_of_one_layout(self) -> None:
-        """The smallest space."""
+        """It is asked once."""
         (layout,) = self.offered()[:1]
         search = self._search([layout])
         assert search.ask() == layout
         assert search.ask() is None
 
     def test_a_search_that_is_told_everything_again_goes_on_as_before(self) -> None:
-        """The rest of a search does not depend on whether it was interrupted."""
+        """A resumed search proposes the same layouts as an uninterrupted one."""
         layouts = self.offered()
         whole = self._asked(3, 8)
         resumed = self._search(layouts, seed=3)

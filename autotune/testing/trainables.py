@@ -1,4 +1,4 @@
-"""What every trainable must do, whatever it runs."""
+"""Contract tests that every trainable must pass."""
 
 import dataclasses
 import math
@@ -29,20 +29,20 @@ from autotune.trial.trial import (
 
 
 class TrainableContract:
-    """Tests of one trainable. A subclass gives its description, and what to run it on."""
+    """Tests of one trainable. A subclass sets `description` and may override space and layout."""
 
     description: TrainableDescription
 
     @classmethod
     def space(cls) -> SearchSpace:
-        """Whose layouts are run: by default `tiny` on one node of two devices."""
+        """The space: by default `tiny` on one node of two devices."""
         tiny = load_space("tiny")
         cluster = dataclasses.replace(tiny.cluster, nodes=1, memory_gib=1.0)
         return tiny.replaced({"cluster": cluster}, what="cluster")
 
     @classmethod
     def setup_of_trainable(cls) -> TrainableSetup:
-        """What the trainable is made from."""
+        """Arguments of the trainable's factory."""
         return TrainableSetup(space=cls.space())
 
     def working_layout(self) -> Layout:
@@ -74,13 +74,13 @@ class TrainableContract:
     @pytest.fixture(scope="class")
     @classmethod
     def trainable(cls) -> Trainable:
-        """One for all tests of the class, as in a search."""
+        """One trainable for all tests of the class, as in a search."""
         return cls.description.make(cls.setup_of_trainable())
 
     @pytest.fixture(scope="class")
     @classmethod
     def hosts(cls, trainable: Trainable) -> Iterator[list[RankHost]]:
-        """The host of one node, closed at the end; none where the trainable needs none."""
+        """The host of one node, closed at the end; empty where the trainable needs no hosts."""
         factory = trainable.host_factory
         hosts = [] if factory is None else [factory(address="127.0.0.1")]
         try:
@@ -100,7 +100,7 @@ class TrainableContract:
             assert not description.reduced_trials, "only whole steps were recorded"
 
     def test_it_can_be_sent_to_another_process(self, trainable: Trainable) -> None:
-        """Ray sends it, and its factory of hosts, to the nodes."""
+        """Ray pickles the trainable and its host factory to send them to the nodes."""
         copy = pickle.loads(pickle.dumps(trainable))
         assert type(copy) is type(trainable)
         pickle.dumps(trainable.host_factory)
@@ -130,9 +130,9 @@ class TrainableContract:
     ) -> None:
         """Specs and reports cross process boundaries as JSON."""
         spec = self.spec()
-        again = trial_spec_from_json(to_json(spec))
-        assert again == spec
-        for event in trainable.run(again, hosts):
+        copy = trial_spec_from_json(to_json(spec))
+        assert copy == spec
+        for event in trainable.run(copy, hosts):
             to_json(event)
 
     def test_a_trial_can_be_ended_at_any_step_and_another_begun(
@@ -149,7 +149,7 @@ class TrainableContract:
     def test_out_of_memory_is_an_outcome_with_a_reason(
         self, trainable: Trainable, hosts: Sequence[RankHost]
     ) -> None:
-        """And the next trial runs on the same nodes."""
+        """The trial ends as oom with a reason, and the next trial runs on the same nodes."""
         spec = self.failing_spec()
         if spec is None:
             pytest.skip("nothing of this trainable runs out of memory")

@@ -1,1 +1,1 @@
-"""A trial: what is run, what comes back, and its figures."""
+"""A trial: its specification, its reports, and the figures measured from them."""

@@ -1,4 +1,4 @@
-"""Which files the training text comes from; torch-free, so that both command lines can check it."""
+"""Files of the training text. Free of torch, so that both command lines can check them."""
 
 import os
 import sysconfig
@@ -13,7 +13,7 @@ _BYTE_VALUES = 256
 def text_files(data: str | None) -> list[Path]:
     """The file, the files below the folder, or Python's own library sources for None.
 
-    Raises InputError where there is not a byte to read.
+    Raises InputError where they cannot be read, or are all empty.
     """
     if data is None:
         return sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))

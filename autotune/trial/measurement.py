@@ -1,4 +1,4 @@
-"""The figures of a trial, from its steps. What was not measured is null."""
+"""Computes the figures of a trial from its steps. Figures that were not measured are null."""
 
 import dataclasses
 import statistics
@@ -10,46 +10,46 @@ from autotune.space import SearchSpace
 from autotune.trial.reduced import extrapolated
 from autotune.trial.trial import StepReport, TrialSpec
 
-# Fewer steps than three times as many say nothing of a trend.
+# Trends need at least this many measured steps in each third of the trial.
 _FEWEST_STEPS_PER_THIRD = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What the measured steps of a trial say."""
+    """The figures of a trial, from its measured steps."""
 
     measured_steps: int
     """Steps after the warm-up."""
     measured_micro_batches: tuple[int, ...]
-    """Micro-batches of the steps that were measured: the layout's own count, or the two of a
-    reduced trial."""
+    """Numbers of micro-batches per measured step: the layout's own, or the two of a reduced
+    trial."""
     step_seconds: float | None
-    """Median over measured steps of the slowest rank's time; of a reduced trial, extrapolated from
-    the medians of both counts."""
+    """Median over measured steps of the slowest rank's time; in a reduced trial, extrapolated from
+    the medians of the two numbers of micro-batches."""
     step_seconds_iqr: float | None
-    """Interquartile range of the same; null for a single step, and where it is extrapolated."""
+    """Interquartile range over the steps; null for a single step and for reduced trials."""
     tokens_per_second_per_gpu: float | None
-    """Tokens of a step / step_seconds / devices."""
+    """Tokens per step / step_seconds / devices."""
     mfu: float | None
-    """Model FLOPs utilisation, 0..1; null where the device's bf16 peak is unknown
-    or something else is trained."""
+    """Model FLOPs utilisation, 0..1; null where the device's bf16 peak is unknown, or the
+    precision is not bf16."""
     hardware_flops_utilisation: float | None
-    """FLOPs that are executed over the peak, 0..1; null where the peak is unknown."""
+    """Executed FLOP/s over the bf16 peak, recomputation included, 0..1; null as for `mfu`."""
     peak_memory_gib: float | None
     """Maximum over ranks, warm-up included."""
     step_seconds_drift: float | None = None
-    """How much longer the last third of the measured steps took than the first third, as a share of
-    it (medians); null for a short trial."""
+    """Median step time of the last third of the measured steps over that of the first third, minus
+    1; null for short and reduced trials."""
     memory_growth_gib: float | None = None
-    """How much the peak memory rose over the measured steps; null for a short trial."""
+    """Rise of the peak memory over the measured steps; null for short and reduced trials."""
     final_loss: float | None
     """Mean loss of the last step."""
 
 
 def measure(spec: TrialSpec, steps: Sequence[StepReport]) -> Measurement:
-    """Sum a trial's steps up, whether or not it came to its end."""
+    """Compute the figures of a trial, complete or not."""
     times = _measured_times(spec, steps)
-    all_times = [seconds for some in times.values() for seconds in some]
+    all_times = [seconds for step_times in times.values() for seconds in step_times]
     seconds = _step_seconds(spec, times)
     devices = spec.layout.world_size
     rate = None if seconds is None else spec.model.tokens_per_step / seconds / devices
@@ -76,7 +76,7 @@ def measure(spec: TrialSpec, steps: Sequence[StepReport]) -> Measurement:
 
 
 def _measured_times(spec: TrialSpec, steps: Sequence[StepReport]) -> dict[int, list[float]]:
-    """Step times after the warm-up, by count of micro-batches."""
+    """Step times after the warm-up, by number of micro-batches."""
     times: dict[int, list[float]] = {}
     for step in steps:
         if step.step % spec.steps >= spec.warmup_steps:
@@ -87,7 +87,7 @@ def _measured_times(spec: TrialSpec, steps: Sequence[StepReport]) -> dict[int, l
 
 def _step_seconds(spec: TrialSpec, times: Mapping[int, Sequence[float]]) -> float | None:
     if not spec.micro_batch_counts:
-        return next((statistics.median(some) for some in times.values()), None)
+        return next((statistics.median(step_times) for step_times in times.values()), None)
     if len(times) < len(spec.micro_batch_counts):
         return None
     medians = [statistics.median(times[count]) for count in spec.micro_batch_counts]
@@ -123,10 +123,10 @@ def utilisation(
     flops_per_token: float,
     tokens_per_second_per_gpu: float | None,
 ) -> float | None:
-    """Share of the devices' bf16 peak that so many FLOPs per token take, 0..1.
+    """FLOP/s over the devices' bf16 peak, 0..1.
 
     With `Model.model_flops_per_token` it is the MFU. None where the peak is unknown, the precision
-    is another, or nothing was measured.
+    is not bf16, or nothing was measured.
     """
     peak_tflops = cluster.device.peak_bf16_tflops
     if tokens_per_second_per_gpu is None or peak_tflops is None or precision != "bf16":

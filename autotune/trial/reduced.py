@@ -1,8 +1,8 @@
-"""Cheap evidence: a layout's step time from steps with fewer micro-batches.
+"""Reduced trials: extrapolate a layout's step time from steps with fewer micro-batches.
 
-A step takes a time of its own plus an equal time for each micro-batch, once there are enough to
-fill the pipeline. So two short steps say what a long one takes, on the same ranks, with the same
-states and as many micro-batches in flight: memory included.
+Step time is linear in the number of micro-batches once they fill the pipeline. So steps with two
+small numbers of micro-batches determine that of a full step. Ranks, optimiser states and
+micro-batches in flight are the same, so the peak memory is too.
 """
 
 import contextlib
@@ -14,16 +14,16 @@ from autotune.layout import Layout
 from autotune.trial.trainable import RankHost, Trainable
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
 
-# A reduced trial must save at least this factor of its steps' time, or the whole step is taken.
+# Least ratio of a full step's micro-batches to those of both reduced steps, for a reduced trial.
 _WORTHWHILE = 3
-# Seconds; a part may have used up the whole trial's.
+# Seconds that a part of the trial gets at least, where earlier parts have used up the timeout.
 _SHORTEST_TIMEOUT = 0.001
-# Of the time per micro-batch of the longer step, how much must be the slope of the line.
+# Smallest plausible slope, as a share of the longer step's time per micro-batch.
 _LEAST_SLOPE = 0.1
 
 
 def reduced_counts(layout: Layout) -> tuple[int, ...]:
-    """The two counts of micro-batches of a reduced trial; none where it would not be worth it."""
+    """The two numbers of micro-batches of a reduced trial; empty where it saves too little."""
     fewest = max(2, layout.pipeline_parallel)
     counts = (fewest, 2 * fewest)
     if layout.gradient_accumulation_steps < _WORTHWHILE * sum(counts):
@@ -32,10 +32,10 @@ def reduced_counts(layout: Layout) -> tuple[int, ...]:
 
 
 def extrapolated(counts: Sequence[int], seconds: Sequence[float], micro_batches: int) -> float:
-    """Seconds of a step of `micro_batches`, on the line through the two that were measured.
+    """Step time with `micro_batches`, by linear extrapolation from two measured step times.
 
-    Where noise leaves hardly any slope, the longer step is scaled up instead: too slow rather than
-    too fast, and never below what was measured.
+    Where the slope is implausibly small because of noise, the longer step is scaled up in
+    proportion instead: that overestimates the time rather than underestimating it.
     """
     (first, second), (short, long) = counts, seconds
     per_micro_batch = (long - short) / (second - first)
@@ -47,7 +47,7 @@ def extrapolated(counts: Sequence[int], seconds: Sequence[float], micro_batches:
 def run_in_parts(
     spec: TrialSpec, trainable: Trainable, hosts: Sequence[RankHost]
 ) -> Generator[StepReport | Ended, None, None]:
-    """Run a trial; a reduced one count by count, its steps numbered through."""
+    """Run a trial. A reduced one is run once per number of micro-batches; steps are numbered on."""
     if not spec.micro_batch_counts:
         yield from trainable.run(spec, hosts)
         return
@@ -68,7 +68,7 @@ def run_in_parts(
 
 
 def _shortened(spec: TrialSpec, count: int, elapsed_seconds: float) -> TrialSpec:
-    """The trial with `count` micro-batches in a step, and the time that is left to it."""
+    """The trial with `count` micro-batches per step, and the rest of the timeout."""
     allowed = spec.trial_timeout_seconds
     layout = spec.layout
     sequences = count * layout.micro_batch_size * layout.data_parallel

@@ -1,6 +1,6 @@
 """The trainables that are installed: entry points of the group `autotune.trainables`.
 
-A package makes its trainable known in its pyproject.toml, for example::
+A package registers its trainable in its pyproject.toml, for example::
 
     [project.entry-points."autotune.trainables"]
     mine = "my_package.tuning:DESCRIPTION"
@@ -20,12 +20,12 @@ _registered: dict[str, TrainableDescription] = {}
 
 
 def register(description: TrainableDescription) -> None:
-    """Make a trainable known to this process, as a notebook or a test does."""
+    """Register a trainable in this process only, for example in a notebook or a test."""
     _registered[description.name] = description
 
 
 def trainable_names() -> list[str]:
-    """Names of all trainables that can be asked for, sorted."""
+    """Names of all registered trainables, sorted."""
     return sorted({*_registered, *_entry_points()})
 
 
@@ -33,11 +33,11 @@ def describe_trainable(name: str) -> TrainableDescription:
     """The description of that name. Raises InputError for the field `trainable`."""
     if name in _registered:
         return _registered[name]
-    if name not in (found := _entry_points()):
+    if name not in (entry_points := _entry_points()):
         known = ", ".join(trainable_names())
         raise InputError(f"must be one of {known}, got {name!r}", field="trainable")
     try:
-        description = found[name].load()
+        description = entry_points[name].load()
     except Exception as error:  # code of another package
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{name} cannot be loaded: {reason}", field="trainable") from error
@@ -51,4 +51,4 @@ def describe_trainable(name: str) -> TrainableDescription:
 
 @functools.cache
 def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
-    return {found.name: found for found in importlib.metadata.entry_points(group=GROUP)}
+    return {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}

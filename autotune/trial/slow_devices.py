@@ -1,4 +1,4 @@
-"""Which device is slow against its peers: the layout is not to blame for it."""
+"""Detects a device that is slower than the others, so that its layout is measured again."""
 
 import dataclasses
 import statistics
@@ -6,37 +6,37 @@ from collections.abc import Sequence
 
 from autotune.trial.trial import StepReport
 
-# Healthy devices of a kind are within a few per cent of each other; a throttled one is not.
+# Slow: this many times the other devices' time. Healthy devices are within a few per cent.
 _SLOW = 1.3
 _FEWEST_STEPS = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SlowDevice:
-    """The slowest device of a trial."""
+    """A slow device of a trial."""
 
     rank: int
     ratio: float
-    """Its time for the probe, over its peers'."""
+    """Median probe time over the median of the other devices."""
 
     @property
-    def says(self) -> str:
-        """For people."""
+    def description(self) -> str:
+        """The slow-down as a phrase."""
         return f"{self.ratio:.2f} times its peers' time for the same product"
 
 
 def slow_device(steps: Sequence[StepReport]) -> SlowDevice | None:
-    """The slowest of those devices that were slow after every step; None: there is none.
+    """The slowest of the devices that were slow after every step; None where there is none.
 
-    Judged by the ranks' probes, not by their step times: ranks wait for each other, so one slow
-    device makes the steps of all of them long. Warm-up steps count: the probe needs none, and a
-    trial that a slow device got stopped has few others.
+    Compares the ranks' probe times, not step times: ranks wait for each other, so one slow device
+    makes all step times long. Warm-up steps count, because the probe needs no warm-up, and because
+    a trial stopped for slowness has few other steps.
     """
     probes: dict[int, list[float]] = {}
     for step in steps:
-        for one in step.ranks:
-            if one.probe_seconds is not None:
-                probes.setdefault(one.rank, []).append(one.probe_seconds)
+        for rank_step in step.ranks:
+            if rank_step.probe_seconds is not None:
+                probes.setdefault(rank_step.rank, []).append(rank_step.probe_seconds)
     if len(steps) < _FEWEST_STEPS or len(probes) < 2:
         return None
     medians = {rank: statistics.median(seconds) for rank, seconds in probes.items()}

@@ -1,17 +1,17 @@
-"""When a trial that runs well is ended all the same: it cannot win any more."""
+"""Early stopping of trials that are slower than the best one."""
 
 from autotune.trial.trial import TrialSpec
 
-# A step may take this many times what would stop the trial anyway, but never less than the floor:
-# a stuck step is not confused with a noisy one.
+# Deadline of a step as a multiple of the time that stops the trial, and its minimum: a noisy step
+# must not be taken for one that hangs.
 _DEADLINE_OVER_LIMIT = 5
 _SHORTEST_DEADLINE_SECONDS = 20.0
-# One step can be slow by accident; the second makes it a pattern.
+# A single step can be slow by chance, so two measured steps are required.
 _STEPS_BEFORE_STOPPING = 2
 
 
 class SlowerThanBest:
-    """Stops layouts whose every measured step is slower than `factor` times the best's median."""
+    """Stops a trial if all its measured steps take more than `factor` times the best median."""
 
     def __init__(self, factor: float) -> None:
         """`factor` is at least 1."""
@@ -25,7 +25,7 @@ class SlowerThanBest:
         if self.best_step_seconds is None or len(measured) < _STEPS_BEFORE_STOPPING:
             return None
         if len(measured) >= spec.measured_steps:
-            return None  # already paid for
+            return None  # all steps are already measured
         limit = self._factor * self.best_step_seconds
         if min(measured) <= limit:
             return None
@@ -36,7 +36,7 @@ class SlowerThanBest:
 
     @property
     def step_deadline_seconds(self) -> float | None:
-        """How long one step may take; None while there is no best to compare with."""
+        """Deadline of one step; None until a trial has finished."""
         if self.best_step_seconds is None:
             return None
         limit = _DEADLINE_OVER_LIMIT * self._factor * self.best_step_seconds

@@ -1,6 +1,6 @@
-"""The protocol between the tuner and whatever runs a trial, and what a trainable says of itself.
+"""Interface between the tuner and a trainable, which runs trials, and a trainable's description.
 
-Implementations: `trainables`, and other packages' (see `autotune.trial.registry`).
+Implementations are in `trainables` and in other packages (see `autotune.trial.registry`).
 """
 
 import dataclasses
@@ -14,25 +14,25 @@ from autotune.trial.trial import Ended, StepReport, TrialSpec
 
 
 class RankHost(Protocol):
-    """Owns the devices of one node and starts ranks on them.
+    """Manages the devices of one node and starts ranks on them.
 
-    Every call may raise NodeLost when the node is gone.
+    Every call may raise NodeLost.
     """
 
     def listen(self) -> tuple[str, int]:
-        """Open the rendezvous for rank 0 of the next job; its address and port."""
+        """Reserve a port for the rendezvous of the next job; return address and port."""
 
     def start(self, job: Mapping[str, Any]) -> None:
-        """Start this node's ranks of a job, fresh processes each."""
+        """Start this node's ranks of a job, each in a new process."""
 
     def events(self, timeout_seconds: float) -> list[dict[str, Any]]:
-        """What the ranks reported since the last call; waits up to the timeout for something."""
+        """Reports of the ranks since the last call; waits up to the timeout for the first one."""
 
     def stop(self) -> None:
-        """Kill the ranks of the current job, and return when they are gone; wakes `events`."""
+        """Kill the ranks of the current job and wait for their end; makes `events` return."""
 
     def close(self) -> None:
-        """Give the node back: no process is left."""
+        """Release the node; no process is left."""
 
 
 class Trainable(Protocol):
@@ -43,55 +43,55 @@ class Trainable(Protocol):
         """Called once on each reserved node, with its `address`; None: trials need no processes."""
 
     def check(self, cluster: Cluster, hosts: Sequence[RankHost]) -> None:
-        """Look whether the nodes are fit to be measured on. Raises NodeCheckFailed."""
+        """Check the nodes before the first trial. Raises NodeCheckFailed."""
 
     def run(
         self, spec: TrialSpec, hosts: Sequence[RankHost]
     ) -> Generator[StepReport | Ended, None, None]:
         """Run one trial: a report per step, then exactly one Ended.
 
-        Closing the iterator ends the trial at once; no rank is left. Raises NodeLost.
+        Closing the generator ends the trial and all its ranks at once. Raises NodeLost.
         """
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableSetup:
-    """What a trainable is made from."""
+    """Arguments of a trainable's factory (`TrainableDescription.make`)."""
 
     space: SearchSpace
-    """Whose layouts it will run."""
+    """The search space."""
     layouts: Sequence[Layout] | None = None
-    """The only layouts that it will run; None: any of the space."""
+    """The only layouts that are run; None: all of the space."""
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Environment of the ranks, on top of the nodes' own."""
+    """Environment variables of the ranks, in addition to those of the nodes."""
     runs: str | None = None
-    """Recorded runs, for a trainable that replays them."""
+    """Path of recorded runs, for a trainable that replays them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableDescription:
-    """What the tuner has to know of a trainable before it makes one."""
+    """What the tuner needs to know about a trainable before creating it."""
 
     name: str
     """Its name on the command line and in every row."""
     trains: Literal["real", "recorded", "nothing"]
-    """Whether figures are measured on the cluster, were recorded earlier, or are simulated. Only
-    real trials need devices, and only recorded ones need recorded runs."""
+    """Where figures come from: measured on the cluster ("real"), replayed ("recorded") or
+    simulated ("nothing"). Only "real" needs devices, and only "recorded" needs recorded runs."""
     trainer: str
     """The trainer whose step the cost model predicts: constants are fitted under this name
     (`autotune.cost.trainers`)."""
     make: Callable[[TrainableSetup], Trainable]
-    """Makes the trainable, on the head; imports what it needs only then. Raises InputError."""
+    """Creates the trainable on the head; heavy imports belong here. Raises InputError."""
     reduced_trials: bool = True
-    """Whether it can run a layout with fewer micro-batches per step than the batch asks for."""
+    """Whether it supports reduced trials, with fewer micro-batches per step."""
     exportable: bool = True
-    """Whether its best layout can be exported to be trained by our worker and other frameworks."""
+    """Whether its best layout can be exported (`autotune.export`)."""
     dimensions: tuple[str, ...] = SEARCHED
-    """The dimensions of a layout that it can vary; the others stay at one value."""
+    """The dimensions of a layout that it can vary; the others are fixed to one value."""
 
     @property
     def notice(self) -> str | None:
-        """What people are told before they read a figure; None where figures are measured."""
+        """Warning shown with figures that are not measured; None where they are."""
         return _NOTICES[self.trains]
 
 

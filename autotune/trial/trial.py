@@ -1,4 +1,4 @@
-"""A trial: what is run, what comes back from each step, and how it ends."""
+"""A trial: its specification, the reports of its steps, and its outcome."""
 
 import enum
 
@@ -11,44 +11,44 @@ from autotune.model import Model, Precision
 
 
 class Outcome(enum.StrEnum):
-    """How a trial ended. Each is a result; only `lost` may be tried again."""
+    """How a trial ended. All outcomes are results; only `lost` may be repeated."""
 
     OK = "ok"
     """All steps were measured."""
     STOPPED = "stopped"
-    """Cut between steps because it was slower than the best allows."""
+    """Stopped between steps, because it was too slow compared to the best trial."""
     OOM = "oom"
     """A rank ran out of memory."""
     TIMEOUT = "timeout"
-    """A step or the trial overran its deadline."""
+    """A step or the trial exceeded its deadline."""
     CRASHED = "crashed"
     """A rank failed in any other way."""
     LOST = "lost"
-    """Its nodes went away in every attempt."""
+    """Its nodes were lost in every attempt."""
     INVALID = "invalid"
-    """It ran, but its numbers cannot be true."""
+    """It ran, but its figures are implausible (autotune.ledger.plausibility)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:
-    """Everything that the workers need to know; plain data that survives JSON."""
+    """Specification of a trial for the workers; can be converted to JSON and back."""
 
     trial_id: str
     """Number of the trial in its run, as text."""
     layout: Layout
-    """What is measured."""
+    """The layout to measure."""
     model: Model
-    """What is trained."""
+    """The model to train."""
     cluster: Cluster
-    """Where, including the memory budget per rank."""
+    """The cluster, including the memory limit per rank."""
     precision: Precision
-    """What it is trained in."""
+    """Precision of training."""
     warmup_steps: int
-    """First steps, left out of every figure."""
+    """Warm-up steps at the start, which are not measured."""
     measured_steps: int
-    """Steps after them."""
+    """Measured steps after the warm-up."""
     log_dir: str | None
-    """Folder for rank-N.log; None sends the ranks' output to the standard error."""
+    """Folder for rank-N.log; None: the ranks' output goes to stderr."""
     data: str | None = None
     """File or folder whose bytes are the tokens; None: the sources of Python's library."""
     synthetic_data: bool = False
@@ -56,22 +56,22 @@ class TrialSpec:
     seed: int = 0
     """Seed of weights and synthetic tokens."""
     step_deadline_seconds: float | None = None
-    """A step after the first that takes longer ends the trial as a timeout; None: no limit."""
+    """Deadline of every step but the first; a longer step is a timeout; None: no limit."""
     trial_timeout_seconds: float | None = None
-    """The whole trial may take this long; None: no limit."""
+    """Timeout of the whole trial; None: no limit."""
     micro_batch_counts: tuple[int, ...] = ()
-    """A reduced trial runs all steps with each of these counts of micro-batches instead of the
-    layout's own; empty: it is a whole one."""
+    """Numbers of micro-batches of a reduced trial, which runs all steps with each of them instead
+    of the layout's own number; empty: a full trial."""
 
     @property
     def steps(self) -> int:
-        """All steps, measured or not."""
+        """Steps of the trial (per number of micro-batches), warm-up included."""
         return self.warmup_steps + self.measured_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankStep:
-    """One optimiser step, seen from one rank."""
+    """One rank's report of one optimiser step."""
 
     rank: int
     """Global rank, from 0."""
@@ -80,15 +80,15 @@ class RankStep:
     step_seconds: float
     """Wall time between synchronisations."""
     loss: float | None
-    """Mean over the global batch: the same on every rank; null where nothing was trained."""
+    """Mean loss over the global batch, the same on all ranks; null where nothing was trained."""
     grad_norm: float | None
     """Global gradient norm before clipping."""
     peak_memory_gib: float | None
-    """Most memory in use so far: resident pages on CPUs, the CUDA allocator's on GPUs."""
+    """Peak memory in use so far: resident set on CPUs, allocated by PyTorch on GPUs."""
     peak_reserved_gib: float | None
-    """What the limit counts: private virtual memory on CPUs, CUDA's reserved memory on GPUs."""
+    """Peak memory that the limit counts: private virtual memory on CPUs, reserved on GPUs."""
     probe_seconds: float | None = None
-    """Right after the step, a fixed matrix product on this device alone, which waits for nobody."""
+    """Time of a fixed matrix product on this device right after the step, without communication."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +100,11 @@ class StepReport:
     ranks: tuple[RankStep, ...]
     """One entry per rank, in rank order."""
     micro_batches: int | None = None
-    """Of a reduced trial's step; None is the layout's own count."""
+    """Micro-batches of a reduced trial's step; None: the layout's own number."""
 
     @property
     def step_seconds(self) -> float:
-        """The slowest rank's time: the step's."""
+        """Step time: the longest over ranks."""
         return max(rank.step_seconds for rank in self.ranks)
 
     @property
@@ -119,14 +119,14 @@ class StepReport:
 
     @property
     def peak_memory_gib(self) -> float | None:
-        """Maximum over ranks so far."""
+        """Peak memory so far: maximum over ranks."""
         peaks = (rank.peak_memory_gib for rank in self.ranks)
         return max((peak for peak in peaks if peak is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """The last thing that a trial says."""
+    """The last event of a trial: how it ended."""
 
     outcome: Outcome
     reason: str
@@ -136,10 +136,10 @@ class Ended:
 
 
 def to_json(value: object) -> object:
-    """A dataclass of ours as plain JSON values; `from_json` reads it back equal."""
+    """A dataclass of this project as plain JSON values."""
     return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
 def trial_spec_from_json(values: object) -> TrialSpec:
-    """Read what `to_json` wrote."""
+    """Read a TrialSpec from the values that `to_json` returned."""
     return pydantic.TypeAdapter(TrialSpec).validate_python(values)

@@ -263,7 +263,7 @@ CONTRADICTIONS: list[tuple[str, tuple[object, ...], str]] = [
     (
         "run",
         ("--trainable", "replay", "--runs", "x.csv", "--nodes", "4"),
-        "takes all that was recorded: --nodes cannot be given",
+        "uses all recorded layouts unchanged: --nodes cannot be given",
     ),
     (
         "run",

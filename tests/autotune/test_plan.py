@@ -82,7 +82,7 @@ def test_every_figure_on_the_screen_is_called_predicted(
 
 BAD_INPUT = [
     ((), "--space or --model must be given"),
-    (("--space", "llm13b", "--gpu", "abacus"), "or state --peak-tflops, --memory-gib"),
+    (("--space", "llm13b", "--gpu", "abacus"), "for another device give --peak-tflops"),
     (("--space", "llm13b", "--explain", '{"data_parallel": 8}'), "must be the 64 devices"),
     (("--space", "llm13b", "--explain", '{"tensor_parallel": 3}'), "must divide global_batch_size"),
     (("--space", "llm13b", "--explain", '{"zero_stage": 9}'), "--explain: zero_stage"),

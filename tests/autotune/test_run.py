@@ -258,7 +258,7 @@ BAD_INPUT = [
     (("--trainable", "replay", "--runs", "no.csv"), "no such file or folder: 'no.csv'"),
     (
         ("--trainable", "replay", "--runs", "no.csv", "--fix", "tensor_parallel=1"),
-        "takes all that was recorded: --fix cannot be given",
+        "uses all recorded layouts unchanged: --fix cannot be given",
     ),
     (("--space", "tiny", "--gpu", "abacus"), "device must be one of a100-80gb"),
     (("--space", "tiny", "--gpu", "no.json"), "hardware file 'no.json' cannot be read"),

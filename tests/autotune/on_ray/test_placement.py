@@ -157,7 +157,7 @@ def test_nodes_that_somebody_holds_do_not_count(
     a100 = device_named("a100-80gb")
     try:
         ray_nodes.check_capacity(Cluster(nodes=2, gpus_per_node=8, device=a100))
-        with pytest.raises(ClusterTooSmall, match="only 2 of the cluster's are free"):
+        with pytest.raises(ClusterTooSmall, match="only 2 of the cluster's nodes are free"):
             ray_nodes.check_capacity(Cluster(nodes=3, gpus_per_node=8, device=a100))
     finally:
         ray.util.remove_placement_group(held)
