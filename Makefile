@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 RUNS ?= ../shared/paper_runs
 
-.PHONY: run test test-fast test-all faults soak check bench bench-gpu bench-recorded gpu-wheels clean
+.PHONY: run test test-fast test-all faults soak check bench bench-gpu bench-recorded gpu-wheels docs clean
 
 # As for a long training run: a short one would end the search after a handful of trials.
 run: .venv/installed
@@ -66,6 +66,11 @@ gpu-wheels: .venv/installed
 bench-recorded: .venv/installed
 	$(BIN)/python benchmarks/cost_accuracy.py --runs $(RUNS)
 	$(BIN)/python benchmarks/search_replay.py --runs $(RUNS)
+
+# Pages and pictures that are made from the code.
+docs: .venv/installed
+	$(BIN)/python docs/make_schema.py
+	$(BIN)/python docs/make_picture.py
 
 clean:
 	rm -rf .venv build wheels *.egg-info

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autotune.calibration.fit import accuracy
-from autotune.calibration.held_out import unseen_constants
+from autotune.calibration.held_out import held_out_constants
 from autotune.calibration.recorded_runs import read_sweeps
 from autotune.options.command_line import command_line
 
@@ -32,7 +32,7 @@ _AVERAGED = ("step_time_mape", "oom_f1", "oom_precision", "oom_recall", "spearma
 def main(path: Path, out: Path | None) -> int:
     """Print the prediction errors of each recorded sweep."""
     sweeps = read_sweeps(path)
-    constants = unseen_constants(sweeps, path)
+    constants = held_out_constants(sweeps, path)
     results = {
         sweep.name: dataclasses.asdict(accuracy(sweep, constants[sweep.name])) for sweep in sweeps
     }

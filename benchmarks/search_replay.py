@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from autotune.calibration.held_out import unseen_constants
+from autotune.calibration.held_out import held_out_constants
 from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
 from autotune.cost.model import CostModel
 from autotune.options.command_line import command_line
@@ -87,7 +87,7 @@ def _is_good(run: RecordedRun, sweep: Sweep) -> bool:
 def main(path: Path, seeds: int, out: Path | None) -> int:
     """Replay recorded sweeps with every search algorithm."""
     sweeps = read_sweeps(path)
-    constants = unseen_constants(sweeps, path)
+    constants = held_out_constants(sweeps, path)
     results: dict[str, dict[str, dict[str, float]]] = {}
     console = Console(width=_WIDTH)
     for sweep in track(sweeps, "replaying", console=Console(stderr=True), transient=True):

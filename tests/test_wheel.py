@@ -1,6 +1,7 @@
 """The wheel, installed in an environment of its own and used from another directory."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,10 +20,15 @@ pytestmark = pytest.mark.slow
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with the wheel, and with our dependencies but not this clone."""
     folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # setuptools leaves a folder build/ where it works
+    for package in ("autotune", "trainables", "search_spaces"):
+        shutil.copytree(REPOSITORY / package, source / package)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / file, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     offline = ["--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run(
-        [*pip, "wheel", *offline, "-w", folder, REPOSITORY],
+        [*pip, "wheel", *offline, "-w", folder, source],
         check=True,
         capture_output=True,
         timeout=120,

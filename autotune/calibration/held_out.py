@@ -18,7 +18,7 @@ FITTED_ON = (
 """The sweeps that the constants of the hardware file a100-80gb were fitted on."""
 
 
-def unseen_constants(sweeps: list[Sweep], path: Path) -> dict[str, Constants]:
+def held_out_constants(sweeps: list[Sweep], path: Path) -> dict[str, Constants]:
     """For each sweep the constants to judge it with, fitted without that sweep.
 
     A sweep in `FITTED_ON` gets a new fit to the other sweeps of that list, which must be in the

@@ -1,7 +1,6 @@
 """Constants of the cost model in hardware files, each with its source."""
 
-import importlib.resources
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -49,10 +48,3 @@ def _with_kind(constant: Any) -> Any:
 
 ConstantsOfFile = Annotated[Mapping[str, Measured], BeforeValidator(_with_kinds)]
 """Constants by name, as a hardware file has them."""
-
-
-def described_in(folder: str) -> Iterator[tuple[str, str]]:
-    """The JSON files of a folder of `data`: the name for error messages, and the text of each."""
-    files = (importlib.resources.files(__package__) / "data" / folder).iterdir()
-    for file in sorted(files, key=lambda file: file.name):
-        yield f"hardware {file.name}", file.read_text(encoding="utf-8")

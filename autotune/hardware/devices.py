@@ -3,16 +3,15 @@
 import functools
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from autotune.errors import InputError
-from autotune.hardware.constants import ConstantsOfFile, described_in
-from autotune.inputs import Name, PositiveFloat, PositiveInt, json_object, validated
+from autotune.hardware import files
+from autotune.hardware.constants import ConstantsOfFile
+from autotune.inputs import Name, PositiveFloat, PositiveInt, validated
 
 AttentionKernel = Literal[
     "math",
@@ -63,13 +62,12 @@ class Device:
 @functools.cache
 def known_devices() -> dict[str, Device]:
     """All devices with a file in `data/devices`, by name."""
-    devices = [device_from_json(text, what=what) for what, text in described_in("devices")]
-    return {device.name: device for device in devices}
+    return files.shipped(Device, "devices")
 
 
 def device_from_json(text: str, *, what: str) -> Device:
     """Read a hardware file. Raises InputError."""
-    return validated(Device, json_object(text, what=what), what=what)
+    return files.from_json(Device, text, what=what)
 
 
 def device_of_accelerator(accelerator: str) -> Device:
@@ -95,18 +93,7 @@ def unknown_gpu(name: str) -> Device:
 
 def device_named(name: str) -> Device:
     """The device of that name, or of the hardware file at that path. Raises InputError."""
-    if name.endswith(".json"):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(f"hardware file {name!r} cannot be read: {error}") from None
-        return device_from_json(text, what=f"hardware file {name!r}")
-    devices = known_devices()
-    if name not in devices:
-        raise InputError(
-            f"device must be one of {', '.join(devices)} or a file NAME.json, got {name!r}"
-        )
-    return devices[name]
+    return files.named(Device, name, known_devices(), what="device")
 
 
 def device_to_json(device: Device) -> str:

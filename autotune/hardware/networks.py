@@ -4,15 +4,14 @@ They are separate from those of devices, because nodes with the same GPU have di
 """
 
 import functools
-from pathlib import Path
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from autotune.errors import InputError
-from autotune.hardware.constants import ConstantsOfFile, described_in
+from autotune.hardware import files
+from autotune.hardware.constants import ConstantsOfFile
 from autotune.hardware.devices import Device
-from autotune.inputs import Name, json_object, validated
+from autotune.inputs import Name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
@@ -30,29 +29,12 @@ class Network:
 @functools.cache
 def known_networks() -> dict[str, Network]:
     """All networks with a file in `data/networks`, by name."""
-    networks = [network_from_json(text, what=what) for what, text in described_in("networks")]
-    return {network.name: network for network in networks}
-
-
-def network_from_json(text: str, *, what: str) -> Network:
-    """Read a network file. Raises InputError."""
-    return validated(Network, json_object(text, what=what), what=what)
+    return files.shipped(Network, "networks")
 
 
 def network_named(name: str) -> Network:
     """The network of that name, or of the file at that path. Raises InputError."""
-    if name.endswith(".json"):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(f"network file {name!r} cannot be read: {error}") from None
-        return network_from_json(text, what=f"network file {name!r}")
-    networks = known_networks()
-    if name not in networks:
-        raise InputError(
-            f"network must be one of {', '.join(networks)} or a file NAME.json, got {name!r}"
-        )
-    return networks[name]
+    return files.named(Network, name, known_networks(), what="network")
 
 
 def usual_network(device: Device) -> Network | None:

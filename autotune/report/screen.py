@@ -131,8 +131,8 @@ def print_best(console: Console, best: Sequence[TrialRecord], *, simulated: bool
     """Print a table of the fastest layouts."""
     which = "simulated or replayed" if simulated else "that ran"
     table = Table(title=f"Fastest {min(_TOP, len(best))} of {len(best)} layouts {which}")
-    table.add_column("layout")
-    for heading in ("step s", "IQR", "tokens/s/GPU", "MFU", "memory GiB", "trial", "kind"):
+    table.add_column("layout", no_wrap=True)
+    for heading in ("step s", "IQR", "tokens/s/GPU", "MFU", "GiB", "trial", "kind"):
         table.add_column(heading, justify="right")
     for record in best[:_TOP]:
         measured = record.measurement

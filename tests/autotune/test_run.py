@@ -261,7 +261,7 @@ BAD_INPUT = [
         "uses all recorded layouts unchanged: --fix cannot be given",
     ),
     (("--space", "tiny", "--gpu", "abacus"), "device must be one of a100-80gb"),
-    (("--space", "tiny", "--gpu", "no.json"), "hardware file 'no.json' cannot be read"),
+    (("--space", "tiny", "--gpu", "no.json"), "device file 'no.json' cannot be read"),
     (("--space", "tiny", "--training-gpu-hours", "0"), "--training-gpu-hours"),
     (
         ("--space", "llm13b", "--trainable", "simulated", "--address", "127.0.0.1:6379"),
