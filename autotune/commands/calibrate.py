@@ -55,6 +55,7 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
         for s in sweeps
     ]
     _only({sweep.trainer for sweep in sweeps}, "trainer")
+    _only({links.name for sweep in sweeps if (links := sweep.cluster.links)} or {""}, "network")
     trainer = sweeps[0].trainer
     out = out or Path(f"{device.name}.json")
     _refuse_unwritable(out)

@@ -74,19 +74,22 @@ def constants_for(device: Device, trainer: str, network: Network | None = None) 
         )
     values = assumed_constants(trainer)
     links = network or usual_network(device)
-    of_network = {} if links is None else links.constants
-    for constants in (of_network, device.constants, device.trainers.get(trainer, {})):
+    described = [
+        (f"hardware {device.name}", device.constants),
+        (f"hardware {device.name}", device.trainers.get(trainer, {})),
+    ]
+    if links is not None:
+        described.insert(0, (f"network {links.name}", links.constants))
+    for what, constants in described:
         for name, measured in constants.items():
             if name not in known:
                 raise InputError(
-                    f"hardware {device.name}: constant must be one of those of constants.json, "
-                    f"got {name!r}"
+                    f"{what}: constant must be one of those of constants.json, got {name!r}"
                 )
             lower, upper = bounds_of(name)
             if not lower <= measured.value <= upper:
                 raise InputError(
-                    f"hardware {device.name}: {name} must be from {lower:g} to {upper:g}, "
-                    f"got {measured.value:g}"
+                    f"{what}: {name} must be from {lower:g} to {upper:g}, got {measured.value:g}"
                 )
             values[name] = measured.value
     return values

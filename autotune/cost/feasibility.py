@@ -12,9 +12,8 @@ HOPELESS = 0.01
 """Plans leave out layouts whose predicted probability to fit into memory is lower."""
 # A number of nodes is enough where a layout fits with at least this probability.
 _LIKELY = 0.5
-# Node counts that are tried: the next 8, then the current count doubled up to 8 times.
-_ONE_BY_ONE = 8
 _DOUBLINGS = 8
+_MOST_BETWEEN = 16
 
 
 def why_nothing_fits(space: SearchSpace, trainer: str) -> str | None:
@@ -61,14 +60,22 @@ def _best_fit(space: SearchSpace, trainer: str) -> _Fit | None:
 
 
 def _least_nodes(space: SearchSpace, trainer: str) -> int | None:
-    """The smallest number of nodes, of those tried, on which a layout is likely to fit."""
+    """The smallest number of nodes on which a layout is likely to fit; None: not up to a limit.
+
+    Doubled until one does, then the numbers in between are tried from below, at most
+    `_MOST_BETWEEN` of them.
+    """
     current = space.cluster.nodes
-    one_by_one = range(current + 1, current + 1 + _ONE_BY_ONE)
-    doubled = (current * 2**power for power in range(1, 1 + _DOUBLINGS))
-    nodes: int
-    for nodes in sorted({*one_by_one, *doubled}):
-        cluster = dataclasses.replace(space.cluster, nodes=nodes)
-        fit = _best_fit(space.replaced({"cluster": cluster}, what="nodes"), trainer)
-        if fit is not None and fit.probability >= _LIKELY:
-            return nodes
+    for power in range(_DOUBLINGS):
+        too_few, nodes = current * 2**power, current * 2 ** (power + 1)
+        if _likely_fits(space, nodes, trainer):
+            step = max(1, (nodes - too_few) // _MOST_BETWEEN)
+            between = range(too_few + step, nodes, step)
+            return next((n for n in between if _likely_fits(space, n, trainer)), nodes)
     return None
+
+
+def _likely_fits(space: SearchSpace, nodes: int, trainer: str) -> bool:
+    cluster = dataclasses.replace(space.cluster, nodes=nodes)
+    fit = _best_fit(space.replaced({"cluster": cluster}, what="nodes"), trainer)
+    return fit is not None and fit.probability >= _LIKELY

@@ -175,7 +175,8 @@ def code_fingerprint() -> str:
     root = Path(__file__).resolve().parent.parent.parent
     digest = hashlib.sha256()
     for package in _CODE:
-        for file in sorted((root / package).rglob("*.py")):
+        files = (root / package).rglob("*")
+        for file in sorted(file for file in files if file.suffix in (".py", ".json")):
             digest.update(file.relative_to(root).as_posix().encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

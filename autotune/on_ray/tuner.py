@@ -164,7 +164,8 @@ class _Adapter:
 
     def attempt_lost(self, tune_id: str, reason: str) -> None:
         self._requested_at = time.monotonic()
-        self.ledger.attempt_lost(self._trial_ids[tune_id], reason)
+        with self._failures_kept():
+            self.ledger.attempt_lost(self._trial_ids[tune_id], reason)
 
     def lost(self, tune_id: str, ended: Ended) -> None:
         with self._failures_kept():

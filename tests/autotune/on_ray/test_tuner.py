@@ -36,7 +36,7 @@ def results(adapter: Any, spec: Any) -> list[dict[str, Any]]:
 def test_a_trial_of_tune_becomes_a_record(ledger: Ledger) -> None:
     adapter = adapter_of(ledger)
     searcher, stopper, callback = (
-        kind(adapter) for kind in (tuner._AskTell, tuner._Stopper, tuner._Records)
+        kind(adapter) for kind in (tuner._LedgerSearcher, tuner._Stopper, tuner._Recorder)
     )
     config = searcher.suggest("tune-1")
     assert config["spec"]["trial_id"] == "0001" and config["virtual"] is True
@@ -54,7 +54,7 @@ def test_a_trial_of_tune_becomes_a_record(ledger: Ledger) -> None:
 def test_the_searcher_ends_tune_when_the_ledger_hands_out_no_more(ledger: Ledger) -> None:
     while spec := ledger.next_trial():
         run_one(ledger, FakeTrainable(), spec)
-    assert tuner._AskTell(adapter_of(ledger)).suggest("late") == "FINISHED"
+    assert tuner._LedgerSearcher(adapter_of(ledger)).suggest("late") == "FINISHED"
 
 
 def test_a_slow_trial_is_stopped_between_steps(ledger: Ledger) -> None:
@@ -73,7 +73,7 @@ def test_a_slow_trial_is_stopped_between_steps(ledger: Ledger) -> None:
             dataclasses.replace(rank, step=step, step_seconds=9 * best) for rank in report.ranks
         )
         slow = dataclasses.replace(report, step=step, ranks=ranks)
-        if adapter.took_step("b", {"step_report": to_json(slow), "nodes": []}):
+        if adapter.receive_result("b", {"step_report": to_json(slow), "nodes": []}):
             break
     adapter.completed("b", {"step_report": {}, "nodes": []})
     assert ledger.records[-1].outcome is Outcome.STOPPED
@@ -82,7 +82,7 @@ def test_a_slow_trial_is_stopped_between_steps(ledger: Ledger) -> None:
 def test_an_unfit_node_ends_the_search(ledger: Ledger) -> None:
     adapter = adapter_of(ledger)
     adapter.ask("a")
-    assert adapter.took_step("a", {"unfit_node": "node 1: wrong sums", "done": True})
+    assert adapter.receive_result("a", {"unfit_node": "node 1: wrong sums", "done": True})
     assert isinstance(adapter.failure, NodeCheckFailed) and adapter.cannot_go_on()
     adapter.completed("a", {"unfit_node": "node 1: wrong sums", "done": True, "nodes": []})
     assert ledger.records == [], "what was cut short is run again when the search is resumed"
@@ -119,7 +119,7 @@ def test_nodes_that_stay_away_end_the_search(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuner, "missing_nodes", lambda cluster, avoid: "needs 2 nodes, has 1")
-    monkeypatch.setattr(tuner, "_LOOK_FOR_NODES_SECONDS", 0.0)
+    monkeypatch.setattr(tuner, "_NODE_CHECK_SECONDS", 0.0)
     adapter = adapter_of(ledger, virtual=False)
     endings = [adapter.cannot_go_on() for _ in range(3)]
     assert endings[-1] and isinstance(adapter.failure, NodesGone)
