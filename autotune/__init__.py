@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from autotune.layout import Layout as Layout
     from autotune.model import Model as Model
     from autotune.model import load_model as load_model
+    from autotune.named_spaces import load_space as load_space
     from autotune.planning import plan as plan
     from autotune.space import SearchSpace as SearchSpace
-    from autotune.space import load_space as load_space
     from autotune.store.results import Run as Run
     from autotune.store.results import load as load
     from autotune.tuning import Place as Place
@@ -52,7 +52,7 @@ _PUBLIC = {
     "device": ("hardware", "device"),
     "load": ("store.results", "load"),
     "load_model": ("model", "load_model"),
-    "load_space": ("space", "load_space"),
+    "load_space": ("named_spaces", "load_space"),
     "plan": ("planning", "plan"),
     "resume": ("tuning", "resume"),
     "tune": ("tuning", "tune"),

@@ -23,11 +23,11 @@ from rich.table import Table
 
 from autotune.ledger.ledger import Ledger
 from autotune.ledger.ranking import CONFIRMED
+from autotune.named_spaces import load_space
 from autotune.on_ray.connection import ray_cluster
 from autotune.on_ray.tuner import run_trials
 from autotune.options.command_line import command_line
 from autotune.request import Request
-from autotune.space import load_space
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import create_run
 from autotune.trial.trainable import Trainable

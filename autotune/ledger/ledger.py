@@ -6,57 +6,22 @@ had not been interrupted.
 """
 
 import dataclasses
-import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from autotune.layout import Layout
 from autotune.ledger.clock import Clock, SystemClock
 from autotune.ledger.plausibility import why_impossible
 from autotune.ledger.ranking import fastest, next_to_confirm, ranked, summary, warning, wrong_losses
+from autotune.ledger.running import Listener, RunningTrial
 from autotune.ledger.search_setup import CONFIRMATION_STEPS, counts_of, search_for, startup_seconds
 from autotune.request import Request
-from autotune.search import Observation, Prediction, Pruned, prune
+from autotune.search import Observation, Pruned, prune
 from autotune.store.record import Purpose, TrialRecord
 from autotune.store.run_directory import RunStore
 from autotune.trial.measurement import measure
 from autotune.trial.slow_devices import SlowDevice, slow_device
 from autotune.trial.stopping import SlowerThanBest
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
-
-
-class Listener(Protocol):
-    """Receives the events of a search, to display them."""
-
-    def trial_started(self, spec: TrialSpec) -> None:
-        """A trial starts."""
-
-    def step_done(self, spec: TrialSpec, step: StepReport) -> None:
-        """A step of a running trial has finished."""
-
-    def trial_begins_again(self, spec: TrialSpec, reason: str) -> None:
-        """A running trial is repeated; the measurements of its earlier attempt are discarded."""
-
-    def trial_finished(self, record: TrialRecord) -> None:
-        """A trial was recorded."""
-
-
-@dataclasses.dataclass(slots=True, kw_only=True)
-class _Running:
-    spec: TrialSpec
-    purpose: Purpose
-    prediction: Prediction | None
-    started_at: datetime.datetime
-    started: float
-    attempts: int = 1
-    steps: list[StepReport] = dataclasses.field(default_factory=list)
-    stop_reason: str | None = None
-    slow_devices: list[str] = dataclasses.field(default_factory=list)
-
-    def begin_again(self) -> None:
-        """Start the next attempt; discard the measurements of the last one."""
-        self.attempts += 1
-        self.steps.clear()
-        self.stop_reason = None
 
 
 class Ledger:
@@ -74,7 +39,7 @@ class Ledger:
         self._search = search_for(self.request, self._layouts)
         self._stopping = SlowerThanBest(self.request.stop_factor)
         self._exploring = True
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, RunningTrial] = {}
         self._to_repeat: list[TrialSpec] = []
         self._next: tuple[Layout, Purpose] | None = None
         self._pruned: list[Pruned] = []
@@ -165,7 +130,7 @@ class Ledger:
             trial_timeout_seconds=self._timeout_seconds(layout, purpose),
             micro_batch_counts=counts_of(request, layout) if purpose == "reduced" else (),
         )
-        self._running[trial_id] = _Running(
+        self._running[trial_id] = RunningTrial(
             spec=spec,
             purpose=purpose,
             prediction=self._search.prediction(layout),
@@ -241,7 +206,7 @@ class Ledger:
             self.store.remove("best.json")
         self._listener.trial_finished(record)
 
-    def _record_of(self, running: _Running, ended: Ended) -> TrialRecord:
+    def _record_of(self, running: RunningTrial, ended: Ended) -> TrialRecord:
         seconds = self._clock.monotonic() - running.started
         if self.request.simulated:
             starts = len(running.spec.micro_batch_counts) or 1
@@ -264,7 +229,7 @@ class Ledger:
             prediction=running.prediction,
         )
 
-    def _checked(self, record: TrialRecord, running: _Running) -> TrialRecord:
+    def _checked(self, record: TrialRecord, running: RunningTrial) -> TrialRecord:
         """The record; its outcome becomes `invalid` where its figures are implausible."""
         if record.outcome is not Outcome.OK:
             return record

@@ -14,8 +14,9 @@ from autotune.errors import InputError, in_field
 from autotune.hardware import Device, Network, device_named, network_named
 from autotune.inputs import Name, read_json
 from autotune.model import Precision, model_from_mapping
+from autotune.named_spaces import load_space
 from autotune.options.command_line import COUNT
-from autotune.space import SearchSpace, load_space
+from autotune.space import SearchSpace
 
 _BOOLEANS = {"true": True, "false": False}
 # Defaults for --model without --space: one node of 8 H100, 4 million tokens per step.

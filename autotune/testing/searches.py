@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from autotune.cost.model import CostModel
 from autotune.layout import Layout
+from autotune.named_spaces import load_space
 from autotune.search import Observation, Prior, Search, TrialCost
-from autotune.space import load_space
 from autotune.trial.trial import Outcome
 
 # In these tests layouts with a larger micro-batch run out of memory.

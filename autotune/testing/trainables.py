@@ -11,7 +11,8 @@ import pytest
 
 from autotune.cost.trainers import TRAINERS
 from autotune.layout import SEARCHED, Layout
-from autotune.space import SearchSpace, load_space
+from autotune.named_spaces import load_space
+from autotune.space import SearchSpace
 from autotune.trial.trainable import (
     RankHost,
     Trainable,

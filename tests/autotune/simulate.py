@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from autotune.ledger.ledger import Ledger
+from autotune.named_spaces import load_space
 from autotune.request import Request
-from autotune.space import SearchSpace, load_space
+from autotune.space import SearchSpace
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import RunStore, create_run
 from autotune.trial.reduced import run_in_parts

@@ -32,9 +32,10 @@ from autotune.hardware import Device, Measured, Stated, device_named, device_to_
 from autotune.inputs import validated
 from autotune.layout import LAYOUT_COLUMNS, Layout
 from autotune.model import Model
+from autotune.named_spaces import load_space
 from autotune.options.command_line import command_line
 from autotune.request import Request, request_from_json
-from autotune.space import SearchSpace, load_space
+from autotune.space import SearchSpace
 from autotune.trial.trial import to_json
 from tests.autotune.simulate import fake_request, new_store, run_to_the_end
 from tests.conftest import REPOSITORY, examples

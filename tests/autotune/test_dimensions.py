@@ -16,8 +16,9 @@ from autotune.layout import (
     Layout,
     value_type,
 )
+from autotune.named_spaces import load_space
 from autotune.search.correction import features_of
-from autotune.space import SearchSpace, load_space
+from autotune.space import SearchSpace
 from autotune.store.record import LAYOUT_FIELDS, PRUNED_SCHEMA, TRIAL_SCHEMA
 
 # A value other than the default, in a layout where it is legal.

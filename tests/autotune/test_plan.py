@@ -8,8 +8,8 @@ import pytest
 
 from autotune.commands.plan import main
 from autotune.layout import layout_from_mapping
+from autotune.named_spaces import load_space
 from autotune.options.command_line import command_line
-from autotune.space import load_space
 
 MODEL = {
     "num_hidden_layers": 32,

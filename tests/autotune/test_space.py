@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from autotune.errors import InputError
 from autotune.layout import LAYOUT_COLUMNS, SEARCHED, Layout, layout_from_mapping, why_illegal
-from autotune.space import Excluded, SearchSpace, available_spaces, load_space
+from autotune.named_spaces import available_spaces, load_space
+from autotune.space import Excluded, SearchSpace
 
 
 @pytest.mark.parametrize("name", available_spaces())

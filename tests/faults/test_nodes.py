@@ -16,9 +16,9 @@ from autotune.cluster import Cluster
 from autotune.errors import NodesGone
 from autotune.hardware import device_named
 from autotune.ledger.ledger import Ledger
+from autotune.named_spaces import load_space
 from autotune.on_ray.nodes import whole_nodes
 from autotune.on_ray.tuner import run_trials
-from autotune.space import load_space
 from autotune.store.run_directory import open_run
 from autotune.trial.trainable import RankHost
 from autotune.trial.trial import Ended, StepReport, TrialSpec

@@ -16,8 +16,9 @@ from ray.util import placement_group_table
 from autotune.cluster import Cluster
 from autotune.hardware import device_named
 from autotune.ledger.ledger import Ledger
+from autotune.named_spaces import load_space
 from autotune.on_ray.tuner import run_trials
-from autotune.space import SearchSpace, load_space
+from autotune.space import SearchSpace
 from autotune.store.record import TrialRecord
 from autotune.trial.trial import Outcome
 from tests.autotune.simulate import Silent, new_store

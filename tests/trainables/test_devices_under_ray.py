@@ -12,8 +12,8 @@ from ray.cluster_utils import Cluster as RayNodes
 from autotune.cluster import Cluster
 from autotune.hardware import device_named
 from autotune.ledger.ledger import Ledger
+from autotune.named_spaces import load_space
 from autotune.on_ray.tuner import run_trials
-from autotune.space import load_space
 from autotune.trial.trainable import RankHost
 from autotune.trial.trial import Outcome
 from tests.autotune.simulate import Silent, new_store

@@ -26,8 +26,8 @@ from autotune.hardware import (
     device_to_json,
 )
 from autotune.layout import Layout
+from autotune.named_spaces import load_space
 from autotune.options.command_line import command_line
-from autotune.space import load_space
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import RunStore
 from autotune.trial.measurement import Measurement

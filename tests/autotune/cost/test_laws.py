@@ -17,7 +17,7 @@ from autotune.errors import InputError
 from autotune.hardware import device_named, unknown_gpu
 from autotune.layout import Layout
 from autotune.model import Model
-from autotune.space import load_space
+from autotune.named_spaces import load_space
 from tests.conftest import examples
 
 A100 = device_named("a100-80gb")

@@ -12,7 +12,7 @@ from autotune.cost.model import CostModel, Estimates
 from autotune.hardware import device_named
 from autotune.layout import Layout
 from autotune.model import Model
-from autotune.space import load_space
+from autotune.named_spaces import load_space
 
 A100 = device_named("a100-80gb")
 LLAMA = Model(

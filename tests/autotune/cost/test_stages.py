@@ -10,7 +10,7 @@ from autotune.cost.columns import columns_of
 from autotune.cost.stages import Partition, blocks_per_stage, stages_of
 from autotune.layout import Layout
 from autotune.model import Model
-from autotune.space import load_space
+from autotune.named_spaces import load_space
 from tests.conftest import examples
 
 

@@ -8,8 +8,9 @@ import pytest
 from autotune.errors import InputError
 from autotune.hardware import device_named
 from autotune.hardware.kernels import MODULES, why_not_installed
+from autotune.named_spaces import load_space
 from autotune.on_ray.detected_cluster import fitted_to_nodes
-from autotune.space import SearchSpace, load_space
+from autotune.space import SearchSpace
 from tests.autotune.simulate import fake_request
 
 BROKEN = 'raise ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN3c10")'

@@ -7,7 +7,7 @@ import pytest
 from autotune.cost.minimum import minimum_step_seconds
 from autotune.cost.model import CostModel
 from autotune.ledger.plausibility import FinalLoss, contradicted, why_impossible
-from autotune.space import load_space
+from autotune.named_spaces import load_space
 from autotune.trial.measurement import measure
 from autotune.trial.slow_devices import slow_device
 from autotune.trial.trial import RankStep, StepReport, TrialSpec

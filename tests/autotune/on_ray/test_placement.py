@@ -15,9 +15,9 @@ from autotune.cluster import Cluster
 from autotune.errors import ClusterTooSmall, NodeCheckFailed
 from autotune.hardware import device_named
 from autotune.ledger.ledger import Ledger
+from autotune.named_spaces import load_space
 from autotune.on_ray import nodes as ray_nodes
 from autotune.on_ray.tuner import run_trials
-from autotune.space import load_space
 from autotune.trial.trial import Ended, StepReport, TrialSpec
 from tests.autotune.simulate import Silent, new_store
 from trainables.fake import FakeHost, FakeTrainable

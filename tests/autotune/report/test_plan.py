@@ -6,9 +6,10 @@ import re
 from rich.console import Console
 
 from autotune.layout import DIMENSIONS
+from autotune.named_spaces import load_space
 from autotune.planning import plan
 from autotune.report.plan import print_not_ranked, print_ranked
-from autotune.space import SearchSpace, load_space
+from autotune.space import SearchSpace
 
 
 def printed(space: SearchSpace, top: int = 10) -> list[str]:

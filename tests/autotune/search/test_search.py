@@ -11,8 +11,8 @@ import pytest
 from autotune.cost.model import CostModel
 from autotune.errors import InputError
 from autotune.layout import Layout
+from autotune.named_spaces import load_space
 from autotune.search import SEARCHES, Observation, Prior, Search, TrialCost, make_search
-from autotune.space import load_space
 from autotune.trial.trial import Outcome
 from trainables.fake import fake_step_seconds
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from autotune.errors import InputError
 from autotune.layout import LAYOUT_COLUMNS
-from autotune.space import load_space
+from autotune.named_spaces import load_space
 from autotune.store.record import TRIAL_SCHEMA, TrialRecord
 from autotune.store.run_directory import open_run, refuse_existing_run, sole_user, write_atomically
 from autotune.trial.measurement import Measurement

@@ -12,7 +12,7 @@ from autotune.hardware import device_named
 from autotune.layout import Layout, layout_from_mapping
 from autotune.ledger.ledger import Ledger
 from autotune.model import Model
-from autotune.space import load_space
+from autotune.named_spaces import load_space
 from autotune.store.run_directory import open_run
 from autotune.trial.measurement import measure
 from autotune.trial.reduced import extrapolated, reduced_counts, run_in_parts
