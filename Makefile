@@ -17,10 +17,11 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 # In less than a minute: what needs neither Ray nor torch.
-FAST := tests/autotune tests/benchmarks/test_on_recorded_runs.py tests/test_readme.py
+FAST := tests/autotune tests/test_readme.py
 STARTS_RAY_OR_RANKS := tests/autotune/on_ray tests/autotune/test_run.py \
     tests/autotune/cost/test_measured_memory.py tests/autotune/trial/test_reduced.py
 FITS := tests/autotune/calibration/test_fit.py
+test-fast: export HYPOTHESIS_PROFILE := quick
 test-fast: .venv/installed-dev
 	$(BIN)/python -m pytest -p tests.without_ray_and_torch -m "not slow and not gpu" $(FAST) \
 	    $(patsubst %,--ignore=%,$(STARTS_RAY_OR_RANKS) $(FITS)) \

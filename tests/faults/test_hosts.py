@@ -169,7 +169,7 @@ def test_ranks_of_two_hosts_meet_at_their_own_addresses(
 ) -> None:
     """The host names resolve to another interface, over which the hosts are not connected."""
     out = tmp_path / "run"
-    search = cluster.search(out)
+    search = cluster.search(out, "--max-trials", "1")
     wait_for_ranks(search, out, cluster.hosts)
     for host in cluster.hosts:
         assert host.run(sys.executable, "-c", OWN_NAME).stdout.startswith("198.51.100.")

@@ -209,7 +209,8 @@ def test_a_slow_device_is_named_and_gone_around_where_nodes_are_spare(
     row(Row(fault="a device is slow against its peers", recorded=said))
 
 
-@pytest.mark.parametrize("comes_back", [True, False])
+# A node that is lost in a trial and one that is waited for are in other tests, too.
+@pytest.mark.parametrize("comes_back", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_node_that_dies_during_a_trial(
     two_nodes: RayNodes, tmp_path: Path, comes_back: bool, row: Callable[[Row], None]
 ) -> None:

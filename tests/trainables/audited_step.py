@@ -84,20 +84,17 @@ def _tensors(value: Any) -> Any:
 
 
 def main() -> None:
-    """Audit one case after another."""
+    """Audit the cases, two at a time; prints in their order."""
     os.environ.update(worker_environment("cpu"))
     from trainables.deepspeed_llm.preload import import_what_ranks_need
 
     import_what_ranks_need()
-    for layout, model in json.loads(sys.argv[1]):
-        child = multiprocessing.get_context("fork").Process(target=audit, args=(layout, model))
-        child.start()
-        child.join()
-        if child.exitcode:
-            sys.exit(f"{layout} of {model} ended with status {child.exitcode}")
+    with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+        for found in pool.starmap(audit, json.loads(sys.argv[1]), chunksize=1):
+            print(json.dumps(found), flush=True)
 
 
-def audit(of_layout: dict[str, Any], of_model: dict[str, Any]) -> None:
+def audit(of_layout: dict[str, Any], of_model: dict[str, Any]) -> dict[str, Any]:
     """Profile two steps for the peak memory of the second, then audit a third."""
     model = Model(**of_model)
     layout = layout_from_mapping(of_layout, model)
@@ -148,16 +145,11 @@ def audit(of_layout: dict[str, Any], of_model: dict[str, Any]) -> None:
         # The loss and the norm at the end of the step; fused AdamW on GPUs has no such line.
         if "_grad_norm(" not in wait and "loss_mean" not in wait and "torch/optim/" not in wait
     ]
-    print(
-        json.dumps(
-            {
-                "waits": waits,
-                "update_bytes_per_parameter": update.moved_bytes / model.parameters,
-                "peak_bytes": _peak_bytes(profiled),
-            }
-        ),
-        flush=True,
-    )
+    return {
+        "waits": waits,
+        "update_bytes_per_parameter": update.moved_bytes / model.parameters,
+        "peak_bytes": _peak_bytes(profiled),
+    }
 
 
 def _peak_bytes(profiled: Any) -> int:
