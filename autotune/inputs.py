@@ -61,9 +61,12 @@ Name = Annotated[str, Field(strict=True), AfterValidator(_checked_name)]
 """A short name. It is used in file names and in comments of scripts, hence the checks."""
 
 
-def validated(kind: type[T], values: Mapping[str, Any], *, what: str | None) -> T:
+def validated(
+    kind: type[T], values: Mapping[str, Any], *, what: str | None, names_field: bool = False
+) -> T:
     """Build the dataclass `kind` from untrusted `values`; `what` is the prefix of an error message.
 
+    With `names_field` and without `what`, the error names its field.
     Raises InputError with the first problem as one sentence, for example
     ``model: hidden_size must be greater than or equal to 1, got 0``.
     """
@@ -71,6 +74,9 @@ def validated(kind: type[T], values: Mapping[str, Any], *, what: str | None) -> 
         return pydantic.TypeAdapter(kind).validate_python(dict(values))
     except pydantic.ValidationError as error:
         problem = first_problem(error)
+        field, _, rule = problem.partition(" ")
+        if what is None and names_field and rule.startswith("must "):
+            raise InputError(rule, field=field) from None
         raise InputError(problem if what is None else f"{what}: {problem}") from None
 
 

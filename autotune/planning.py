@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from autotune.cost.feasibility import HOPELESS, why_nothing_fits
 from autotune.cost.model import CostModel, Estimates
 from autotune.layout import Layout
+from autotune.named_spaces import load_space
 from autotune.space import Excluded, SearchSpace
 from autotune.trial.measurement import predicted_mfu
 
@@ -59,12 +61,14 @@ class Plan:
         ]
 
 
-def plan(space: SearchSpace, model: CostModel | None = None) -> Plan:
+def plan(space: SearchSpace | str | Path, model: CostModel | None = None) -> Plan:
     """Predict and rank every layout of the space; nothing is run.
 
     `model` is the cost model; None: that of the DeepSpeed worker on the space's devices. Raises
     InputError where the space has no layout, or the cost model does not know the device.
     """
+    if not isinstance(space, SearchSpace):
+        space = load_space(str(space))
     model = model or CostModel(space.model, space.precision, space.cluster)
     dropped: collections.Counter[str] = collections.Counter()
     layouts = []

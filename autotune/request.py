@@ -13,7 +13,7 @@ from autotune.inputs import Flag, PositiveFloat, PositiveInt, validated
 from autotune.layout import Layout
 from autotune.search import SEARCHES
 from autotune.space import SearchSpace
-from autotune.trial.registry import describe_trainable
+from autotune.trial.registry import describe_trainable, trainable_names
 from autotune.trial.trainable import TrainableDescription, TrainableSetup
 
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -29,7 +29,7 @@ class Request:
 
     space: SearchSpace
     """The search space, with the restrictions of the command line applied."""
-    trainable: str
+    trainable: Annotated[str, Field(strict=True, min_length=1)]
     """Name of the trainable that runs the trials."""
     search: str
     """Name of the search algorithm."""
@@ -61,8 +61,10 @@ class Request:
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
             raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
-        replayed = self.description.trains == "recorded"
-        if (self.runs is not None, self.layouts is not None) != (replayed, replayed):
+        replays = self._is_installed and self.description.trains == "recorded"
+        both = (self.runs is not None, self.layouts is not None)
+        # A run can be read where its trainable is not installed: then nothing is known of it.
+        if both != (replays, replays) and (both != (True, True) or self._is_installed):
             raise ValueError(
                 "runs and layouts must be given to replay recorded runs and only then, got "
                 f"trainable {self.trainable}, runs {self.runs!r} and "
@@ -72,6 +74,10 @@ class Request:
             raise ValueError(f"data and synthetic_data exclude each other, got data {self.data!r}")
         for name, value in self.env.items():
             _check_variable(name, value)
+
+    @property
+    def _is_installed(self) -> bool:
+        return self.trainable in trainable_names()
 
     @property
     def simulated(self) -> bool:

@@ -25,6 +25,7 @@ from autotune.store.run_directory import (
     refuse_existing_run,
     sole_user,
 )
+from autotune.trial.registry import describe_trainable
 
 RUNS = Path("runs")
 """Default parent folder of run directories."""
@@ -51,7 +52,7 @@ class Place:
 
 
 def tune(
-    space: SearchSpace | str | None = None,
+    space: SearchSpace | str | Path | None = None,
     *,
     out: str | Path | None = None,
     place: Place | None = None,
@@ -70,12 +71,16 @@ def tune(
     predicted to fit; NodesGone, NodeCheckFailed, RunDirectoryFailed or KeyboardInterrupt where the
     search ended early: `resume` goes on.
     """
-    known = {field.name for field in dataclasses.fields(SearchOptions)} - {"space", "env"}
+    of_place = {field.name for field in dataclasses.fields(Place)}
+    if misplaced := options.keys() & of_place:
+        raise InputError(f"{min(misplaced)} belongs to the place: tune(..., place=Place(...))")
+    known = {field.name for field in dataclasses.fields(SearchOptions)}
+    known -= of_place | {"space", "env"}
     if unknown := options.keys() - known:
         raise InputError(f"unknown option {min(unknown)}: tune has {', '.join(sorted(known))}")
     place = place or Place()
     variables = [f"{name}={value}" for name, value in (env or {}).items()]
-    options = {"address": place.address, **options, "env": variables, "space": space}
+    options = {**options, "address": place.address, "env": variables, "space": space}
     request = request_from_options(SearchOptions(**options))
     directory = RUNS / request.space.name if out is None else Path(out)
     search(request, directory, place, Screen(plain_console()))
@@ -93,6 +98,7 @@ def open_to_resume(directory: Path) -> RunStore:
     """Open a run directory, and read all of it before anything is started. Raises InputError."""
     with in_field("resume"):
         store = open_run(directory)
+        describe_trainable(store.request.trainable)
         for read_table in (store.trials, store.pruned):
             read_table()
     return store
@@ -113,10 +119,8 @@ def search(request: Request, directory: Path, place: Place, screen: Screen) -> L
     """Run a new search into `directory`; raises the same errors as `tune`."""
     refuse_existing_run(directory)
     check(request, place)
-    if request.layouts is None and not place.explore_anyway:
-        problem = why_nothing_fits(request.space, request.description.trainer)
-        if problem is not None:
-            raise NothingFits(problem)
+    if request.simulated or request.space.cluster.device.kind == "cpu":
+        _refuse_if_nothing_fits(request, place)  # on GPUs when it is known which they are
     _warn_if_not_measured(request, screen)
     with signals_interrupt():
         return _run(request, directory, place, screen, None)
@@ -124,7 +128,9 @@ def search(request: Request, directory: Path, place: Place, screen: Screen) -> L
 
 def go_on(store: RunStore, place: Place, screen: Screen) -> Ledger:
     """Resume a search; where it has already ended, nothing is started."""
-    with signals_interrupt(), sole_user(store.directory):
+    with signals_interrupt(), contextlib.ExitStack() as stack:
+        with in_field("resume"):
+            stack.enter_context(sole_user(store.directory))
         ledger = Ledger(store, screen)
         if ledger.is_over:
             screen.note(f"{len(ledger.records)} trials already finished, none is left to run")
@@ -163,7 +169,9 @@ def _run(
                 request = fitted.request
                 for change in fitted.changes:
                     screen.note(change)
-            stack.enter_context(sole_user(directory))
+                _refuse_if_nothing_fits(request, place)
+            with in_field("out"):
+                stack.enter_context(sole_user(directory))
             about = {"versions": {"autotune": __version__}, "nodes": nodes}
             ledger = Ledger(create_run(directory, request, about), screen)
         elif changes := differences(directory, nodes):
@@ -178,6 +186,15 @@ def _run(
             )
     _write_result(ledger)
     return ledger
+
+
+def _refuse_if_nothing_fits(request: Request, place: Place) -> None:
+    """Raise NothingFits where no layout of a space is predicted to fit."""
+    if place.explore_anyway or request.layouts is not None:
+        return
+    problem = why_nothing_fits(request.space, request.description.trainer)
+    if problem is not None:
+        raise NothingFits(problem)
 
 
 def _write_result(ledger: Ledger) -> None:
@@ -202,7 +219,7 @@ def _warn_or_refuse(screen: Screen, changes: list[str], *, allowed: bool) -> Non
     if not allowed:
         raise InputError(
             f"the cluster must be the one that the run was begun on ({what}), unless "
-            "allow_different_cluster is given",
+            "`allow_different_cluster` is given",
             field="resume",
         )
     screen.warn(f"the cluster has changed: {what}")
@@ -213,6 +230,6 @@ def _refuse_without_devices(request: Request) -> None:
         request.space.cluster.check_this_machine()
     except ClusterTooSmall as error:
         raise ClusterTooSmall(
-            f"space {request.space.name} {error}; name the address of a Ray cluster, or simulate "
-            "the trials (trainable simulated)"
+            f"space {request.space.name} {error}; give the `address` of a Ray cluster, or "
+            "simulate the trials (`trainable` simulated)"
         ) from None

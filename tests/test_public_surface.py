@@ -1,15 +1,24 @@
 """`import autotune`: what it offers, and what that costs."""
 
 import ast
+import dataclasses
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import autotune
+from autotune.options.search_options import SearchOptions, request_from_options
+from autotune.trial import registry
+from tests.autotune.simulate import new_store, run_to_the_end
 from tests.conftest import REPOSITORY
+from trainables.fake import DESCRIPTION as FAKE
 
 NAMES = ("SearchSpace", "Model", "Cluster", "Layout", "device", "tune", "plan", "load")
 
@@ -70,11 +79,77 @@ def test_a_search_without_a_command_line(tmp_path: Path) -> None:
     assert again.best == run.best, "a finished search is only read"
 
 
-def test_options_that_do_not_exist_are_one_sentence() -> None:
-    with pytest.raises(autotune.InputError, match=r"^unknown option speed: tune has "):
-        autotune.tune("tiny", speed=9)
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"speed": 9}, "^unknown option speed: tune has "),
+        ({"address": "10.0.0.1:6379"}, r"^address belongs to the place: tune\(\.\.\., place=Place"),
+        ({"max_trials": 0}, "^max_trials must be greater than or equal to 1, got 0"),
+        ({"nodes": "2"}, "^nodes must be a valid integer, got '2'"),
+        ({"sequence_length": -1}, "^sequence_length must be greater than or equal to 1, got -1"),
+        ({"precision": "fp8"}, "^precision must be 'fp32' or 'bf16', got 'fp8'"),
+        ({"seed": 2**63}, "^seed must be less than"),
+        ({"trainable": "magic"}, "^trainable must be one of auto, |^trainable must be one of deep"),
+        ({"model": {"hidden_size": 3}}, "^--model: num_hidden_layers"),
+    ],
+)
+def test_wrong_options_are_one_sentence(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(autotune.InputError, match=sentence):
+        autotune.tune("tiny", **options)
+
+
+def test_what_is_no_run_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(autotune.InputError, match=r"^no run in "):
-        autotune.load("nowhere")
+        autotune.load(tmp_path)
+    store = new_store(tmp_path / "run", trainable="simulated", max_trials=2)
+    run_to_the_end(store)
+    run = autotune.load(tmp_path / "run")
+    for content in ("[]", "{}", '{"layout": 3}', '{"layout": {"tensor_parallel": "x"}}', "{"):
+        (run.directory / "best.json").write_text(content)
+        with pytest.raises(autotune.InputError, match=r"best\.json"):
+            assert run.best_layout
+    table = pa.table({"trial_id": ["0001"], "step_seconds": ["fast"]})
+    for foreign in (table, pa.table({"a": [1]})):
+        pq.write_table(foreign, run.directory / "trials" / "0001.parquet")
+        with pytest.raises(autotune.InputError, match=r"0001\.parquet.* cannot be read"):
+            assert autotune.load(run.directory).trials
+
+
+def test_spaces_models_and_devices_may_be_given_as_objects_or_paths() -> None:
+    space = options_of(space=Path("examples/my_space.py"), gpu=autotune.device("h200"))
+    assert space.name == "my_space" and space.cluster.device.name == "h200"
+    fields = json.loads((REPOSITORY / "examples" / "model.json").read_text())
+    for model in (fields, REPOSITORY / "examples" / "model.json"):
+        assert options_of(model=model).model.hidden_size == fields["hidden_size"]
+    assert autotune.plan("llm13b").ranked == autotune.plan(autotune.load_space("llm13b")).ranked
+
+
+def options_of(**options: Any) -> autotune.SearchSpace:
+    return request_from_options(SearchOptions(trainable="simulated", **options)).space
+
+
+def test_a_run_of_a_trainable_that_is_not_installed_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = dataclasses.replace(FAKE, name="theirs")
+    monkeypatch.setitem(registry._registered, "theirs", theirs)
+    run_to_the_end(new_store(tmp_path, trainable="theirs", max_trials=2))
+    monkeypatch.delitem(registry._registered, "theirs")
+    run = autotune.load(tmp_path)
+    assert run.request.trainable == "theirs" and run.best is not None
+    with pytest.raises(autotune.InputError, match=r"^trainable must be one of|^resume: "):
+        autotune.resume(tmp_path)
+
+
+def test_the_module_of_the_command_may_be_imported_beside_the_function() -> None:
+    code = (
+        "import autotune, autotune.plan; from autotune.plan import main; "
+        "print(len(autotune.plan('llm13b').ranked) > 100)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+    )
+    assert process.stdout.strip() == "True", process.stderr
 
 
 def test_the_example_files_use_it_alone() -> None:

@@ -7,10 +7,8 @@ import click
 
 from autotune.errors import InputError, in_field
 from autotune.export import DEFAULT_FORMAT, export_layout, formats
-from autotune.layout import Layout
 from autotune.options.command_line import PATH
 from autotune.store.results import Run
-from autotune.trial.trial import Outcome
 
 
 @click.command()
@@ -24,7 +22,7 @@ def main(directory: Path, form: str, trial: str | None, out: Path | None) -> int
     """Write the best layout of the run in DIR, or that of any trial that worked."""
     with in_field("directory"):
         run = Run(directory)
-    layout = run.best_layout if trial is None else _layout_of(run, trial)
+    layout = run.best_layout if trial is None else run.layout_of(trial)
     if layout is None:
         raise InputError(f"run {str(directory)!r} must have a layout that worked, got none")
     out = out or directory / "export"
@@ -36,15 +34,3 @@ def main(directory: Path, form: str, trial: str | None, out: Path | None) -> int
         raise InputError(f"cannot write {str(out)!r}: {error.strerror}", field="out") from None
     print(f"wrote {layout.describe()} into {out}", file=sys.stderr)
     return 0
-
-
-def _layout_of(run: Run, trial: str) -> Layout:
-    """The layout of that trial. Raises InputError where there is none, or it did not work."""
-    worked = {}
-    for row in run.trials.to_pylist():
-        if row["outcome"] == Outcome.OK:
-            worked[row["trial_id"]] = Layout(**{n: row[n] for n in Layout.__dataclass_fields__})
-    if trial not in worked:
-        known = ", ".join(worked) or "none"
-        raise InputError(f"must be a trial that worked ({known}), got {trial!r}", field="trial")
-    return worked[trial]

@@ -9,13 +9,12 @@ import click
 
 from autotune.cost.model import CostModel, Estimates
 from autotune.errors import InputError
-from autotune.hardware import Device, known_devices, unknown_gpu
+from autotune.hardware import Device, device_named, known_devices, unknown_gpu
 from autotune.inputs import read_json, validated
 from autotune.layout import Layout, layout_from_mapping, why_illegal
 from autotune.options.command_line import AMOUNT, COUNT, plain_console
 from autotune.options.space_options import (
     SpaceOptions,
-    device_of_option,
     space_from_options,
     space_options,
 )
@@ -82,20 +81,25 @@ def main(
     return 0
 
 
-def _device(gpu: str | None, stated: Mapping[str, float | None]) -> Callable[[Device], Device]:
+def _device(
+    gpu: str | Device | None, stated: Mapping[str, float | None]
+) -> Callable[[Device], Device]:
     """A function from the space's device to the one that the options ask for."""
 
     def device(space_device: Device) -> Device:
         given = {name: value for name, value in stated.items() if value is not None}
         if gpu is None:
             known = space_device
+        elif isinstance(gpu, Device):
+            known = gpu
         elif len(given) == len(stated) and not gpu.endswith(".json"):
             known = known_devices().get(gpu) or unknown_gpu(gpu)
         else:
             try:
-                known = device_of_option(gpu)
+                known = device_named(gpu)
             except InputError as error:
-                raise InputError(f"{error}; for another device give {_DEVICE_OPTIONS}") from None
+                sentence = f"{error}; for another device give {_DEVICE_OPTIONS}"
+                raise InputError(sentence, field="gpu") from None
         fields = {field.name: getattr(known, field.name) for field in dataclasses.fields(known)}
         return validated(Device, {**fields, **given}, what="--gpu")
 

@@ -8,6 +8,7 @@ import click
 
 from autotune.errors import InputError, NodeCheckFailed, NodesGone, NothingFits, RunDirectoryFailed
 from autotune.inputs import default_of
+from autotune.ledger.interruption import signals_ignored
 from autotune.ledger.ledger import Ledger
 from autotune.options.command_line import (
     AMOUNT,
@@ -30,6 +31,7 @@ from autotune.options.search_options import (
 from autotune.options.space_options import space_options
 from autotune.report import Screen, dry_run, print_dry_run, print_end
 from autotune.request import Request
+from autotune.search import SEARCHES
 from autotune.tuning import RUNS, Place, go_on, open_to_resume, search
 
 # Options that --resume accepts: output, connection to Ray, and limits of the search.
@@ -52,7 +54,10 @@ _ALLOWED_WITH_RESUME = frozenset(
 )
 @click.option("--runs", type=PATH, metavar="PATH", help="Recorded runs for --trainable replay.")
 @click.option(
-    "--search", default="guided", show_default=True, help="guided, hyperopt, random, grid or rules."
+    "--search",
+    default=default_of(SearchOptions, "search"),
+    show_default=True,
+    help=f"One of {', '.join(SEARCHES)}.",
 )
 @click.option(
     "--max-trials",
@@ -182,14 +187,15 @@ def main(
     try:
         ledger = go_on(store, place, screen) if store else search(request, directory, place, screen)
     except KeyboardInterrupt:
-        return _interrupted(screen, "interrupted", directory)
+        with signals_ignored():
+            return _interrupted(screen, "interrupted", directory, context)
     except NothingFits as error:
-        print_error(f"{error}; to search nevertheless, give --explore-anyway")
+        print_error(f"{error}; --explore-anyway searches all the same")
         return EXIT_NOTHING_WORKED
     except (NodesGone, NodeCheckFailed, RunDirectoryFailed) as error:
         if not (directory / "run.json").exists():
             raise
-        return _interrupted(screen, str(error), directory)
+        return _interrupted(screen, str(error), directory, context)
     return _print_result(screen, ledger, directory, as_json=as_json)
 
 
@@ -210,8 +216,17 @@ def _print_result(screen: Screen, ledger: Ledger, directory: Path, *, as_json: b
     return 0 if ledger.best else EXIT_NOTHING_WORKED
 
 
-def _interrupted(screen: Screen, why: str, directory: Path) -> int:
-    screen.note(f"{why}; continue with --resume {directory}")
+def _interrupted(screen: Screen, why: str, directory: Path, context: click.Context) -> int:
+    """Say how to go on, with the limits that were raised: run.json keeps those of the beginning."""
+    if not (directory / "run.json").exists():
+        screen.note(f"{why}; no search was begun")
+        return EXIT_INTERRUPTED
+    raised = ""
+    if context.params["resume"] is not None:
+        limits = {"--max-trials": "max_trials", "--gpu-hours": "gpu_hours"}
+        given = {option: context.params[name] for option, name in limits.items()}
+        raised = "".join(f" {option} {v:g}" for option, v in given.items() if v is not None)
+    screen.note(f"{why}; continue with --resume {directory}{raised}")
     return EXIT_INTERRUPTED
 
 
@@ -221,4 +236,5 @@ def _refuse_new_search_options(context: click.Context) -> None:
         name = str(parameter.name)
         given = context.get_parameter_source(name)
         if given is click.core.ParameterSource.COMMANDLINE and name not in _ALLOWED_WITH_RESUME:
-            raise InputError(f"{parameter.opts[0]} cannot be changed by --resume")
+            options = "/".join([*parameter.opts, *parameter.secondary_opts])
+            raise InputError(f"{options} cannot be changed by --resume")

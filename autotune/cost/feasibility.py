@@ -6,6 +6,7 @@ import numpy as np
 
 from autotune.cost.model import CostModel
 from autotune.errors import InputError
+from autotune.inputs import LARGEST_COUNT
 from autotune.space import SearchSpace
 
 HOPELESS = 0.01
@@ -68,6 +69,8 @@ def _least_nodes(space: SearchSpace, trainer: str) -> int | None:
     current = space.cluster.nodes
     for power in range(_DOUBLINGS):
         too_few, nodes = current * 2**power, current * 2 ** (power + 1)
+        if nodes > LARGEST_COUNT:
+            return None
         if _likely_fits(space, nodes, trainer):
             step = max(1, (nodes - too_few) // _MOST_BETWEEN)
             between = range(too_few + step, nodes, step)

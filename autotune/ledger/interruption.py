@@ -1,66 +1,50 @@
-"""Handling of SIGINT and SIGTERM, by which a user or a batch system ends a search."""
+"""Signals by which a person or a batch system ends a search."""
 
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""SIGINT (Ctrl-C), and SIGTERM, which batch systems send."""
+"""Ctrl-C, and what batch systems send."""
 
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM both raise KeyboardInterrupt.
+    """The first end signal raises KeyboardInterrupt inside, as Ctrl-C does; others are ignored.
 
-    After the first one the signals are ignored, so that a second does not interrupt the clean-up.
+    So what is shut down and written on the way out is not interrupted a second time.
     """
-    if not _in_main_thread():
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
+
+    with _handled_by(interrupt):
         yield
-        return
-    before = _handlers()
-    for number in END_SIGNALS:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        _ignore()
-        raise
-    except BaseException:
-        _restore(before)
-        raise
-    _restore(before)
 
 
 @contextlib.contextmanager
 def signals_ignored() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM have no effect, so that a shutdown is completed."""
-    if not _in_main_thread():
+    """End signals have no effect inside."""
+    with _handled_by(signal.SIG_IGN):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[..., None] | signal.Handlers) -> Iterator[None]:
+    """Set the handler of all end signals inside. Python allows that in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = _handlers()
-    _ignore()
+    before: dict[int, Any] = {number: signal.signal(number, handler) for number in END_SIGNALS}
     try:
         yield
     finally:
-        _restore(before)
-
-
-def _in_main_thread() -> bool:
-    """Whether this is the main thread: only there does Python allow signal handlers."""
-    return threading.current_thread() is threading.main_thread()
-
-
-def _handlers() -> Mapping[int, Any]:
-    return {number: signal.getsignal(number) for number in END_SIGNALS}
-
-
-def _ignore() -> None:
-    for number in END_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _restore(handlers: Mapping[int, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+        for number, previous in before.items():
+            if previous is not None:  # else it was not set from Python
+                signal.signal(number, previous)

@@ -23,6 +23,9 @@ from autotune.trial.slow_devices import SlowDevice, slow_device
 from autotune.trial.stopping import SlowerThanBest
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
 
+INTERRUPTED = "interrupted"
+"""Why a search ended that could go on."""
+
 
 class Ledger:
     """Chooses trials, receives their steps and results, and records them."""
@@ -45,7 +48,7 @@ class Ledger:
         self._pruned: list[Pruned] = []
         self.records: list[TrialRecord] = []
         """All finished trials, oldest first."""
-        self.stopped_because = "interrupted"
+        self.stopped_because = INTERRUPTED
         """Why the search ended."""
         for record in store.trials():
             self._update(record)
@@ -122,7 +125,7 @@ class Ledger:
             precision=space.precision,
             warmup_steps=space.warmup_steps,
             measured_steps=multiple * space.measured_steps,
-            log_dir=str(self.store.new_log_directory(trial_id)),
+            log_dir=str(self.store.new_log_directory(trial_id).absolute()),
             data=request.data,
             synthetic_data=request.synthetic_data,
             seed=request.seed,
@@ -253,6 +256,7 @@ class Ledger:
                 return
             # The layout ran out of memory in its longer trial: tell the search and explore again.
             self._exploring = True
+            self.stopped_because = INTERRUPTED
         observation = Observation(
             layout=record.layout,
             outcome=record.outcome,

@@ -9,7 +9,7 @@ from autotune.cost.model import CostModel
 from autotune.errors import InputError
 from autotune.layout import Layout
 from autotune.request import Request
-from autotune.search import Prior, Search, TrialCost, make_search
+from autotune.search import NEED_PRIOR, Prior, Search, TrialCost, make_search
 from autotune.trial.reduced import reduced_counts
 
 # Assumed start-up of a trial (processes, process groups, first allocations). Replays use "gpu".
@@ -28,7 +28,7 @@ def search_for(request: Request, layouts: Sequence[Layout]) -> Search:
     try:
         prior = Prior(cost_model_of(request), layouts)
     except InputError:
-        if request.search == "guided":
+        if request.search in NEED_PRIOR:
             raise
         prior = None
     cost = TrialCost(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import re
@@ -27,7 +28,8 @@ from autotune.on_ray.ray_internals import (
 # A raylet takes 1 s of CPU time to start, and 100 MB.
 _MOST_RAYLETS = 4
 _CONNECT_TIMEOUT_SECONDS = 5.0
-_HOST_AND_PORT = re.compile(r".+:\d+")
+_HOST_AND_PORT = re.compile(r".*:\d+")
+_CLIENT = "ray://"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ def ray_cluster(
                     f"cannot connect to {address!r}: {first_line(error)}", field="address"
                 ) from None
         else:
-            with listening_on_loopback():
+            with listening_on_loopback(), _sigterm_interrupts():
                 nodes = _start_local(cluster, dashboard=dashboard, virtual=virtual)
                 context = ray.init(address=nodes.address, **quiet)
     try:
@@ -94,19 +96,34 @@ def _sigterm_handler_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """While Ray starts, its own handler turns SIGTERM into SystemExit: here KeyboardInterrupt."""
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+
+
 def _refuse_unreachable(address: str) -> None:
     """Raise InputError where no Ray answers at the address, or Ray refuses the token.
 
     `ray.init` would retry for minutes and print its own messages.
     """
-    if "://" in address:
-        return  # the address of a Ray Client: not checked
+    if address == "local":
+        raise InputError("must be that of a running Ray, got 'local'", field="address")
+    client = address.startswith(_CLIENT)
     try:
         # Not what Ray makes of it: it replaces 127.0.0.1 by the address on the network.
-        head = address if _HOST_AND_PORT.fullmatch(address) else head_address(address)
+        stated = _HOST_AND_PORT.fullmatch(address.removeprefix(_CLIENT))
+        head = address.removeprefix(_CLIENT) if stated else head_address(address)
         host, _, port = head.rpartition(":")
-        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_SECONDS).close()
-        answers = head_answers(head, _CONNECT_TIMEOUT_SECONDS)
+        if not host or not 0 < int(port) < 65536:
+            raise ValueError("it must be HOST:PORT with a port from 1 to 65535")
+        bare = host.removeprefix("[").removesuffix("]")
+        socket.create_connection((bare, int(port)), _CONNECT_TIMEOUT_SECONDS).close()
+        # Ray's client has a protocol of its own.
+        answers = client or head_answers(head, _CONNECT_TIMEOUT_SECONDS)
     except (OSError, OverflowError, ValueError) as error:
         raise InputError(
             f"cannot connect to {address!r}: {first_line(error)}", field="address"
@@ -135,7 +152,7 @@ def _start_local(cluster: Cluster, *, dashboard: Dashboard | None, virtual: bool
         "object_store_memory": 100 * 2**20,
         **devices,
     }
-    head: dict[str, Any] = {"include_dashboard": False}
+    head: dict[str, Any] = {"include_dashboard": False, "dashboard_port": None}
     if dashboard is not None:
         _refuse_taken(dashboard)
         head = {
@@ -151,16 +168,15 @@ def _start_local(cluster: Cluster, *, dashboard: Dashboard | None, virtual: bool
 
 
 def _refuse_taken(dashboard: Dashboard) -> None:
-    """Raise InputError where the requested port is in use."""
-    if dashboard.port is None:
-        return
+    """Raise InputError where the dashboard cannot listen: Ray would try 50 ports, for minutes."""
     family = socket.AF_INET6 if ":" in dashboard.host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((dashboard.host, dashboard.port))
+            listener.bind((dashboard.host, dashboard.port or 0))
         except OSError as error:
+            foreign = error.errno == errno.EADDRNOTAVAIL
             raise InputError(
-                f"cannot listen on {dashboard.host}:{dashboard.port}: {error.strerror}",
-                field="dashboard_port",
+                f"cannot listen on {dashboard.host}:{dashboard.port or ''}: {error.strerror}",
+                field="dashboard_host" if foreign else "dashboard_port",
             ) from None

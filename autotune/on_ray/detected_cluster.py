@@ -10,6 +10,7 @@ from autotune.cost.setting import setting_of
 from autotune.errors import InputError
 from autotune.hardware import device_of_accelerator
 from autotune.request import Request
+from autotune.search import NEED_PRIOR, WITHOUT_PRIOR
 
 Nodes = Sequence[Mapping[str, Any]]
 """Descriptions of nodes, as `autotune.on_ray.nodes.inspect_nodes` gives them."""
@@ -94,14 +95,14 @@ def _with_installed_kernels(fitted: Fitted, nodes: Nodes) -> Fitted:
 def _with_usable_search(fitted: Fitted) -> Fitted:
     """Replace the guided search by hyperopt where the cost model does not know the device."""
     request, space = fitted.request, fitted.request.space
-    if request.search != "guided":
+    if request.search not in NEED_PRIOR:
         return fitted
     try:
         setting_of(space.model, space.precision, space.cluster)
     except InputError:
         return fitted.changed(
-            dataclasses.replace(request, search="hyperopt"),
+            dataclasses.replace(request, search=WITHOUT_PRIOR),
             f"{space.cluster.device.name} is not known to the cost model (a hardware file "
-            "describes it): searching with hyperopt",
+            f"describes it): searching with {WITHOUT_PRIOR}",
         )
     return fitted

@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,13 @@ from typing import Any
 import click
 from rich.console import Console
 
-from autotune.errors import InputError, NodeCheckFailed
+from autotune.errors import (
+    AutotuneError,
+    InputError,
+    NodesGone,
+    NothingFits,
+    RunDirectoryFailed,
+)
 from autotune.inputs import LARGEST_AMOUNT, LARGEST_COUNT, SMALLEST_AMOUNT
 
 _PLAIN_WIDTH = 130
@@ -18,6 +25,13 @@ _PLAIN_WIDTH = 130
 EXIT_BAD_INPUT = 2
 EXIT_NOTHING_WORKED = 3
 EXIT_INTERRUPTED = 130
+
+# Of errors that a command does not handle itself; of all others EXIT_BAD_INPUT.
+_STATUS: dict[type[AutotuneError], int] = {
+    NothingFits: EXIT_NOTHING_WORKED,
+    NodesGone: EXIT_INTERRUPTED,
+    RunDirectoryFailed: EXIT_INTERRUPTED,
+}
 
 
 def command_line(command: click.Command, arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +48,9 @@ def command_line(command: click.Command, arguments: Sequence[str] | None = None)
         return _refuse(error.format_message())
     except InputError as error:
         return _refuse(_with_option(error, _invoked(command, arguments)))
-    except NodeCheckFailed as error:
-        return _refuse(str(error))
+    except AutotuneError as error:
+        print_error(str(error))
+        return _STATUS.get(type(error), EXIT_BAD_INPUT)
     except click.exceptions.Abort:
         return EXIT_INTERRUPTED
     return int(status or 0)
@@ -111,15 +126,20 @@ def _invoked(command: click.Command, arguments: Sequence[str]) -> click.Command:
 
 
 def _with_option(error: InputError, command: click.Command) -> str:
-    """The error message, with the command's option or argument instead of the field's name."""
-    for parameter in command.params:
-        if parameter.name == error.field:
-            return error.with_field_as(
-                parameter.opts[0]
-                if isinstance(parameter, click.Option)
-                else parameter.human_readable_name
-            )
-    return str(error)
+    """The sentence with the command's options in the place of fields.
+
+    Those are the field at fault, at the beginning, and others that it names in backquotes.
+    """
+    options = {
+        parameter.name: parameter.opts[0]
+        if isinstance(parameter, click.Option)
+        else parameter.human_readable_name
+        for parameter in command.params
+    }
+    sentence = str(error)
+    if error.field in options:
+        sentence = error.with_field_as(options[error.field])
+    return re.sub(r"`(\w+)`", lambda found: options.get(found[1], found[0]), sentence)
 
 
 def print_error(sentence: str) -> None:

@@ -83,7 +83,7 @@ def request_from_options(options: SearchOptions) -> Request:
             "trainable": name,
             "search": options.search,
             "seed": options.seed,
-            "max_trials": options.max_trials or space.max_trials,
+            "max_trials": space.max_trials if options.max_trials is None else options.max_trials,
             "gpu_hours": options.gpu_hours,
             "training_gpu_hours": options.training_gpu_hours,
             "reduced_trials": options.reduced_trials,
@@ -95,7 +95,8 @@ def request_from_options(options: SearchOptions) -> Request:
             "runs": None if options.runs is None else str(Path(options.runs).resolve()),
             "layouts": sweep and tuple(run.layout for run in sweep.runs),
         },
-        what="request",
+        what=None,
+        names_field=True,
     )
     # A hardware file may name constants that the cost model does not know.
     cluster = space.cluster

@@ -1,9 +1,9 @@
 """Options that select a search space; shared by `run` and `plan`."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 import pydantic
@@ -12,11 +12,13 @@ from autotune.cluster import Cluster
 from autotune.cost.constants import known_constants
 from autotune.errors import InputError, in_field
 from autotune.hardware import Device, Network, device_named, network_named
-from autotune.inputs import Name, read_json
+from autotune.inputs import Name, read_json, validated
 from autotune.model import Precision, model_from_mapping
 from autotune.named_spaces import load_space
 from autotune.options.command_line import COUNT
 from autotune.space import SearchSpace
+
+T = TypeVar("T")
 
 _BOOLEANS = {"true": True, "false": False}
 # Defaults for --model without --space: one node of 8 H100, 4 million tokens per step.
@@ -31,12 +33,12 @@ _DEFAULT_PIPELINE_SIZES = (1, 2, 4, 8, 16, 32)
 class SpaceOptions:
     """A space, and options that replace parts of it, as given; None: not given."""
 
-    space: str | SearchSpace | None = None
-    model: str | None = None
+    space: str | Path | SearchSpace | None = None
+    model: str | Path | Mapping[str, Any] | None = None
     nodes: int | None = None
     gpus_per_node: int | None = None
-    gpu: str | None = None
-    network: str | None = None
+    gpu: str | Device | None = None
+    network: str | Network | None = None
     precision: str | None = None
     sequence_length: int | None = None
     global_batch_size: int | None = None
@@ -89,9 +91,9 @@ def space_from_options(
         "global_batch_size": options.global_batch_size,
         "precision": options.precision,
     }
-    model = dataclasses.replace(space.model, **_given(sizes))
-    cluster = dataclasses.replace(space.cluster, **changes)
-    space = space.replaced({"model": model, "cluster": cluster}, what="--space")
+    model = _changed(space.model, _given(sizes))
+    cluster = _changed(space.cluster, changes)
+    space = space.replaced({"model": model, "cluster": cluster}, what="space")
     fixed: dict[str, tuple[Any, ...]] = {}
     for text in options.fix:
         dimension, values = parse_fix(text)
@@ -102,14 +104,24 @@ def space_from_options(
         return space.restricted(fixed)
 
 
-def device_of_option(gpu: str) -> Device:
+def _changed(value: T, fields: Mapping[str, Any]) -> T:
+    """The dataclass with other fields, validated again. Raises InputError."""
+    own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}  # type: ignore[arg-type]
+    return validated(type(value), {**own, **fields}, what=None, names_field=True)
+
+
+def device_of_option(gpu: str | Device) -> Device:
     """The device that --gpu names. Raises InputError."""
+    if isinstance(gpu, Device):
+        return gpu
     with in_field("gpu"):
         return device_named(gpu)
 
 
-def network_of_option(network: str) -> Network:
+def network_of_option(network: str | Network) -> Network:
     """The network that --network names. Raises InputError."""
+    if isinstance(network, Network):
+        return network
     with in_field("network"):
         return network_named(network)
 
@@ -142,15 +154,15 @@ def name_and_value(text: str, option: str) -> tuple[str, str]:
 def _named_space(options: SpaceOptions) -> SearchSpace:
     assert options.space is not None
     space = options.space
-    if isinstance(space, str):
-        space = load_space(space)
+    if not isinstance(space, SearchSpace):
+        space = load_space(str(space))
     if options.model is None:
         return space
     batch = {
         "sequence_length": space.model.sequence_length,
         "global_batch_size": space.model.global_batch_size,
     }
-    fields = read_json(options.model, what="--model")
+    fields = _fields_of(options.model)
     model = model_from_mapping({**batch, **fields}, what="--model")
     return space.replaced({"model": model}, what="--model")
 
@@ -159,7 +171,7 @@ def _space_of_model(options: SpaceOptions) -> SearchSpace:
     """The space of --model without --space: all layouts on one node."""
     if options.model is None:
         raise InputError("--space or --model must be given, got neither")
-    fields = read_json(options.model, what="--model")
+    fields = _fields_of(options.model)
     length = options.sequence_length or fields.get("sequence_length") or _DEFAULT_SEQUENCE_LENGTH
     fields.setdefault("sequence_length", length)
     if isinstance(length, int) and length > 0:
@@ -174,13 +186,22 @@ def _space_of_model(options: SpaceOptions) -> SearchSpace:
     )
 
 
-def _name_of(model: str) -> str:
+def _fields_of(model: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json, given as such, inline, or by its path. Raises InputError."""
+    if isinstance(model, Mapping):
+        return dict(model)
+    return read_json(str(model), what="--model")
+
+
+def _name_of(model: str | Path | Mapping[str, Any]) -> str:
     """Name of the space of a model: that of its file, or of the folder of a config.json.
 
     "model" for inline JSON, and where that name is invalid.
     """
+    if isinstance(model, Mapping) or str(model).lstrip().startswith("{"):
+        return "model"
     path = Path(model)
-    if model.lstrip().startswith("{") or path.suffix != ".json":
+    if path.suffix != ".json":
         return "model"
     name = path.absolute().parent.name if path.stem == "config" else path.stem
     try:

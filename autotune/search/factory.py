@@ -35,6 +35,12 @@ SEARCHES: dict[str, _Maker] = {
 """Functions that make a search, by its name on the command line."""
 
 
+NEED_PRIOR = frozenset({"guided"})
+"""Searches that need the cost model's predictions."""
+WITHOUT_PRIOR = "hyperopt"
+"""The search to take instead where there are none."""
+
+
 def make_search(
     name: str, layouts: Sequence[Layout], *, seed: int, prior: Prior | None, cost: TrialCost
 ) -> Search:

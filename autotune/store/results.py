@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autotune.errors import InputError, first_line
-from autotune.layout import Layout
+from autotune.inputs import validated
+from autotune.layout import LAYOUT_COLUMNS, Layout
 from autotune.request import Request
 from autotune.store.record import PRUNED_SCHEMA, STEP_SCHEMA, TRIAL_SCHEMA
 from autotune.store.run_directory import open_run
+from autotune.trial.trial import Outcome
 
 
 class Run:
@@ -43,7 +45,26 @@ class Run:
     def best_layout(self) -> Layout | None:
         """The best layout; None where no layout ran."""
         best = self.best
-        return None if best is None else Layout(**best["layout"])
+        if best is None:
+            return None
+        layout = best.get("layout") if isinstance(best, dict) else None
+        if not isinstance(layout, dict):
+            raise InputError(f"{str(self.directory / 'best.json')!r} must name a layout")
+        return validated(Layout, layout, what=f"{str(self.directory / 'best.json')!r}")
+
+    def layout_of(self, trial_id: str) -> Layout:
+        """The layout of a trial that worked. Raises InputError where there is no such trial."""
+        worked = {}
+        for row in self.trials.to_pylist():
+            if row["outcome"] == Outcome.OK:
+                worked[row["trial_id"]] = row
+        if trial_id not in worked:
+            known = ", ".join(map(str, worked)) or "none"
+            raise InputError(
+                f"must be a trial that worked ({known}), got {trial_id!r}", field="trial"
+            )
+        columns = {name: worked[trial_id][name] for name in LAYOUT_COLUMNS}
+        return validated(Layout, columns, what=f"trial {trial_id}")
 
     @functools.cached_property
     def trials(self) -> pa.Table:
@@ -79,13 +100,16 @@ def _read(file: Path, schema: pa.Schema) -> pa.Table:
     """A table with all columns of `schema`; columns that an older run lacks are null."""
     try:
         table = pq.read_table(file)
+        columns = [
+            table[field.name].cast(field.type)
+            if field.name in table.column_names
+            else pa.nulls(len(table), field.type)
+            for field in schema
+        ]
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{str(file)!r} cannot be read: {first_line(error)}") from None
-    columns = [
-        table[field.name].cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
+    # The first column names the row, in every table and every version.
+    if schema[0].name not in table.column_names:
+        raise InputError(f"{str(file)!r} cannot be read: column {schema[0].name} is missing")
     nullable = pa.schema([field.with_nullable(True) for field in schema])
     return pa.table(columns, schema=nullable)

@@ -62,8 +62,8 @@ class RunStore:
         _refuse_lower("gpu_hours", begun_with.gpu_hours, gpu_hours)
         self.request = dataclasses.replace(
             begun_with,
-            max_trials=max_trials or begun_with.max_trials,
-            gpu_hours=gpu_hours or begun_with.gpu_hours,
+            max_trials=begun_with.max_trials if max_trials is None else max_trials,
+            gpu_hours=begun_with.gpu_hours if gpu_hours is None else gpu_hours,
         )
 
     @property
@@ -174,6 +174,8 @@ def _refuse_lower(name: str, begun_with: float | None, value: float | None) -> N
 def create_run(directory: Path, request: Request, about: dict[str, Any]) -> RunStore:
     """Create a run directory; `about` (versions, hardware) is stored in run.json too."""
     store = RunStore(directory, request)
+    if (directory / "run.json").exists():  # of a search that began in the meantime
+        raise InputError(f"{str(directory)!r} already holds a run", field="out")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name in ("trials", "steps", "logs"):

@@ -36,11 +36,11 @@ def check_data(data: str | None, *, synthetic: bool, model: Model) -> None:
     """Raise InputError where the model cannot be trained on that data."""
     if synthetic:
         if data is not None:
-            raise InputError(f"must not be given with synthetic_data, got {data!r}", field="data")
+            raise InputError(f"must not be given with `synthetic_data`, got {data!r}", field="data")
         return
     text_files(data)
     if model.vocab_size < _BYTE_VALUES:
         raise InputError(
             f"vocab_size must be at least {_BYTE_VALUES} for bytes of text, got "
-            f"{model.vocab_size} (or train on synthetic_data)"
+            f"{model.vocab_size} (or train on `synthetic_data`)"
         )

@@ -282,7 +282,7 @@ BAD_INPUT = [
     (("--space", "tiny", "--data", "/no/such"), "--data: no such file or folder"),
     (
         ("--space", "tiny", "--data", "/tmp", "--synthetic-data"),
-        "--data must not be given with synthetic_data",
+        "--data must not be given with --synthetic-data",
     ),
     (("--space", "tiny", "--model", "/no/such"), "--model: cannot read"),
     (("--space", "tiny", "--model", '{"hidden_size": 3}'), "are missing"),

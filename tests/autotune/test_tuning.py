@@ -97,6 +97,36 @@ def test_an_address_is_for_real_trials(no_ray: None, tmp_path: Path, capsys: Cap
     assert "--address must be given for real trials only" in capsys.readouterr().err
 
 
+def test_an_interrupt_tells_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(autotune.tuning, "_run", interrupted)
+    assert run("--space", "llm13b", "--out", tmp_path / "new") == 130
+    assert "interrupted; no search was begun" in capsys.readouterr().out
+    begun = tmp_path / "begun"
+    run_to_the_end(new_store(begun, trainable="simulated", max_trials=4), trials=2)
+    assert run("--resume", begun, "--max-trials", 9) == 130
+    expected = f"interrupted; continue with --resume {begun} --max-trials 9"
+    assert expected in capsys.readouterr().out
+
+
+def test_an_error_names_other_options_as_options(
+    no_ray: None, tmp_path: Path, capsys: Capture
+) -> None:
+    out = ("--out", tmp_path / "run")
+    assert run("--space", "llm13b", "--trainable", "deepspeed", *out) == 2
+    line = capsys.readouterr().err
+    assert "give the --address of a Ray cluster" in line
+    assert "simulate the trials (--trainable simulated)" in line
+    assert run("--space", "tiny", "--data", tmp_path, "--synthetic-data", *out) == 2
+    assert "--data must not be given with --synthetic-data" in capsys.readouterr().err
+    assert run("--resume", tmp_path, "--whole-trials") == 2
+    assert "--reduced-trials/--whole-trials cannot be changed" in capsys.readouterr().err
+
+
 def test_a_run_directory_is_not_taken_twice(no_ray: None, tmp_path: Path, capsys: Capture) -> None:
     new_store(tmp_path / "run")
     assert run("--space", "tiny", "--out", tmp_path / "run") == 2

@@ -31,7 +31,7 @@ def test_the_layout_is_out_of_memory_and_the_search_goes_on(
     nodes = RayNodes(
         initialize_head=True,
         head_node_args={
-            **{"num_cpus": 2, "include_dashboard": False},
+            **{"num_cpus": 2, "include_dashboard": False, "dashboard_port": None},
             "resources": {"virtual_device": 1.0},
         },
     )

@@ -35,7 +35,8 @@ NODE = {"num_cpus": 2, "resources": {"virtual_device": 2.0}}
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[RayNodes]:
     made = RayNodes(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "include_dashboard": False, "dashboard_port": None},
     )
     ray.init(address=made.address, log_to_driver=False, logging_level="error")
     yield made

@@ -141,7 +141,12 @@ def search(
     device = {"virtual_device": 1.0}
     nodes = RayNodes(
         initialize_head=True,
-        head_node_args={"num_cpus": 2, "resources": device, "include_dashboard": False},
+        head_node_args={
+            "num_cpus": 2,
+            "resources": device,
+            "include_dashboard": False,
+            "dashboard_port": None,
+        },
     )
     nodes.add_node(num_cpus=2, resources=device)
     ray.init(address=nodes.address, log_to_driver=False, logging_level="error")

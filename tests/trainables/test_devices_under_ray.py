@@ -47,7 +47,10 @@ class Reporting(DeepSpeedLlm):
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes]:
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)  # that of this process, for other tests
     gpus = {"num_cpus": 3, "num_gpus": GPUS_PER_NODE}
-    nodes = RayNodes(initialize_head=True, head_node_args={**gpus, "include_dashboard": False})
+    nodes = RayNodes(
+        initialize_head=True,
+        head_node_args={**gpus, "include_dashboard": False, "dashboard_port": None},
+    )
     nodes.add_node(**gpus)
     ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
     yield nodes

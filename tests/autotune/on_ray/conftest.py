@@ -12,7 +12,8 @@ def made_up_nodes() -> Iterator[RayNodes]:
     """Three nodes, each of eight (made-up) GPUs and two virtual devices."""
     both = {"num_gpus": 8, "resources": {"virtual_device": 2}}
     nodes = RayNodes(
-        initialize_head=True, head_node_args={**both, "num_cpus": 4, "include_dashboard": False}
+        initialize_head=True,
+        head_node_args={**both, "num_cpus": 4, "include_dashboard": False, "dashboard_port": None},
     )
     for _ in range(2):
         nodes.add_node(**both, num_cpus=2)

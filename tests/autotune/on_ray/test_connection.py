@@ -82,3 +82,28 @@ def test_a_second_dashboard_takes_the_next_free_port() -> None:
     finally:
         if taken is not None:
             taken.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("ray://127.0.0.1:1", "cannot connect to 'ray://127.0.0.1:1': .*refused"),
+        ("local", "address must be that of a running Ray, got 'local'"),
+        (":6379", "it must be HOST:PORT with a port from 1 to 65535"),
+        ("127.0.0.1:99999", "it must be HOST:PORT with a port from 1 to 65535"),
+        ("[::1]:1", r"cannot connect to '\[::1\]:1': .*(refused|assign|unreachable)"),
+        ("no.such.host.invalid:6379", "cannot connect to 'no.such.host.invalid:6379'"),
+    ],
+)
+def test_other_addresses_are_one_sentence_too(address: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence), ray_cluster(ONE_NODE, address=address):
+        pass
+
+
+def test_a_dashboard_host_that_is_not_of_this_machine_is_one_sentence() -> None:
+    elsewhere = Dashboard(host="192.0.2.1")
+    with (
+        pytest.raises(InputError, match=r"^dashboard_host: cannot listen on 192\.0\.2\.1:"),
+        ray_cluster(ONE_NODE, address=None, dashboard=elsewhere),
+    ):
+        pass
