@@ -3,6 +3,7 @@
 import datetime
 import json
 import multiprocessing
+import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -54,11 +55,9 @@ records = st.builds(
 @examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(record=records)
 def test_a_stored_trial_reads_back_equal(tmp_path: Path, record: TrialRecord) -> None:
-    store = new_store(tmp_path)
-    for file in (tmp_path / "trials").iterdir():
-        file.unlink()
+    store = new_store(Path(tempfile.mkdtemp(dir=tmp_path)))
     store.add_trial(record, [])
-    assert open_run(tmp_path).trials() == [record]
+    assert open_run(store.directory).trials() == [record]
 
 
 def test_columns_are_those_of_the_design() -> None:
