@@ -102,7 +102,10 @@ def first_problem(error: pydantic.ValidationError) -> str:
         case "unexpected_keyword_argument" | "extra_forbidden":
             return f"unknown key {field}"
         case "value_error":
-            return str(problem["ctx"]["error"])
+            sentence = str(problem["ctx"]["error"])
+            # A type that is shared by fields of several names knows only its own.
+            name = field.rpartition(".")[2]
+            return sentence if name in sentence else f"{field}: {sentence}"
     rule = problem["msg"].replace("Input should be", "must be").replace("Input must", "must")
     return f"{field} {rule}, got {shown(problem['input'])}"
 
