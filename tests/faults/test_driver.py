@@ -173,6 +173,7 @@ def fill(filler: Path) -> None:
             file.write(b"\0" * 4096)
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_nothing_ends_the_search_in_one_sentence_and_loses_nothing(
     undisturbed: Path, tmp_path: Path, row: Callable[[Row], None]
 ) -> None:
@@ -184,7 +185,9 @@ def test_a_disk_that_takes_nothing_ends_the_search_in_one_sentence_and_loses_not
         wait_for(lambda: finished(directory) >= 3, search)
         seconds = ended_by(search, lambda: remount(disk, "ro"), "Read-only file system")
         status, output = run_to_the_end("--resume", directory)
-        assert status == 2 and output.splitlines()[-1].startswith("error: --resume: the run directory must")
+        assert status == 2 and output.splitlines()[-1].startswith(
+            "error: --resume: the run directory must"
+        )
         remount(disk, "rw")
         sentence = "one sentence, status 130; resumed"
         row(Row(fault="directory turns read-only", recorded=sentence, seconds=seconds))
