@@ -17,8 +17,6 @@ class _Module(types.ModuleType):
         return plan(*arguments, **options)
 
 
-if __name__ in sys.modules and __name__ != "__main__":
-    sys.modules[__name__].__class__ = _Module
-
 if __name__ == "__main__":
     sys.exit(command_line(main))
+sys.modules[__name__].__class__ = _Module
