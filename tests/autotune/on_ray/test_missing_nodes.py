@@ -15,6 +15,6 @@ def test_a_cluster_without_virtual_devices_is_told_how_to_start_them(
     cpus = Cluster(nodes=1, gpus_per_node=2, device=device_named("cpu"))
     sentence = ray_nodes.missing_nodes(cpus)
     assert sentence is not None and sentence.startswith("needs 1 node of 2 virtual devices")
-    assert """ray start --resources='{"virtual_device": 2}'""" in sentence
+    assert """ray start --resources '{"virtual_device": 2}'""" in sentence
     gpus = Cluster(nodes=1, gpus_per_node=2, device=device_named("h100"))
     assert "ray start" not in str(ray_nodes.missing_nodes(gpus))
