@@ -6,6 +6,7 @@
     ├── NothingFits          no layout is predicted to fit (exit status 3: nothing was started)
     ├── NodeCheckFailed      a node failed the check before the first trial (exit status 2)
     ├── RunDirectoryFailed   the run directory cannot be written any more (status 130: resumable)
+    ├── RunDirectoryReplaced another run is in the place of the run directory (exit status 2)
     ├── NodesGone            nodes were missing for longer than allowed (status 130: resumable)
     └── NodeLost             a node or its actor was lost during a trial (the trial is retried)
         └── NodeOutOfMemory  ... because the node's main memory ran out (the trial's outcome is oom)
@@ -54,6 +55,10 @@ class NodeCheckFailed(AutotuneError):
 
 class RunDirectoryFailed(AutotuneError):
     """The run directory cannot be written any more; the files in it are complete."""
+
+
+class RunDirectoryReplaced(AutotuneError):
+    """Another run is in the place of the run directory; nothing was written into it."""
 
 
 class NodesGone(AutotuneError):

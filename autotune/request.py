@@ -21,6 +21,12 @@ _SET_FOR_EACH_RANK = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}
     | {"MASTER_PORT", "DS_ACCELERATOR"}
 )
+# Variables by which the dynamic linker, Python and shells load code that a program does not name.
+_LOADS_CODE = re.compile(r"(LD|DYLD|PYTHON).*|GCONV_PATH|BASH_ENV|ENV|PERL5.*|NODE_OPTIONS")
+_HARMLESS = frozenset(
+    {"PYTHONUNBUFFERED", "PYTHONHASHSEED", "PYTHONFAULTHANDLER", "PYTHONDONTWRITEBYTECODE"}
+    | {"PYTHONUTF8", "PYTHONIOENCODING", "PYTHONMALLOC", "PYTHONTRACEMALLOC", "PYTHONDEVMODE"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
@@ -98,6 +104,12 @@ class Request:
         """Every layout that may be tried."""
         return self.space.layouts() if self.layouts is None else list(self.layouts)
 
+    def why_not(self, layout: Layout) -> str | None:
+        """Why the layout is none that may be tried, or None where it is one."""
+        if self.layouts is None:
+            return self.space.why_not(layout)
+        return None if layout in self.layouts else "it must be one of the recorded layouts"
+
 
 def request_from_json(values: object) -> Request:
     """Read a stored request. Raises InputError."""
@@ -111,5 +123,10 @@ def _check_variable(name: str, value: str) -> None:
         raise ValueError(f"env: NAME must be letters, digits and underscores, got {name!r}")
     if name in _SET_FOR_EACH_RANK:
         raise ValueError(f"env: {name} is set for each rank and cannot be given")
+    if _LOADS_CODE.fullmatch(name) and name not in _HARMLESS:
+        raise ValueError(
+            f"env: {name} makes programs load other code and cannot be given; where it is needed, "
+            "set it before Ray is started"
+        )
     if "\0" in value:
         raise ValueError(f"env: the value of {name} must not contain a null character")

@@ -10,6 +10,7 @@ from autotune import __version__
 from autotune.cost.feasibility import why_nothing_fits
 from autotune.errors import ClusterTooSmall, InputError, NothingFits, in_field
 from autotune.export import export_layout
+from autotune.inputs import shown
 from autotune.ledger.interruption import signals_interrupt
 from autotune.ledger.ledger import Ledger
 from autotune.options.command_line import plain_console
@@ -17,13 +18,13 @@ from autotune.options.search_options import SearchOptions, request_from_options
 from autotune.report import Screen
 from autotune.request import Request
 from autotune.space import SearchSpace
+from autotune.store.files import remove_temporary_files
+from autotune.store.lock import new_directory, sole_user
 from autotune.store.results import Run
 from autotune.store.run_directory import (
     RunStore,
     create_run,
     open_run,
-    refuse_existing_run,
-    sole_user,
 )
 from autotune.trial.registry import describe_trainable
 
@@ -87,21 +88,45 @@ def tune(
     return Run(directory)
 
 
-def resume(directory: str | Path, *, place: Place | None = None) -> Run:
-    """Resume an interrupted search; raises the same errors as `tune`."""
-    store = open_to_resume(Path(directory))
+def resume(
+    directory: str | Path,
+    *,
+    place: Place | None = None,
+    env: Mapping[str, str] | None = None,
+    trust_run: bool = False,
+) -> Run:
+    """Resume an interrupted search; raises the same errors as `tune`.
+
+    Where the run sets environment variables for its ranks, they must be given again as `env`, or
+    the run must be trusted: such variables can make the ranks run any code.
+    """
+    store = open_to_resume(Path(directory), env=env or {}, trust_run=trust_run)
     go_on(store, place or Place(), Screen(plain_console()))
     return Run(directory)
 
 
-def open_to_resume(directory: Path) -> RunStore:
-    """Open a run directory, and read all of it before anything is started. Raises InputError."""
+def open_to_resume(directory: Path, *, env: Mapping[str, str], trust_run: bool) -> RunStore:
+    """Open a run directory to go on with its search. Raises InputError."""
     with in_field("resume"):
         store = open_run(directory)
         describe_trainable(store.request.trainable)
-        for read_table in (store.trials, store.pruned):
-            read_table()
+    if not trust_run:
+        _refuse_unconfirmed(env, store.request.env)
     return store
+
+
+def _refuse_unconfirmed(given: Mapping[str, str], stored: Mapping[str, str]) -> None:
+    """Raise InputError where the stored environment of the ranks was not given again."""
+    if dict(given) == dict(stored):
+        return
+    variables = ", ".join(f"{name}={shown(value)}" for name, value in stored.items())
+    if given:
+        raise InputError(f"must be that of the run ({variables or 'none'})", field="env")
+    raise InputError(
+        f"the run sets variables for its ranks ({variables}): give them again as `env`, or give "
+        "`trust_run`",
+        field="resume",
+    )
 
 
 def check(request: Request, place: Place) -> None:
@@ -117,12 +142,13 @@ def check(request: Request, place: Place) -> None:
 
 def search(request: Request, directory: Path, place: Place, screen: Screen) -> Ledger:
     """Run a new search into `directory`; raises the same errors as `tune`."""
-    refuse_existing_run(directory)
     check(request, place)
     if request.simulated or request.space.cluster.device.kind == "cpu":
         _refuse_if_nothing_fits(request, place)  # on GPUs when it is known which they are
-    _warn_if_not_measured(request, screen)
-    with signals_interrupt():
+    with signals_interrupt(), contextlib.ExitStack() as stack:
+        with in_field("out"):
+            stack.enter_context(new_directory(directory))
+        _warn_if_not_measured(request, screen)
         return _run(request, directory, place, screen, None)
 
 
@@ -131,7 +157,9 @@ def go_on(store: RunStore, place: Place, screen: Screen) -> Ledger:
     with signals_interrupt(), contextlib.ExitStack() as stack:
         with in_field("resume"):
             stack.enter_context(sole_user(store.directory))
-        ledger = Ledger(store, screen)
+            store.check_still_there()
+            remove_temporary_files(store.directory)
+            ledger = Ledger(store, screen)
         if ledger.is_over:
             screen.note(f"{len(ledger.records)} trials already finished, none is left to run")
             _write_result(ledger)
@@ -170,11 +198,10 @@ def _run(
                 for change in fitted.changes:
                     screen.note(change)
                 _refuse_if_nothing_fits(request, place)
-            with in_field("out"):
-                stack.enter_context(sole_user(directory))
-            about = {"versions": {"autotune": __version__}, "nodes": nodes}
-            ledger = Ledger(create_run(directory, request, about), screen)
-        elif changes := differences(directory, nodes):
+            versions = {"autotune": __version__}
+            store = create_run(directory, request, nodes=nodes, versions=versions)
+            ledger = Ledger(store, screen)
+        elif changes := differences(ledger.store.nodes, nodes):
             _warn_or_refuse(screen, changes, allowed=place.allow_different_cluster)
         screen.search_begins(request, directory, ledger.records, url)
         with screen:
@@ -202,7 +229,7 @@ def _write_result(ledger: Ledger) -> None:
     if not ledger.best:
         return
     store, request = ledger.store, ledger.request
-    store.write_json("best.json", ledger.summary())
+    ledger.write_best()
     if request.description.exportable:
         with store.writing():
             export_layout(store.directory / "export", ledger.best[0].layout, request)

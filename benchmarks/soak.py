@@ -88,7 +88,7 @@ def soak(space: str, trials: int, trainable: Trainable) -> dict[str, tuple[float
     )
     samples = Samples()
     with tempfile.TemporaryDirectory() as scratch:
-        store = create_run(Path(scratch) / "run", request, {})
+        store = create_run(Path(scratch) / "run", request)
         with ray_cluster(cluster, address=None, virtual=simulated):
             run_trials(Ledger(store, samples), trainable, virtual=simulated)
     tenth = len(samples.taken) // _PARTS

@@ -41,6 +41,7 @@ UNITS = {
 OWN_MEANINGS = {
     "world_size": "Ranks of the layout.",
     "measured_data_parallel": "Replicas that the trial ran with: the layout's.",
+    "run_id": "Random id of the run, in all its files; null in runs of version 0.1.",
     "micro_batches": "Micro-batches of the step; fewer than the layout's in a reduced trial.",
 }
 
@@ -50,7 +51,7 @@ Made by `python docs/make_schema.py` from the code; a test compares them. A run 
 
 | file | content |
 |---|---|
-| `run.json` | the frozen request, versions of the software, and the nodes as they were found |
+| `run.json` | the frozen request, the run's id, versions of the software, the nodes as found |
 | `trials/TRIAL.parquet` | one row: a finished trial |
 | `steps/TRIAL.parquet` | a row per step and rank of that trial |
 | `pruned.parquet` | a row per layout that a result ruled out, with the reason |
@@ -62,6 +63,10 @@ Made by `python docs/make_schema.py` from the code; a test compares them. A run 
 `.to_pandas()`), `.best` is best.json, `.request` what was searched. **A number that was not
 measured is null**, never filled in; columns marked "null" may be null. Rows of older versions lack
 some columns: `load` gives null there.
+
+Each file has the SHA-256 of its content, under the key `sha256` of the JSON object or of Parquet's
+metadata: the digest of the file's bytes with its own 64 digits taken as zeros. A file that was
+changed or damaged, or that belongs to another run, is refused when it is read.
 """
 
 
@@ -115,7 +120,7 @@ def page() -> str:
             HEAD,
             table("trials", TRIAL_SCHEMA, trials),
             table("steps", STEP_SCHEMA, steps),
-            table("pruned", PRUNED_SCHEMA, {**layout, **attribute_docs(Pruned)}),
+            table("pruned", PRUNED_SCHEMA, {**layout, **attribute_docs(Pruned), **OWN_MEANINGS}),
         )
     )
 

@@ -31,9 +31,14 @@ settings.register_profile("random", max_examples=10 * _FEW, deadline=None, print
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
+def scaled(few: int) -> int:
+    """So many cases in the fixed profile, and in proportion in the others."""
+    return few * settings.default.max_examples // _FEW
+
+
 def examples(few: int, **changes: Any) -> settings:
     """So many examples in the fixed profile, and in proportion in the others."""
-    return settings(max_examples=few * settings.default.max_examples // _FEW, **changes)
+    return settings(max_examples=scaled(few), **changes)
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,9 @@ from autotune.errors import InputError, in_field
 from autotune.hardware import Device, Measured, Stated, device_to_json, known_devices
 from autotune.options.command_line import PATH, plain_console
 from autotune.options.space_options import device_of_option
+from autotune.store.files import write_atomically
 from autotune.store.record import TrialRecord
-from autotune.store.run_directory import open_run, write_atomically
+from autotune.store.run_directory import open_run
 from autotune.trial.trial import Outcome
 
 _ACCURACY_COLUMNS = ("rows", "time error", "OOM F1", "Spearman")

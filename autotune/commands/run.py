@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from autotune.errors import InputError, NodeCheckFailed, NodesGone, NothingFits, RunDirectoryFailed
+from autotune.errors import (
+    InputError,
+    NodeCheckFailed,
+    NodesGone,
+    NothingFits,
+    RunDirectoryFailed,
+    in_field,
+)
 from autotune.inputs import default_of
 from autotune.ledger.interruption import signals_ignored
 from autotune.ledger.ledger import Ledger
@@ -25,6 +32,7 @@ from autotune.options.command_line import (
 from autotune.options.search_options import (
     AUTO,
     SearchOptions,
+    environment,
     request_from_options,
     trainable_choices,
 )
@@ -36,8 +44,9 @@ from autotune.tuning import RUNS, Place, go_on, open_to_resume, search
 
 # Options that --resume accepts: output, connection to Ray, and limits of the search.
 _ALLOWED_WITH_RESUME = frozenset(
-    {"resume", "address", "wait_for_nodes", "allow_different_cluster", "dashboard"}
-    | {"dashboard_host", "dashboard_port", "as_json", "dry_run", "max_trials", "gpu_hours"}
+    {"resume", "env", "trust_run", "address", "wait_for_nodes", "allow_different_cluster"}
+    | {"dashboard", "dashboard_host", "dashboard_port", "as_json", "dry_run"}
+    | {"max_trials", "gpu_hours"}
 )
 
 
@@ -116,6 +125,11 @@ _ALLOWED_WITH_RESUME = frozenset(
 @click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment of the ranks.")
 @click.option(
+    "--trust-run",
+    is_flag=True,
+    help="Resume a run that sets variables for its ranks, without giving them again by --env.",
+)
+@click.option(
     "--explore-anyway", is_flag=True, help="Search although no layout is predicted to fit."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would run; start nothing.")
@@ -157,6 +171,8 @@ def main(
     wait_for_nodes: float,
     allow_different_cluster: bool,
     explore_anyway: bool,
+    env: tuple[str, ...],
+    trust_run: bool,
     **options: Any,
 ) -> int:
     """Search a space for the parallel layout that trains fastest."""
@@ -173,16 +189,19 @@ def main(
     store = None
     if resume is not None:
         _refuse_new_search_options(context)
-        store = open_to_resume(resume)
+        store = open_to_resume(resume, env=environment(env), trust_run=trust_run)
         store.raise_limits(max_trials=max_trials, gpu_hours=gpu_hours)
         request, directory = store.request, resume
     else:
         request = request_from_options(
-            SearchOptions(address=address, max_trials=max_trials, gpu_hours=gpu_hours, **options)
+            SearchOptions(
+                address=address, max_trials=max_trials, gpu_hours=gpu_hours, env=env, **options
+            )
         )
         directory = out or RUNS / request.space.name
     if dry_run:
-        finished = len(store.trials()) if store else 0
+        with in_field("resume"):
+            finished = len(store.trials()) if store else 0
         return _dry_run(screen, request, as_json=as_json, finished=finished)
     try:
         ledger = go_on(store, place, screen) if store else search(request, directory, place, screen)
@@ -217,7 +236,8 @@ def _print_result(screen: Screen, ledger: Ledger, directory: Path, *, as_json: b
 
 
 def _interrupted(screen: Screen, why: str, directory: Path, context: click.Context) -> int:
-    """Say how to go on, with the limits that were raised: run.json keeps those of the beginning."""
+    """Say how to go on, with what run.json does not keep: raised limits, and trust in the stored
+    environment, which this user gave or trusted."""
     if not (directory / "run.json").exists():
         screen.note(f"{why}; no search was begun")
         return EXIT_INTERRUPTED
@@ -226,6 +246,8 @@ def _interrupted(screen: Screen, why: str, directory: Path, context: click.Conte
         limits = {"--max-trials": "max_trials", "--gpu-hours": "gpu_hours"}
         given = {option: context.params[name] for option, name in limits.items()}
         raised = "".join(f" {option} {v:g}" for option, v in given.items() if v is not None)
+    if context.params["env"] or context.params["trust_run"]:
+        raised += " --trust-run"
     screen.note(f"{why}; continue with --resume {directory}{raised}")
     return EXIT_INTERRUPTED
 

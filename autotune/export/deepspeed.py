@@ -11,7 +11,7 @@ from autotune.cluster import Cluster
 from autotune.hardware import known_devices
 from autotune.layout import Layout
 from autotune.request import Request
-from autotune.store.run_directory import write_atomically
+from autotune.store.files import write_atomically
 from autotune.trial.deepspeed_config import deepspeed_config, worker_environment
 from autotune.trial.trial import to_json
 

@@ -6,6 +6,7 @@ had not been interrupted.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 from autotune.layout import Layout
@@ -18,7 +19,7 @@ from autotune.request import Request
 from autotune.search import Observation, Pruned, prune
 from autotune.store.record import Purpose, TrialRecord
 from autotune.store.run_directory import RunStore
-from autotune.trial.measurement import measure
+from autotune.trial.measurement import measure, why_not_measured
 from autotune.trial.slow_devices import SlowDevice, slow_device
 from autotune.trial.stopping import SlowerThanBest
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
@@ -155,6 +156,7 @@ class Ledger:
 
     def step_done(self, trial_id: str, step: StepReport) -> bool:
         """Add a step of a running trial; return whether the trial should be stopped."""
+        self.store.check_still_there()
         running = self._running[trial_id]
         running.steps.append(step)
         self._listener.step_done(running.spec, step)
@@ -203,18 +205,23 @@ class Ledger:
         self.store.add_trial(record, running.steps)
         self._update(record)
         self.store.write_pruned(self._pruned)
-        if self.best:
-            self.store.write_json("best.json", self.summary())
-        else:
-            self.store.remove("best.json")
+        self.write_best()
         self._listener.trial_finished(record)
+
+    def write_best(self) -> None:
+        """Write best.json, or delete it while no layout has run."""
+        if (summary := self.summary()) is not None:
+            self.store.write_best(summary)
+        else:
+            self.store.remove_best()
 
     def _record_of(self, running: RunningTrial, ended: Ended) -> TrialRecord:
         seconds = self._clock.monotonic() - running.started
         if self.request.simulated:
             starts = len(running.spec.micro_batch_counts) or 1
             seconds = starts * startup_seconds(self.request)
-            seconds += sum(step.step_seconds for step in running.steps)
+            times = (step.step_seconds for step in running.steps)
+            seconds += sum(time for time in times if 0 < time < math.inf)
         return TrialRecord(
             trial_id=running.spec.trial_id,
             trainable=self.request.trainable,
@@ -234,20 +241,20 @@ class Ledger:
 
     def _checked(self, record: TrialRecord, running: RunningTrial) -> TrialRecord:
         """The record; its outcome becomes `invalid` where its figures are implausible."""
-        if record.outcome is not Outcome.OK:
-            return record
-        reason = why_impossible(
-            running.spec, record.measurement, running.steps, self.request.description.trainer
-        )
-        if reason is None:
-            # Two trials must agree on another loss, because a single one may itself be wrong.
-            # Outcomes that are already recorded are not changed.
-            precision = self.request.space.precision
-            wrong = wrong_losses(precision, [*self.records, record], votes=2)
-            reason = wrong.get(record.trial_id)
+        reason = why_not_measured(record.measurement, record.outcome)
+        if reason is None and record.outcome is Outcome.OK:
+            reason = why_impossible(
+                running.spec, record.measurement, running.steps, self.request.description.trainer
+            ) or self._wrong_loss(record)
         if reason is None:
             return record
         return dataclasses.replace(record, outcome=Outcome.INVALID, reason=reason)
+
+    def _wrong_loss(self, record: TrialRecord) -> str | None:
+        """Why the record's loss is wrong: two trials must agree on another, because a single one
+        may itself be wrong. Outcomes that are already recorded are not changed."""
+        wrong = wrong_losses(self.request.space.precision, [*self.records, record], votes=2)
+        return wrong.get(record.trial_id)
 
     def _update(self, record: TrialRecord) -> None:
         self.records.append(record)

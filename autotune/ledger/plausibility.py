@@ -32,9 +32,6 @@ def why_impossible(
     spec: TrialSpec, measurement: Measurement, steps: Sequence[StepReport], trainer: str
 ) -> str | None:
     """Why the figures of one trial are impossible (not compared to others); None: they are not."""
-    utilisation = measurement.hardware_flops_utilisation
-    if utilisation is not None and utilisation > 1:
-        return f"hardware_flops_utilisation must be at most 1, got {utilisation:.3g}"
     peak = spec.cluster.device.peak_bf16_tflops
     if measurement.step_seconds is not None and peak is not None and spec.precision == "bf16":
         bound = minimum_step_seconds(

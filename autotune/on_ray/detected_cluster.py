@@ -1,14 +1,13 @@
 """Adapts a request to the detected nodes: their device, installed kernels and a usable search."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from autotune.cost.setting import setting_of
 from autotune.errors import InputError
 from autotune.hardware import device_of_accelerator
+from autotune.inputs import shown
 from autotune.request import Request
 from autotune.search import NEED_PRIOR, WITHOUT_PRIOR
 
@@ -40,15 +39,12 @@ def fitted_to_nodes(request: Request, nodes: Nodes) -> Fitted:
     return _with_usable_search(fitted)
 
 
-def differences(directory: Path, nodes: Nodes) -> list[str]:
-    """How the nodes differ from those that the run in `directory` was started on."""
-    before = json.loads((directory / "run.json").read_text(encoding="utf-8")).get("nodes")
+def differences(before: Nodes, nodes: Nodes) -> list[str]:
+    """How the nodes differ from those that the search was begun on."""
     if not before or not nodes:
         return []
-    if not isinstance(before, list) or not isinstance(before[0], dict):
-        raise InputError(f"nodes in run.json must be a list of objects, got {before!r}")
     return [
-        f"{what} was {before[0].get(what)}, is {nodes[0].get(what)}"
+        f"{what} was {shown(before[0][what])}, is {shown(nodes[0].get(what))}"
         for what in _SAME_CLUSTER
         if what in before[0] and before[0][what] != nodes[0].get(what)
     ]

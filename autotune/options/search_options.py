@@ -91,7 +91,7 @@ def request_from_options(options: SearchOptions) -> Request:
             "trial_timeout_seconds": options.trial_timeout,
             "data": None if options.data is None else str(Path(options.data).resolve()),
             "synthetic_data": options.synthetic_data,
-            "env": _environment(options.env),
+            "env": environment(options.env),
             "runs": None if options.runs is None else str(Path(options.runs).resolve()),
             "layouts": sweep and tuple(run.layout for run in sweep.runs),
         },
@@ -190,7 +190,7 @@ def _recorded_space(sweep: Sweep) -> SearchSpace:
     )
 
 
-def _environment(variables: Sequence[str]) -> dict[str, str]:
+def environment(variables: Sequence[str]) -> dict[str, str]:
     """The variables of --env (`NAME=VALUE`) as a dictionary. Raises InputError."""
     environment: dict[str, str] = {}
     for text in variables:

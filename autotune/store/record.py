@@ -1,15 +1,17 @@
 """The row that is kept of a finished trial, and its columns."""
 
 import dataclasses
-import datetime
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
+import pydantic
+from pydantic import Field
 
+from autotune.inputs import shown
 from autotune.layout import LAYOUT_COLUMNS, Layout, value_type
 from autotune.search.prior import Prediction
-from autotune.trial.measurement import Measurement
+from autotune.trial.measurement import Measurement, why_not_measured
 from autotune.trial.trial import Outcome
 
 Purpose = Literal["explore", "reduced", "confirm"]
@@ -22,6 +24,7 @@ LAYOUT_FIELDS = [
 """The layout's columns, in every table that has them."""
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
+_RUN_ID = pa.field("run_id", pa.string())  # null in runs of version 0.1
 TRIAL_SCHEMA = pa.schema(
     [
         pa.field("trial_id", pa.string(), nullable=False),
@@ -52,6 +55,7 @@ TRIAL_SCHEMA = pa.schema(
         pa.field("slow_device", pa.string()),
         pa.field("started_at", _TIMESTAMP, nullable=False),
         pa.field("finished_at", _TIMESTAMP, nullable=False),
+        _RUN_ID,
     ]
 )
 """Columns of trials/*.parquet."""
@@ -68,19 +72,25 @@ STEP_SCHEMA = pa.schema(
         pa.field("peak_memory_gib", pa.float64()),
         pa.field("peak_reserved_gib", pa.float64()),
         pa.field("probe_seconds", pa.float64()),
+        _RUN_ID,
     ]
 )
 """Columns of steps/*.parquet."""
 
-PRUNED_SCHEMA = pa.schema([*LAYOUT_FIELDS, pa.field("reason", pa.string(), nullable=False)])
+PRUNED_SCHEMA = pa.schema(
+    [*LAYOUT_FIELDS, pa.field("reason", pa.string(), nullable=False), _RUN_ID]
+)
 """Columns of pruned.parquet."""
+
+
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
     """A finished trial."""
 
-    trial_id: str
+    trial_id: Annotated[str, Field(pattern=r"^[0-9]{4,9}$")]
     """Number of the trial in its run, with leading zeros; also the name of its files."""
     trainable: str
     """What ran it: deepspeed, simulated, replay, or the name of another package's trainable."""
@@ -93,15 +103,15 @@ class TrialRecord:
     reason: str
     """Why it ended so; empty for ok."""
     measurement: Measurement
-    startup_seconds: float | None
+    startup_seconds: _NotNegative | None
     """Until every rank could begin its first step; null where that did not happen."""
-    gpu_seconds: float
+    gpu_seconds: _NotNegative
     """Device seconds that the trial held its nodes."""
-    attempts: int
+    attempts: Annotated[int, Field(ge=1)]
     """Starts that it took."""
-    started_at: datetime.datetime
+    started_at: pydantic.AwareDatetime
     """When it was handed out."""
-    finished_at: datetime.datetime
+    finished_at: pydantic.AwareDatetime
     """When it was put on record."""
     slow_device: str | None = None
     """The device that was slow against its peers, and by how much; null: none was."""
@@ -133,27 +143,41 @@ _OWN_COLUMNS = [
 _PREDICTION_FIELDS = [field.name for field in dataclasses.fields(Prediction)]
 
 
+_record_adapter = pydantic.TypeAdapter(TrialRecord)
+
+
 def record_from_row(row: Mapping[str, Any]) -> TrialRecord:
-    """Read what `TrialRecord.row` gave."""
+    """Read what `TrialRecord.row` gave. Raises ValueError for values that it cannot have given."""
     names = (field.name for field in dataclasses.fields(Measurement))
-    measured: dict[str, Any] = {name: row.get(name) for name in names}
-    if not str(row["trial_id"]).isdecimal():
-        raise ValueError(f"trial_id must be a number, got {row['trial_id']!r}")
-    counts = tuple(measured["measured_micro_batches"] or ())  # older runs have no such column
-    return TrialRecord(
-        **{name: row[name] for name in _OWN_COLUMNS if name in row},
-        layout=layout_from_row(row),
-        measurement=Measurement(**{**measured, "measured_micro_batches": counts}),
-        outcome=Outcome(row["outcome"]),
-        prediction=_prediction_from_row(row),
+    measured: dict[str, Any] = {name: row[name] for name in names}
+    measured["measured_micro_batches"] = tuple(measured["measured_micro_batches"] or ())
+    record = _record_adapter.validate_python(
+        {
+            **{name: row[name] for name in _OWN_COLUMNS},
+            "layout": _layout_columns(row),
+            "measurement": measured,
+            "outcome": row["outcome"],
+            "prediction": _prediction_columns(row),
+        }
     )
+    for name in ("world_size", "data_parallel"):
+        column = name if name == "world_size" else f"measured_{name}"
+        if row[column] != getattr(record.layout, name):
+            raise ValueError(f"{column} must be that of the layout, got {shown(row[column])}")
+    if problem := why_not_measured(record.measurement, record.outcome):
+        raise ValueError(problem)
+    return record
 
 
-def _prediction_from_row(row: Mapping[str, Any]) -> Prediction | None:
+def _prediction_columns(row: Mapping[str, Any]) -> dict[str, Any] | None:
     values = {name: row[f"predicted_{name}"] for name in _PREDICTION_FIELDS}
-    return None if None in values.values() else Prediction(**values)
+    return None if None in values.values() else values
 
 
 def layout_from_row(row: Mapping[str, Any]) -> Layout:
     """The layout of a stored row."""
-    return Layout(**{name: row[name] for name in LAYOUT_COLUMNS})
+    return Layout(**_layout_columns(row))
+
+
+def _layout_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in LAYOUT_COLUMNS}

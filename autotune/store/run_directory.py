@@ -1,6 +1,6 @@
 """The run directory: all data of a search, consistent after a crash at any time.
 
-    run.json           the frozen request, versions, hardware
+    run.json           the frozen request, versions, hardware, the run's id
     trials/*.parquet   one file per finished trial
     steps/*.parquet    the steps of each finished trial, per rank
     pruned.parquet     layouts that were ruled out, with the reason
@@ -8,27 +8,34 @@
     logs/TRIAL/rank-N.log
 
 Files are written atomically: under a temporary name, synced, then renamed. A trial is finished when
-its file in trials/ exists; that file is never changed.
+its file in trials/ exists; that file is never changed, and neither is run.json. Each file has a
+digest of its content and the run's id, so that damage and files of other runs are noticed.
 """
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pydantic
 
-from autotune.errors import InputError, RunDirectoryFailed, first_line
+from autotune.errors import InputError, RunDirectoryFailed, RunDirectoryReplaced, first_line
 from autotune.inputs import first_problem, json_object, shown
 from autotune.request import Request, request_from_json
 from autotune.search.pruning import Pruned
+from autotune.store.files import (
+    BLANK_DIGEST,
+    DIGEST,
+    RUN_FILE,
+    check_digest,
+    read_bytes,
+    refuse_unsafe_entries,
+    sealed,
+    write_atomically,
+)
 from autotune.store.record import (
     PRUNED_SCHEMA,
     STEP_SCHEMA,
@@ -37,20 +44,34 @@ from autotune.store.record import (
     layout_from_row,
     record_from_row,
 )
+from autotune.store.stored_trials import check_trials
+from autotune.store.tables import read_rows, write_table
 from autotune.trial.trial import StepReport, to_json
 
-T = TypeVar("T")
-
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+_WITHOUT_DIGESTS = 1  # the version that 0.1 wrote: without the run's id and digests
 
 
 class RunStore:
     """One run directory, opened for writing by one search at a time."""
 
-    def __init__(self, directory: Path, request: Request) -> None:
-        """Called by `create_run` and `open_run`."""
+    def __init__(
+        self,
+        directory: Path,
+        request: Request,
+        *,
+        run_id: str | None,
+        nodes: Sequence[Mapping[str, Any]],
+        run_file: bytes,
+    ) -> None:
+        """Called by `create_run` and `open_run`; `run_file` is the content of run.json."""
         self.directory = directory
         self.request = request
+        self.run_id = run_id
+        """Random id of the run, in each of its files; None for a run of version 0.1."""
+        self.nodes = nodes
+        """Descriptions of the nodes that the search was begun on; empty where it is simulated."""
+        self._run_file = run_file
 
     def raise_limits(self, *, max_trials: int | None, gpu_hours: float | None) -> None:
         """Raise the limits of the search for this resumption; None keeps a limit.
@@ -74,9 +95,9 @@ class RunStore:
     def new_log_directory(self, trial_id: str) -> Path:
         """Log folder of a trial. One left by an interrupted trial of the same number is renamed."""
         directory = self.log_directory / trial_id
-        if directory.exists():
-            interrupted = len(list(self.log_directory.glob(f"{trial_id}.interrupted-*")))
-            with self.writing():
+        with self.writing():
+            if directory.exists():
+                interrupted = len(list(self.log_directory.glob(f"{trial_id}.interrupted-*")))
                 directory.rename(directory.with_name(f"{trial_id}.interrupted-{interrupted + 1}"))
         return directory
 
@@ -92,75 +113,98 @@ class RunStore:
             for rank in step.ranks
         ]
         name = f"{record.trial_id}.parquet"
-        self._write_table(self.directory / "steps" / name, rows, STEP_SCHEMA)
-        self._write_table(self.directory / "trials" / name, [record.row()], TRIAL_SCHEMA)
+        with self.writing():
+            write_table(self.directory / "steps" / name, rows, STEP_SCHEMA, self.run_id)
+            write_table(self.directory / "trials" / name, [record.row()], TRIAL_SCHEMA, self.run_id)
 
     def trials(self) -> list[TrialRecord]:
         """All finished trials in the order in which they finished.
 
         That is the order of their numbers, because one runs at a time. Timestamps are not used: the
-        clock may have been set back.
+        clock may have been set back. Raises InputError where they cannot be those of this search.
         """
-        files = sorted((self.directory / "trials").glob("*.parquet"))
-        records = [record for file in files for record in _read(file, record_from_row)]
-        return sorted(records, key=lambda record: int(record.trial_id))
+        records: dict[Path, TrialRecord] = {}
+        for file in (self.directory / "trials").glob("*.parquet"):
+            rows = read_rows(file, TRIAL_SCHEMA, self.run_id, record_from_row)
+            if [row.trial_id for row in rows] != [file.stem]:
+                found = shown(", ".join(row.trial_id for row in rows) or "no row")
+                raise InputError(
+                    f"{str(file)!r} must hold the one row of trial {file.stem}, got {found}"
+                )
+            records[file] = rows[0]
+        in_order = dict(sorted(records.items(), key=lambda item: int(item[1].trial_id)))
+        check_trials(in_order, self.request)
+        return list(in_order.values())
 
     def write_pruned(self, pruned: Sequence[Pruned]) -> None:
         """Replace the list of layouts that were ruled out."""
         rows = [{**item.layout.columns(), "reason": item.reason} for item in pruned]
-        self._write_table(self.directory / "pruned.parquet", rows, PRUNED_SCHEMA)
+        with self.writing():
+            write_table(self.directory / "pruned.parquet", rows, PRUNED_SCHEMA, self.run_id)
 
     def pruned(self) -> list[Pruned]:
         """The layouts that were ruled out."""
         file = self.directory / "pruned.parquet"
-        return _read(file, _pruned_from_row) if file.exists() else []
+        if not file.exists():
+            return []
+        return read_rows(file, PRUNED_SCHEMA, self.run_id, _pruned_from_row)
 
-    def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file atomically."""
-        text = json.dumps(content, indent=2) + "\n"
+    def write_best(self, summary: Mapping[str, Any]) -> None:
+        """Replace best.json."""
+        content = _json_bytes({**summary, "run_id": self.run_id})
         with self.writing():
-            write_atomically(
-                self.directory / name, lambda path: path.write_text(text, encoding="utf-8")
+            write_atomically(self.directory / "best.json", lambda path: path.write_bytes(content))
+
+    def best(self) -> dict[str, Any] | None:
+        """The content of best.json; None where no layout has run. Raises InputError."""
+        file = self.directory / "best.json"
+        if not file.exists():
+            return None
+        content, _ = _read_json(file, required=self.run_id is not None)
+        run_id = content.pop("run_id", None)
+        if run_id != self.run_id:
+            raise InputError(
+                f"{str(file)!r}: run_id must be that of the run, {self.run_id}, got {shown(run_id)}"
             )
+        layout = content.get("layout")
+        if not isinstance(layout, Mapping):
+            raise InputError(f"{str(file)!r} must name a layout")
+        return content
 
-    def remove(self, name: str) -> None:
-        """Delete a file that is out of date, if it exists."""
+    def remove_best(self) -> None:
+        """Delete best.json, if it exists."""
         with self.writing():
-            (self.directory / name).unlink(missing_ok=True)
+            (self.directory / "best.json").unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Convert an OSError inside to RunDirectoryFailed."""
+        """Write files inside. Raises RunDirectoryFailed where that fails and where the directory is
+        gone, and RunDirectoryReplaced where another run is in its place."""
+        self.check_still_there()
         try:
             yield
         except OSError as error:
+            self.check_still_there()
             raise RunDirectoryFailed(
                 f"the run directory {str(self.directory)!r} cannot be written: {error}"
             ) from None
 
-    def _write_table(self, path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-        table = pa.Table.from_pylist(rows, schema=schema)
-        with self.writing():
-            write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+    def check_still_there(self) -> None:
+        """Raise RunDirectoryFailed where the directory is gone, and RunDirectoryReplaced where
+        another run is in its place."""
+        place = f"the run directory {str(self.directory)!r}"
+        try:
+            found = (self.directory / RUN_FILE).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunDirectoryFailed(f"{place} is gone: it was moved or deleted") from None
+        except OSError as error:
+            raise RunDirectoryFailed(f"{place} cannot be read: {error}") from None
+        if found != self._run_file:
+            raise RunDirectoryReplaced(f"{place} must stay that of this search, got another run")
 
 
 def _pruned_from_row(row: Mapping[str, Any]) -> Pruned:
     return Pruned(layout=layout_from_row(row), reason=row["reason"])
-
-
-def _read(file: Path, from_row: Callable[[Mapping[str, Any]], T]) -> list[T]:
-    """Read a Parquet file, converting each row. Raises InputError for an invalid file."""
-    try:
-        return [from_row(row) for row in pq.read_table(file).to_pylist()]
-    except pydantic.ValidationError as error:
-        problem = first_problem(error)
-    except KeyError as error:
-        problem = f"column {error} is missing"
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-        problem = first_line(error)
-    raise InputError(
-        f"{str(file)!r} cannot be read (move it away to have its trial run again): {problem}"
-    )
 
 
 def _refuse_lower(name: str, begun_with: float | None, value: float | None) -> None:
@@ -171,113 +215,88 @@ def _refuse_lower(name: str, begun_with: float | None, value: float | None) -> N
         )
 
 
-def create_run(directory: Path, request: Request, about: dict[str, Any]) -> RunStore:
-    """Create a run directory; `about` (versions, hardware) is stored in run.json too."""
-    store = RunStore(directory, request)
-    if (directory / "run.json").exists():  # of a search that began in the meantime
+def create_run(
+    directory: Path,
+    request: Request,
+    *,
+    nodes: Sequence[Mapping[str, Any]] = (),
+    versions: Mapping[str, str] | None = None,
+) -> RunStore:
+    """Create a run in a directory that is locked.
+
+    `nodes` (their descriptions) and `versions` (of software) are stored in run.json too. Raises
+    InputError where the directory holds a run or cannot be written.
+    """
+    file = directory / RUN_FILE
+    if file.exists():
         raise InputError(f"{str(directory)!r} already holds a run", field="out")
+    run_id = uuid.uuid4().hex
+    content = _json_bytes(
+        {
+            "schema_version": _SCHEMA_VERSION,
+            "run_id": run_id,
+            "request": to_json(request),
+            "versions": versions or {},
+            "nodes": list(nodes),
+        }
+    )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name in ("trials", "steps", "logs"):
             (directory / name).mkdir(exist_ok=True)
-        content = {"schema_version": _SCHEMA_VERSION, "request": to_json(request), **about}
-        store.write_json("run.json", content)
-    except (OSError, RunDirectoryFailed) as error:
-        raise InputError(str(error), field="out") from None
-    return store
-
-
-def refuse_existing_run(directory: Path) -> None:
-    """Raise InputError where no new run can be written to the directory."""
-    if (directory / "run.json").exists():
-        raise InputError(
-            f"{str(directory)!r} already holds a run: resume it, or name another directory",
-            field="out",
-        )
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"must be a directory, got the file {str(directory)!r}", field="out")
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"must be below a writable directory, got {str(directory)!r}", field="out")
-    if directory.is_dir() and any(directory.iterdir()):
-        raise InputError(
-            f"must be empty or new, got {str(directory)!r} with files in it", field="out"
-        )
+        write_atomically(file, lambda path: path.write_bytes(content))
+    except OSError as error:
+        raise InputError(f"cannot be written: {error}", field="out") from None
+    return RunStore(directory, request, run_id=run_id, nodes=nodes, run_file=content)
 
 
 def open_run(directory: Path) -> RunStore:
     """Open an existing run directory. Raises InputError where there is none that can be read."""
-    file = directory / "run.json"
+    file = directory / RUN_FILE
     if not file.is_file():
-        raise InputError(f"no run in {str(directory)!r} (run.json is missing)")
+        raise InputError(f"no run in {str(directory)!r} ({RUN_FILE} is missing)")
+    refuse_unsafe_entries(directory)
+    content, raw = _read_json(file, required=False)
     try:
-        content = json_object(file.read_text(encoding="utf-8"), what="run.json")
-        version = content["schema_version"]
+        version, run_id = content["schema_version"], content.get("run_id")
+        nodes = content.get("nodes", [])
+        if version not in (_SCHEMA_VERSION, _WITHOUT_DIGESTS):
+            raise ValueError(
+                f"schema_version must be {_WITHOUT_DIGESTS} or {_SCHEMA_VERSION}, "
+                f"got {shown(version)}"
+            )
         if version == _SCHEMA_VERSION:
-            return RunStore(directory, request_from_json(content["request"]))
-        problem = f"schema_version must be {_SCHEMA_VERSION}, got {shown(version)}"
+            check_digest(raw, required=True)
+            if not isinstance(run_id, str):
+                raise ValueError(f"run_id must be text, got {shown(run_id)}")
+        if not isinstance(nodes, list) or not all(isinstance(node, dict) for node in nodes):
+            raise ValueError(f"nodes must be a list of objects, got {shown(nodes)}")
+        request = request_from_json(content["request"])
+        return RunStore(directory, request, run_id=run_id, nodes=nodes, run_file=raw)
     except pydantic.ValidationError as error:
         problem = first_problem(error)
     except KeyError as error:
         problem = f"{error} is missing"
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         problem = first_line(error)
     raise InputError(f"cannot read {str(file)!r}: {problem}")
 
 
-@contextlib.contextmanager
-def sole_user(directory: Path) -> Iterator[None]:
-    """Lock the directory. Raises InputError where another search has locked it."""
+def _read_json(file: Path, *, required: bool) -> tuple[dict[str, Any], bytes]:
+    """The object in a JSON file without its digest, which is checked, and the file's bytes."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = _locked(directory / ".lock")
-    except BlockingIOError:
-        raise InputError(f"another search is at work in {str(directory)!r}") from None
-    except OSError as error:
-        raise InputError(f"the run directory must be writable, and lockable: {error}") from None
-    try:
-        if not os.access(directory, os.W_OK):
-            raise InputError(f"the run directory must be writable, got {str(directory)!r}")
-        yield
-    finally:
-        os.close(lock)
+        raw = read_bytes(file)
+        check_digest(raw, required=required)
+        content = json_object(raw.decode(), what=file.name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {str(file)!r}: {first_line(error)}") from None
+    content.pop(DIGEST, None)
+    return content, raw
 
 
-def _locked(path: Path) -> int:
-    """Lock the file and return its descriptor. It is opened for reading, because a descriptor open
-    for writing prevents remounting the file system read-only; on NFS, which locks only files open
-    for writing, it is opened for writing."""
-    for mode in (os.O_RDONLY, os.O_RDWR):
-        descriptor = os.open(path, mode | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno != errno.EBADF or mode == os.O_RDWR:
-                raise
-    raise AssertionError("the last mode returns or raises")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary file, then replace `path` by that file in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        with contextlib.suppress(OSError):  # on a file system that became read-only
-            temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps({**content, DIGEST: BLANK_DIGEST}, indent=2) + "\n"
+    return sealed(text.encode())
 
 
 def _plain(values: object) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Computes the figures of a trial from its steps. Figures that were not measured are null."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -8,10 +9,24 @@ from autotune.cluster import Cluster
 from autotune.model import Precision
 from autotune.space import SearchSpace
 from autotune.trial.reduced import extrapolated
-from autotune.trial.trial import StepReport, TrialSpec
+from autotune.trial.trial import Outcome, StepReport, TrialSpec
 
 # Trends need at least this many measured steps in each third of the trial.
 _FEWEST_STEPS_PER_THIRD = 3
+
+
+# Least and largest value of the figures of a trial that ran. The least time is far below what a
+# clock can tell apart; none may be so large or small that a formula overflows.
+_RANGES = {
+    "measured_steps": (0, 1e9),
+    "step_seconds": (1e-9, 1e9),
+    "step_seconds_iqr": (0, 1e9),
+    "tokens_per_second_per_gpu": (0, 1e15),
+    "hardware_flops_utilisation": (0, 1),
+    "mfu": (0, 1),
+    "peak_memory_gib": (0, 1e9),
+    "final_loss": (-1e9, 1e9),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +59,29 @@ class Measurement:
     """Rise of the peak memory over the measured steps; null for short and reduced trials."""
     final_loss: float | None
     """Mean loss of the last step."""
+
+
+def why_not_measured(measurement: Measurement, outcome: Outcome) -> str | None:
+    """Why no clock and no counter can have given the figures of a trial that ran; None: they can.
+
+    Figures of other trials may be anything: a loss of NaN, for example, is why the trial is
+    invalid.
+    """
+    if outcome not in (Outcome.OK, Outcome.STOPPED):
+        return None
+    if outcome is Outcome.OK and measurement.step_seconds is None:
+        return "step_seconds must be measured in a trial that worked, got null"
+    for name, (least, largest) in _RANGES.items():
+        value = getattr(measurement, name)
+        if value is None:
+            continue
+        if not math.isfinite(value):
+            return f"{name} must be finite, got {value:g}"
+        if value < least:
+            return f"{name} must be at least {least:g}, got {value:g}"
+        if value > largest:
+            return f"{name} must be at most {largest:g}, got {value:.3g}"
+    return None
 
 
 def measure(spec: TrialSpec, steps: Sequence[StepReport]) -> Measurement:

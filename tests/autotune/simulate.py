@@ -1,6 +1,9 @@
 """Run a ledger to its end without Ray, with the fake trainable."""
 
+import json
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from autotune.ledger.ledger import Ledger
 from autotune.named_spaces import load_space
@@ -44,7 +47,7 @@ def fake_request(**changes: object) -> Request:
 
 
 def new_store(directory: Path, **changes: object) -> RunStore:
-    return create_run(directory, fake_request(**changes), {})
+    return create_run(directory, fake_request(**changes))
 
 
 def run_to_the_end(
@@ -70,3 +73,18 @@ def run_one(ledger: Ledger, worker: Trainable, spec: TrialSpec) -> None:
                 return
         else:
             ledger.trial_ended(spec.trial_id, event)
+
+
+def without_digests(directory: Path) -> None:
+    """Turn a run into one as version 0.1 wrote it: without digests and the run's id."""
+    file = directory / "run.json"
+    content = json.loads(file.read_text())
+    del content["run_id"], content["sha256"]
+    file.write_text(json.dumps({**content, "schema_version": 1}))
+    for file in directory.rglob("*.parquet"):
+        table = pq.read_table(file).drop_columns(["run_id"])
+        pq.write_table(table.replace_schema_metadata(None), file)
+    if (best := directory / "best.json").exists():
+        content = json.loads(best.read_text())
+        del content["run_id"], content["sha256"]
+        best.write_text(json.dumps(content))

@@ -8,9 +8,9 @@ from autotune.cost.minimum import minimum_step_seconds
 from autotune.cost.model import CostModel
 from autotune.ledger.plausibility import FinalLoss, contradicted, why_impossible
 from autotune.named_spaces import load_space
-from autotune.trial.measurement import measure
+from autotune.trial.measurement import measure, why_not_measured
 from autotune.trial.slow_devices import slow_device
-from autotune.trial.trial import RankStep, StepReport, TrialSpec
+from autotune.trial.trial import Outcome, RankStep, StepReport, TrialSpec
 
 
 def a_spec(**changes: object) -> TrialSpec:
@@ -47,7 +47,9 @@ def a_step(number: int, ranks: int = 2, **changes: object) -> StepReport:
 
 def reason(spec: TrialSpec, step_seconds: float) -> str | None:
     steps = [a_step(n, step_seconds=step_seconds) for n in range(spec.steps)]
-    return why_impossible(spec, measure(spec, steps), steps, "deepspeed_llm")
+    measured = measure(spec, steps)
+    impossible = why_not_measured(measured, Outcome.OK)
+    return impossible or why_impossible(spec, measured, steps, "deepspeed_llm")
 
 
 def least(spec: TrialSpec) -> float:

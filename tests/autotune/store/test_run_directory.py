@@ -1,5 +1,6 @@
 """The run directory: what is written is read back, and a crash tears nothing."""
 
+import dataclasses
 import datetime
 import json
 import multiprocessing
@@ -14,15 +15,17 @@ from hypothesis import strategies as st
 from autotune.errors import InputError
 from autotune.layout import LAYOUT_COLUMNS
 from autotune.named_spaces import load_space
+from autotune.store.files import write_atomically
+from autotune.store.lock import new_directory, sole_user
 from autotune.store.record import TRIAL_SCHEMA, TrialRecord
-from autotune.store.run_directory import open_run, refuse_existing_run, sole_user, write_atomically
+from autotune.store.run_directory import create_run, open_run
 from autotune.trial.measurement import Measurement
 from autotune.trial.trial import Outcome
-from tests.autotune.simulate import new_store, run_to_the_end
+from tests.autotune.simulate import fake_request, new_store, run_to_the_end
 from tests.conftest import examples
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
-maybe = st.none() | finite
+maybe = st.none() | st.floats(1e-9, 1e9)
+share = st.none() | st.floats(0, 1)
 instants = st.datetimes(timezones=st.just(datetime.UTC))
 records = st.builds(
     TrialRecord,
@@ -36,16 +39,16 @@ records = st.builds(
         Measurement,
         measured_steps=st.integers(0, 99),
         measured_micro_batches=st.lists(st.integers(1, 4096), max_size=2).map(tuple),
-        step_seconds=maybe,
+        step_seconds=st.floats(1e-9, 1e9),
         step_seconds_iqr=maybe,
         tokens_per_second_per_gpu=maybe,
-        mfu=maybe,
-        hardware_flops_utilisation=maybe,
+        mfu=share,
+        hardware_flops_utilisation=share,
         peak_memory_gib=maybe,
         final_loss=maybe,
     ),
     startup_seconds=maybe,
-    gpu_seconds=finite,
+    gpu_seconds=st.floats(0, 1e12),
     attempts=st.integers(1, 3),
     started_at=instants,
     finished_at=instants,
@@ -56,8 +59,11 @@ records = st.builds(
 @given(record=records)
 def test_a_stored_trial_reads_back_equal(tmp_path: Path, record: TrialRecord) -> None:
     store = new_store(Path(tempfile.mkdtemp(dir=tmp_path)))
+    if record.purpose == "confirm":
+        explored = dataclasses.replace(record, trial_id="0000", purpose="explore")
+        store.add_trial(explored, [])
     store.add_trial(record, [])
-    assert open_run(store.directory).trials() == [record]
+    assert open_run(store.directory).trials()[-1] == record
 
 
 def test_columns_are_those_of_the_design() -> None:
@@ -93,7 +99,9 @@ def test_request_reads_back_equal_and_files_are_parquet(tmp_path: Path) -> None:
     store = new_store(tmp_path, env={"A": "ü b"}, search="grid")
     run_to_the_end(store, trials=3)
     assert open_run(tmp_path).request == store.request
-    assert pq.read_table(tmp_path / "trials" / "0001.parquet").schema.equals(TRIAL_SCHEMA)
+    stored = pq.read_table(tmp_path / "trials" / "0001.parquet")
+    assert stored.schema.names == TRIAL_SCHEMA.names and stored.schema.types == TRIAL_SCHEMA.types
+    assert set(stored["run_id"].to_pylist()) == {store.run_id}
     steps = pq.read_table(tmp_path / "steps" / "0001.parquet").to_pylist()
     assert {row["rank"] for row in steps} == {0, 1, 2, 3}
 
@@ -145,16 +153,47 @@ def test_bad_run_directories_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run\.json is missing"):
         open_run(tmp_path)
     new_store(tmp_path)
+    with pytest.raises(InputError, match="already holds a run"), new_directory(tmp_path):
+        pass
     with pytest.raises(InputError, match="already holds a run"):
-        refuse_existing_run(tmp_path)
+        create_run(tmp_path, open_run(tmp_path).request)
     file = tmp_path / "run.json"
     content = json.loads(file.read_text())
-    file.write_text(json.dumps({**content, "schema_version": 99}))
-    with pytest.raises(InputError, match="schema_version must be 1, got 99"):
+    file.write_text(json.dumps({**content, "sha256": None, "schema_version": 99}))
+    with pytest.raises(InputError, match="schema_version must be 1 or 2, got 99"):
         open_run(tmp_path)
     file.write_text("{")
     with pytest.raises(InputError, match="cannot read"):
         open_run(tmp_path)
+
+
+def test_a_new_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="must be a directory"):
-        refuse_existing_run(tmp_path / "file")
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for out, sentence in (
+        (tmp_path / "file", "must be a directory, got a file"),
+        (tmp_path / "file" / "x", "cannot make .*Not a directory"),
+        (tmp_path / "broken", "must be a directory, got a broken link"),
+        (tmp_path / "loop", "must be a directory, got a broken link"),
+        (tmp_path / "loop" / "x", "cannot make .*Too many levels"),
+        (tmp_path, "must be empty or new"),
+        (Path("/proc/new"), "cannot make"),
+        (Path("/dev/null/new"), "cannot make .*Not a directory"),
+    ):
+        with pytest.raises(InputError, match=sentence), new_directory(out):
+            pass
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "broken", "loop"}
+
+
+def test_a_directory_in_which_no_run_began_is_removed_again(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b" / ".lock").exists()
+    assert not list(tmp_path.iterdir())
+    with new_directory(tmp_path / "a" / "b"):
+        create_run(tmp_path / "a" / "b", fake_request())
+    assert open_run(tmp_path / "a" / "b").trials() == []
+    (tmp_path / "mine").mkdir()
+    with new_directory(tmp_path / "mine"):
+        pass
+    assert not list((tmp_path / "mine").iterdir())
