@@ -110,6 +110,7 @@ def open_to_resume(directory: Path, *, env: Mapping[str, str], trust_run: bool) 
     with in_field("resume"):
         store = open_run(directory)
         describe_trainable(store.request.trainable)
+        store.pruned()  # not needed, but a run is refused as a whole or read as a whole
     if not trust_run:
         _refuse_unconfirmed(env, store.request.env)
     return store

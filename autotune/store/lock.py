@@ -17,18 +17,8 @@ LOCK = ".lock"
 @contextlib.contextmanager
 def sole_user(directory: Path) -> Iterator[None]:
     """Lock a run directory. Raises InputError where another search has locked it."""
-    try:
-        lock = _locked(directory / LOCK)
-    except BlockingIOError:
-        raise InputError(f"another search is at work in {str(directory)!r}") from None
-    except OSError as error:
-        raise InputError(f"the run directory must be writable, and lockable: {error}") from None
-    try:
-        if not os.access(directory, os.W_OK):
-            raise InputError(f"the run directory must be writable, got {str(directory)!r}")
+    with _lock_held(directory):
         yield
-    finally:
-        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -41,17 +31,39 @@ def new_directory(directory: Path) -> Iterator[None]:
     made = _make(directory)
     try:
         _refuse_content(directory)  # before a lock is left in a folder of something else
-        with sole_user(directory):
+        with _lock_held(directory) as lock:
             try:
                 _refuse_content(directory)
                 yield
             finally:
-                if not (directory / RUN_FILE).exists() and os.listdir(directory) == [LOCK]:
-                    (directory / LOCK).unlink()
+                _remove_unused_lock(directory, lock)
     finally:
         with contextlib.suppress(OSError):  # it is used by now
             for folder in made:
                 folder.rmdir()
+
+
+def _remove_unused_lock(directory: Path, lock: int) -> None:
+    with contextlib.suppress(OSError):  # the directory may have been moved away
+        if os.listdir(directory) == [LOCK] and _is_at(lock, directory / LOCK):
+            (directory / LOCK).unlink()
+
+
+@contextlib.contextmanager
+def _lock_held(directory: Path) -> Iterator[int]:
+    """Lock the directory inside; yields the lock's descriptor."""
+    try:
+        lock = _locked(directory / LOCK)
+    except BlockingIOError:
+        raise InputError(f"another search is at work in {str(directory)!r}") from None
+    except OSError as error:
+        raise InputError(f"the run directory must be writable, and lockable: {error}") from None
+    try:
+        if not os.access(directory, os.W_OK):
+            raise InputError(f"the run directory must be writable, got {str(directory)!r}")
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def _make(directory: Path) -> list[Path]:

@@ -123,17 +123,13 @@ class RunStore:
         That is the order of their numbers, because one runs at a time. Timestamps are not used: the
         clock may have been set back. Raises InputError where they cannot be those of this search.
         """
-        records: dict[Path, TrialRecord] = {}
-        for file in (self.directory / "trials").glob("*.parquet"):
-            rows = read_rows(file, TRIAL_SCHEMA, self.run_id, record_from_row)
-            if [row.trial_id for row in rows] != [file.stem]:
-                found = shown(", ".join(row.trial_id for row in rows) or "no row")
-                raise InputError(
-                    f"{str(file)!r} must hold the one row of trial {file.stem}, got {found}"
-                )
-            records[file] = rows[0]
-        in_order = dict(sorted(records.items(), key=lambda item: int(item[1].trial_id)))
-        check_trials(in_order, self.request)
+        try:
+            files = (self.directory / "trials").glob("*.parquet")
+            records = {file: _trial(file, self.run_id) for file in files}
+            in_order = dict(sorted(records.items(), key=lambda item: int(item[1].trial_id)))
+            check_trials(in_order, self.request)
+        except InputError as error:
+            raise InputError(f"{error} (move it away to have its trial run again)") from None
         return list(in_order.values())
 
     def write_pruned(self, pruned: Sequence[Pruned]) -> None:
@@ -201,6 +197,15 @@ class RunStore:
             raise RunDirectoryFailed(f"{place} cannot be read: {error}") from None
         if found != self._run_file:
             raise RunDirectoryReplaced(f"{place} must stay that of this search, got another run")
+
+
+def _trial(file: Path, run_id: str | None) -> TrialRecord:
+    """The record in the file of a trial. Raises InputError."""
+    records = read_rows(file, TRIAL_SCHEMA, run_id, record_from_row)
+    if [record.trial_id for record in records] != [file.stem]:
+        found = shown(", ".join(record.trial_id for record in records) or "no row")
+        raise InputError(f"{str(file)!r} must hold the one row of trial {file.stem}, got {found}")
+    return records[0]
 
 
 def _pruned_from_row(row: Mapping[str, Any]) -> Pruned:

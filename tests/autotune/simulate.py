@@ -1,7 +1,9 @@
 """Run a ledger to its end without Ray, with the fake trainable."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -9,6 +11,7 @@ from autotune.ledger.ledger import Ledger
 from autotune.named_spaces import load_space
 from autotune.request import Request
 from autotune.space import SearchSpace
+from autotune.store.files import BLANK_DIGEST, DIGEST, sealed
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import RunStore, create_run
 from autotune.trial.reduced import run_in_parts
@@ -73,6 +76,13 @@ def run_one(ledger: Ledger, worker: Trainable, spec: TrialSpec) -> None:
                 return
         else:
             ledger.trial_ended(spec.trial_id, event)
+
+
+def rewrite_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a JSON file of a run, with a digest that matches."""
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_bytes(sealed(json.dumps({**content, DIGEST: BLANK_DIGEST}).encode()))
 
 
 def without_digests(directory: Path) -> None:

@@ -37,7 +37,7 @@ from autotune.options.command_line import command_line
 from autotune.request import Request, request_from_json
 from autotune.space import SearchSpace
 from autotune.trial.trial import to_json
-from tests.autotune.simulate import fake_request, new_store, run_to_the_end
+from tests.autotune.simulate import fake_request, new_store, run_to_the_end, without_digests
 from tests.conftest import REPOSITORY, examples
 from tests.trainables.recorded_runs import RECORDED_RUNS
 
@@ -733,8 +733,10 @@ BAD_RUNS: list[tuple[tuple[str, ...], object, str]] = [
     ((), [], "cannot read"),
     (("request",), MISSING, "cannot read"),
     (("schema_version",), MISSING, "cannot read"),
-    (("schema_version",), 2, "schema_version must be 1, got 2"),
-    (("schema_version",), "1", "schema_version must be 1, got "),
+    (("schema_version",), 3, "schema_version must be 1 or 2, got 3"),
+    (("schema_version",), "1", "schema_version must be 1 or 2, got "),
+    (("nodes",), {}, "nodes must be a list of objects, got {}"),
+    (("nodes",), [1], "nodes must be a list of objects, got [1]"),
     (("request",), [], "request must be a JSON object, got []"),
     (("request",), {}, "request: space, trainable, search and max_trials are missing"),
     (("request", "speed"), 1, "request: unknown key speed"),
@@ -743,6 +745,8 @@ BAD_RUNS: list[tuple[tuple[str, ...], object, str]] = [
     (("request", "search"), "magic", "search must be one of guided, "),
     (("request", "trainable"), "replay", "runs and layouts must be given to replay recorded runs"),
     (("request", "env"), {"A; rm -rf ~": "1"}, "got 'A; rm -rf ~'"),
+    (("request", "env"), {"LD_PRELOAD": "/x.so"}, "LD_PRELOAD makes programs load other code"),
+    (("request", "env"), {"PYTHONPATH": "/x"}, "PYTHONPATH makes programs load other code"),
     (
         (*MODEL_OF_RUN, "hidden_size"),
         0,
@@ -770,6 +774,7 @@ def test_a_damaged_run_is_one_line(
     capsys: Capture,
 ) -> None:
     directory = new_store(tmp_path / "run").directory
+    without_digests(directory)  # with them, every change is refused before it is looked at
     file = directory / "run.json"
     file.write_text(json.dumps(changed(json.loads(file.read_text()), place, new)))
     before = contents(directory)
@@ -801,6 +806,7 @@ def test_a_damaged_row_of_a_trial_is_one_line(
     command: str, column: str, new: object, tmp_path: Path, capsys: Capture
 ) -> None:
     directory = run_of_two_trials(tmp_path)
+    without_digests(directory)
     file = directory / "trials" / "0001.parquet"
     (row,) = pq.read_table(file).to_pylist()
     pq.write_table(pa.Table.from_pylist([changed(row, (column,), new)]), file)
@@ -818,6 +824,27 @@ def test_a_damaged_file_of_a_run_is_one_line(
     (directory / name).write_bytes(content)
     line = refusal(capsys, "run", "--resume", directory)
     assert repr(str(directory / name)) in line and " cannot be read" in line
+
+
+def test_a_stored_environment_is_shown_and_asked_for_again(tmp_path: Path, capsys: Capture) -> None:
+    """Whoever made the directory could make the ranks run any code by it."""
+    directory = new_store(tmp_path / "run", env={"NCCL_NET_PLUGIN": "/x", "A": "1"}).directory
+    line = refusal(capsys, "run", "--resume", directory)
+    assert "NCCL_NET_PLUGIN='/x', A='1'" in line and "--env" in line and "--trust-run" in line
+    same = ["--env", "A=1", "--env", "NCCL_NET_PLUGIN=/x"]
+    for other in ([*same[:2]], [*same[:3], "NCCL_NET_PLUGIN=/y"], [*same, "--env", "B=2"]):
+        line = refusal(capsys, "run", "--resume", directory, *other)
+        assert "--env must be that of the run (NCCL_NET_PLUGIN='/x', A='1')" in line
+    for trusted in (same, ["--trust-run"]):
+        assert check_told(capsys, "run", "--resume", directory, "--dry-run", *trusted) == 0
+    none = new_store(tmp_path / "none").directory
+    assert "(none)" in refusal(capsys, "run", "--resume", none, "--env", "A=1")
+
+
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONSTARTUP", "ENV"])
+def test_variables_that_load_code_are_refused_by_name(name: str, capsys: Capture) -> None:
+    line = refusal(capsys, "run", *TINY, "--env", f"{name}=x")
+    assert f"{name} makes programs load other code and cannot be given" in line
 
 
 def run_of_two_trials(folder: Path) -> Path:

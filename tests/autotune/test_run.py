@@ -19,6 +19,7 @@ from autotune.commands.run import main
 from autotune.options.command_line import command_line
 from autotune.store.run_directory import open_run
 from autotune.trial.trial import Outcome
+from tests.autotune.simulate import rewrite_json
 
 SMALL_SPACE = """
 import dataclasses
@@ -126,22 +127,23 @@ def check_nothing_is_lost_or_repeated(out: Path) -> None:
 
 def resumed_elsewhere(out: Path) -> None:
     """Other software than the run was begun with is said, and taken when that is asked for."""
-    run = json.loads((out / "run.json").read_text())
-    for node in run["nodes"]:
-        node["torch"] = "2.0.1"
-    (out / "run.json").write_text(json.dumps(run))
-    refused = subprocess.run(command("--resume", out), capture_output=True, text=True, timeout=100)
+
+    def older(run: dict[str, Any]) -> None:
+        for node in run["nodes"]:
+            node["torch"] = "2.0.1"
+
+    rewrite_json(out / "run.json", older)
+    resume = ("--resume", out, "--env", "MARK=1")
+    refused = subprocess.run(command(*resume), capture_output=True, text=True, timeout=100)
     assert refused.returncode == 2
-    assert "the cluster must be the one that the run was begun on (torch was 2.0.1, is " in (
+    assert "the cluster must be the one that the run was begun on (torch was '2.0.1', is " in (
         refused.stderr
     )
     assert refused.stderr.count("\n") == 1
     flag = "--allow-different-cluster"
-    allowed = subprocess.run(
-        command("--resume", out, flag), capture_output=True, text=True, timeout=200
-    )
+    allowed = subprocess.run(command(*resume, flag), capture_output=True, text=True, timeout=200)
     assert allowed.returncode == 0, allowed.stderr
-    assert "the cluster has changed: torch was 2.0.1, is " in allowed.stdout
+    assert "the cluster has changed: torch was '2.0.1', is " in allowed.stdout
 
 
 def check_launch_script(export: Path) -> None:

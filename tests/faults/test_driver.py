@@ -287,3 +287,59 @@ def test_a_second_search_is_refused_and_signals_at_once_leave_nothing_of_the_fir
     assert not [p for p in psutil.process_iter() if p.pid in {f.pid for f in family}]
     sentence = "the second is refused, status 2"
     row(Row(fault="two searches share a directory", recorded=sentence, seconds=seconds))
+
+
+def test_a_search_never_takes_over_the_run_of_another(
+    tmp_path: Path, row: Callable[[Row], None]
+) -> None:
+    """Two are started at once with one --out; each has another model and another seed."""
+    directory = tmp_path / "run"
+    searches = [
+        started("--space", space, "--nodes", "2", *EXPLORED_ONE_BY_ONE, "--out", directory)
+        for space in ("llm13b", "llm65b")
+    ]
+    outputs = [search.communicate(timeout=120)[0] for search in searches]
+    statuses = [search.returncode for search in searches]
+    assert sorted(statuses) == [0, 2], outputs
+    refused = outputs[statuses.index(2)]
+    assert refused.count("error: ") == 1 and "another search is at work" in refused
+    winner = ("llm13b", "llm65b")[statuses.index(0)]
+    assert open_run(directory).request.space.name == winner
+    # Started when the first has finished: a plain refusal, and nothing is written.
+    before = contents(directory)
+    status, output = run_to_the_end("--space", "llm65b", "--out", directory)
+    assert status == 2 and "--out: " in output and "already holds a run" in output
+    assert contents(directory) == before
+    sentence = "one runs, the other is refused, status 2"
+    row(Row(fault="two searches are started with one --out", recorded=sentence))
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
+def test_a_run_directory_that_is_moved_away_ends_the_search(
+    replaced: bool, undisturbed: Path, tmp_path: Path, row: Callable[[Row], None]
+) -> None:
+    directory = tmp_path / "run"
+    search = started(*SEARCH, *EXPLORED_ONE_BY_ONE, "--out", directory, "--max-trials", "400")
+    wait_for(lambda: finished(directory) >= 2, search)
+    family = family_of(search.pid)
+    directory.rename(tmp_path / "moved")
+    if replaced:
+        shutil.copytree(undisturbed, directory)
+    before = contents(directory)
+    moved_at = time.monotonic()
+    output, _ = search.communicate(timeout=60)
+    seconds = time.monotonic() - moved_at
+    wait_until_gone(family)
+    assert search.returncode == (2 if replaced else 130), output
+    said = "must stay that of this search, got another run" if replaced else "is gone: it was moved"
+    assert output.count("error: ") == 1 and said in output and "Traceback" not in output
+    assert contents(directory) == before and directory.exists() == replaced
+    status, output = run_to_the_end("--resume", tmp_path / "moved", "--dry-run")
+    assert status == 0, output
+    recorded = f"one sentence, status {search.returncode}"
+    what = "another run is moved to its place" if replaced else "the run directory is moved away"
+    row(Row(fault=what, recorded=recorded, seconds=seconds))
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}

@@ -143,13 +143,6 @@ def test_a_trial_that_repeats_another_is_refused(run: Path) -> None:
         open_run(run).trials()
 
 
-def test_a_confirmation_of_what_was_not_explored_is_refused(run: Path) -> None:
-    without_digests(run)
-    rewrite(run, "0005", purpose="confirm")
-    with pytest.raises(InputError, match="must confirm a layout of an earlier trial"):
-        open_run(run).trials()
-
-
 def test_two_rows_in_the_file_of_a_trial_are_refused(run: Path) -> None:
     without_digests(run)
     file = run / "trials" / "0003.parquet"
