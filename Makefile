@@ -32,9 +32,9 @@ test-all: export HYPOTHESIS_PROFILE := random
 test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not gpu"
 
-# Every fault, also those that take minutes; the table at the end is that of docs/reliability.md.
+# Every fault, also those that take minutes; writes the table of docs/reliability.md.
 faults: .venv/installed-dev
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest tests/faults --faults-table replace
 
 soak: .venv/installed-dev
 	$(BIN)/python benchmarks/soak.py

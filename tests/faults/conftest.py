@@ -1,10 +1,16 @@
-"""The table of the fault suite: tests add rows, and pytest prints it at the end of its output."""
+"""The table of the fault suite: tests add rows; pytest prints them at the end of its output, and
+`make faults` writes them into docs/reliability.md."""
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 
 import pytest
 
+from tests.conftest import REPOSITORY
+
+PAGE = REPOSITORY / "docs" / "reliability.md"
+HEAD = "| fault | on record | noticed after |\n|---|---|---|\n"
 ROWS = pytest.StashKey[list["Row"]]()
 
 
@@ -18,6 +24,12 @@ class Row:
     seconds: float | None = None
     """Until it was noticed."""
 
+    @property
+    def line(self) -> str:
+        """The row in Markdown."""
+        seconds = "" if self.seconds is None else f"{self.seconds:.1f} s"
+        return f"| {self.fault} | {self.recorded} | {seconds} |"
+
 
 @pytest.fixture
 def row(request: pytest.FixtureRequest) -> Callable[[Row], None]:
@@ -25,12 +37,35 @@ def row(request: pytest.FixtureRequest) -> Callable[[Row], None]:
     return request.config.stash.setdefault(ROWS, []).append
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--faults-table",
+        choices=["replace", "update"],
+        help="Write the rows into docs/reliability.md, instead of all rows or of the same faults'.",
+    )
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows = terminalreporter.config.stash.get(ROWS, [])
-    if rows:
-        terminalreporter.section("faults")
-        terminalreporter.line("| fault | on record | noticed after |")
-        terminalreporter.line("|---|---|---|")
-    for one in rows:
-        seconds = "" if one.seconds is None else f"{one.seconds:.1f} s"
-        terminalreporter.line(f"| {one.fault} | {one.recorded} | {seconds} |")
+    if not rows:
+        return
+    made = {row.fault: row.line for row in rows}
+    terminalreporter.section("faults")
+    for line in made.values():
+        terminalreporter.line(line)
+    how = terminalreporter.config.getoption(
+        "--faults-table", default=None
+    )  # unknown in `make test`
+    if how is not None:
+        text = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(with_rows(text, made, update=how == "update"), encoding="utf-8")
+
+
+def with_rows(page: str, made: Mapping[str, str], *, update: bool) -> str:
+    """The page with the rows in its table; `update` keeps the rows of other faults."""
+    before, _, rest = page.partition(HEAD)
+    assert rest, "the page has the table"
+    lines = rest.split("\n")
+    old = list(itertools.takewhile(lambda line: line.startswith("| "), lines))
+    kept = {line.split(" | ")[0].removeprefix("| "): line for line in old} if update else {}
+    return before + HEAD + "\n".join([*{**kept, **made}.values(), *lines[len(old) :]])
