@@ -78,11 +78,11 @@ def _table(path: Path, schema: pa.Schema, run_id: str | None) -> pa.Table:
     check_digest(content, required=run_id is not None)
     with pq.ParquetFile(pa.BufferReader(content)) as file:
         table = file.read(use_threads=False)
-    for field in schema:
-        if field.name not in table.column_names:
-            if not (field.nullable or field.name in _ADDED_LATER):
-                raise ValueError(f"column {field.name} is missing")
-            table = table.append_column(field.name, pa.nulls(len(table), field.type))
+    stored = set(table.column_names)
+    for field in (field for field in schema if field.name not in stored):
+        if not (field.nullable or field.name in _ADDED_LATER):
+            raise ValueError(f"column {field.name} is missing")
+        table = table.append_column(field.name, pa.nulls(len(table), field.type))
     table = table.select(schema.names)
     if table.schema.types != schema.types:
         table = table.cast(pa.schema([field.with_nullable(True) for field in schema]))
