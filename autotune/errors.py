@@ -5,9 +5,12 @@
     │   └── ClusterTooSmall  ... more nodes or devices than the cluster has
     ├── NothingFits          no layout is predicted to fit (exit status 3: nothing was started)
     ├── NodeCheckFailed      a node failed the check before the first trial (exit status 2)
-    ├── RunDirectoryFailed   the run directory cannot be written any more (status 130: resumable)
     ├── RunDirectoryReplaced another run is in the place of the run directory (exit status 2)
-    ├── NodesGone            nodes were missing for longer than allowed (status 130: resumable)
+    ├── Resumable            the search ended early and can be resumed (status 130)
+    │   ├── RunDirectoryFailed    ... as the run directory cannot be written any more
+    │   ├── TemporaryFilesFailed  ... as temporary files cannot be written any more
+    │   ├── NodesGone             ... as nodes were missing for longer than allowed
+    │   └── HeadGone              ... as the head of the Ray cluster does not answer any more
     └── NodeLost             a node or its actor was lost during a trial (the trial is retried)
         └── NodeOutOfMemory  ... because the node's main memory ran out (the trial's outcome is oom)
 
@@ -53,7 +56,19 @@ class NodeCheckFailed(AutotuneError):
     """A node failed the check before the first trial; the message names it."""
 
 
-class RunDirectoryFailed(AutotuneError):
+class Resumable(AutotuneError):
+    """The search ended early; its finished trials are on record, and it can be resumed."""
+
+
+class TemporaryFilesFailed(Resumable):
+    """Temporary files cannot be written any more, for example because their disk is full."""
+
+
+class HeadGone(Resumable):
+    """The head of the Ray cluster does not answer any more."""
+
+
+class RunDirectoryFailed(Resumable):
     """The run directory cannot be written any more; the files in it are complete."""
 
 
@@ -61,7 +76,7 @@ class RunDirectoryReplaced(AutotuneError):
     """Another run is in the place of the run directory; nothing was written into it."""
 
 
-class NodesGone(AutotuneError):
+class NodesGone(Resumable):
     """Nodes were lost and did not come back in time; the search can be resumed."""
 
 

@@ -11,8 +11,11 @@ from autotune.cost.feasibility import why_nothing_fits
 from autotune.errors import ClusterTooSmall, InputError, NothingFits, in_field
 from autotune.export import export_layout
 from autotune.inputs import shown
+from autotune.ledger.clock import SystemClock
+from autotune.ledger.deadline import Deadline, deadline_of
 from autotune.ledger.interruption import signals_interrupt
 from autotune.ledger.ledger import Ledger
+from autotune.on_ray.address import refuse_address_by_form
 from autotune.options.command_line import plain_console
 from autotune.options.search_options import SearchOptions, request_from_options
 from autotune.report import Screen
@@ -44,12 +47,20 @@ class Place:
     """Address that the dashboard listens on."""
     dashboard_port: int | None = None
     """Port of the dashboard; None: 8265, or the next free one."""
+    keep_ray_logs: bool = False
+    """Whether the logs of a Ray started here are kept."""
     wait_for_nodes_seconds: float = 300.0
     """How long to wait for lost nodes to come back."""
     allow_different_cluster: bool = False
     """Whether to resume on other hardware or software than the search started on."""
     explore_anyway: bool = False
     """Whether to search although no layout is predicted to fit into memory."""
+    until: str | float | None = None
+    """When the search ends: seconds from its start, or a local time in ISO format; None: a minute
+    before its Slurm job, elsewhere no limit."""
+
+    def __post_init__(self) -> None:
+        deadline_of(self.until, SystemClock())
 
 
 def tune(
@@ -137,7 +148,9 @@ def check(request: Request, place: Place) -> None:
             f"must be given for real trials only, got it with trainable {request.trainable}",
             field="address",
         )
-    if not request.simulated and place.address is None:
+    if place.address is not None:
+        refuse_address_by_form(place.address)
+    elif not request.simulated:
         _refuse_without_devices(request)
 
 
@@ -146,11 +159,12 @@ def search(request: Request, directory: Path, place: Place, screen: Screen) -> L
     check(request, place)
     if request.simulated or request.space.cluster.device.kind == "cpu":
         _refuse_if_nothing_fits(request, place)  # on GPUs when it is known which they are
+    deadline = _shown_deadline(place, screen)
     with signals_interrupt(), contextlib.ExitStack() as stack:
         with in_field("out"):
             stack.enter_context(new_directory(directory))
         _warn_if_not_measured(request, screen)
-        return _run(request, directory, place, screen, None)
+        return _run(request, directory, place, screen, None, deadline)
 
 
 def go_on(store: RunStore, place: Place, screen: Screen) -> Ledger:
@@ -160,18 +174,33 @@ def go_on(store: RunStore, place: Place, screen: Screen) -> Ledger:
             stack.enter_context(sole_user(store.directory))
             store.check_still_there()
             remove_temporary_files(store.directory)
-            ledger = Ledger(store, screen)
+        deadline = _shown_deadline(place, screen)
+        with in_field("resume"):
+            ledger = Ledger(store, screen, deadline=deadline)
         if ledger.is_over:
             screen.note(f"{len(ledger.records)} trials already finished, none is left to run")
             _write_result(ledger)
             return ledger
         check(store.request, place)
         _warn_if_not_measured(store.request, screen)
-        return _run(store.request, store.directory, place, screen, ledger)
+        return _run(store.request, store.directory, place, screen, ledger, deadline)
+
+
+def _shown_deadline(place: Place, screen: Screen) -> Deadline | None:
+    """The time by which the search ends, which is printed; None where there is none."""
+    deadline = deadline_of(place.until, SystemClock())
+    if deadline is not None:
+        screen.note(f"until {deadline.stated}")
+    return deadline
 
 
 def _run(
-    request: Request, directory: Path, place: Place, screen: Screen, ledger: Ledger | None
+    request: Request,
+    directory: Path,
+    place: Place,
+    screen: Screen,
+    ledger: Ledger | None,
+    deadline: Deadline | None,
 ) -> Ledger:
     """Connect to Ray and run the trials: of a new search (`ledger` None), or those left of one."""
     # Imported here because Ray takes seconds to import: invalid input is reported before.
@@ -183,14 +212,17 @@ def _run(
     cluster, simulated = request.space.cluster, request.simulated
     dashboard = Dashboard(host=place.dashboard_host, port=place.dashboard_port)
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(
+        connection = stack.enter_context(
             ray_cluster(
                 cluster,
                 address=place.address,
                 dashboard=dashboard if place.dashboard else None,
                 virtual=simulated,
+                keep_logs=place.keep_ray_logs,
             )
         )
+        if connection.kept_logs is not None:
+            screen.note(f"Ray's logs are kept in {connection.kept_logs}")
         nodes = [] if simulated else inspect_nodes(cluster)
         if ledger is None:
             if not simulated:
@@ -201,10 +233,10 @@ def _run(
                 _refuse_if_nothing_fits(request, place)
             versions = {"autotune": __version__}
             store = create_run(directory, request, nodes=nodes, versions=versions)
-            ledger = Ledger(store, screen)
+            ledger = Ledger(store, screen, deadline=deadline)
         elif changes := differences(ledger.store.nodes, nodes):
             _warn_or_refuse(screen, changes, allowed=place.allow_different_cluster)
-        screen.search_begins(request, directory, ledger.records, url)
+        screen.search_begins(request, directory, ledger.records, connection.dashboard_url)
         with screen:
             run_trials(
                 ledger,

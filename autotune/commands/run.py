@@ -6,16 +6,9 @@ from typing import Any
 
 import click
 
-from autotune.errors import (
-    InputError,
-    NodeCheckFailed,
-    NodesGone,
-    NothingFits,
-    RunDirectoryFailed,
-    in_field,
-)
+from autotune.errors import InputError, NodeCheckFailed, NothingFits, Resumable, in_field
 from autotune.inputs import default_of
-from autotune.ledger.interruption import signals_ignored
+from autotune.ledger.interruption import signals_ignored, signals_interrupt
 from autotune.ledger.ledger import Ledger
 from autotune.options.command_line import (
     AMOUNT,
@@ -45,8 +38,8 @@ from autotune.tuning import RUNS, Place, go_on, open_to_resume, search
 # Options that --resume accepts: output, connection to Ray, and limits of the search.
 _ALLOWED_WITH_RESUME = frozenset(
     {"resume", "env", "trust_run", "address", "wait_for_nodes", "allow_different_cluster"}
-    | {"dashboard", "dashboard_host", "dashboard_port", "as_json", "dry_run"}
-    | {"max_trials", "gpu_hours"}
+    | {"dashboard", "dashboard_host", "dashboard_port", "keep_ray_logs", "as_json", "dry_run"}
+    | {"max_trials", "gpu_hours", "until"}
 )
 
 
@@ -79,6 +72,12 @@ _ALLOWED_WITH_RESUME = frozenset(
     type=AMOUNT,
     metavar="H",
     help="Device hours for the search; a resumed search may be given more.",
+)
+@click.option(
+    "--until",
+    metavar="TIME|SECONDS",
+    help="End in good order by this local time (18:30, 2026-12-01T18:30), or so many seconds after "
+    "the start. Default: a minute before the end of a Slurm job.",
 )
 @click.option(
     "--reduced-trials/--whole-trials",
@@ -148,6 +147,9 @@ _ALLOWED_WITH_RESUME = frozenset(
     help="Default: 8265, or the next one that is free.",
 )
 @click.option(
+    "--keep-ray-logs", is_flag=True, help="Keep the logs of a Ray started here, and say where."
+)
+@click.option(
     "--json",
     "as_json",
     is_flag=True,
@@ -168,23 +170,28 @@ def main(
     dashboard: bool,
     dashboard_host: str,
     dashboard_port: int | None,
+    keep_ray_logs: bool,
     wait_for_nodes: float,
     allow_different_cluster: bool,
     explore_anyway: bool,
     env: tuple[str, ...],
     trust_run: bool,
+    until: str | None,
     **options: Any,
 ) -> int:
     """Search a space for the parallel layout that trains fastest."""
+    context.with_resource(signals_interrupt())
     screen = Screen(plain_console(stderr=as_json))
     place = Place(
         address=address,
         dashboard=dashboard,
         dashboard_host=dashboard_host,
         dashboard_port=dashboard_port,
+        keep_ray_logs=keep_ray_logs,
         wait_for_nodes_seconds=wait_for_nodes,
         allow_different_cluster=allow_different_cluster,
         explore_anyway=explore_anyway,
+        until=until,
     )
     store = None
     if resume is not None:
@@ -205,17 +212,19 @@ def main(
         return _dry_run(screen, request, as_json=as_json, finished=finished)
     try:
         ledger = go_on(store, place, screen) if store else search(request, directory, place, screen)
+        if ledger.is_out_of_time and not ledger.best:
+            return _interrupted(screen, ledger.stopped_because, directory, context)
+        return _print_result(screen, ledger, directory, as_json=as_json)
     except KeyboardInterrupt:
         with signals_ignored():
             return _interrupted(screen, "interrupted", directory, context)
     except NothingFits as error:
         print_error(f"{error}; --explore-anyway searches all the same")
         return EXIT_NOTHING_WORKED
-    except (NodesGone, NodeCheckFailed, RunDirectoryFailed) as error:
+    except (NodeCheckFailed, Resumable) as error:
         if not (directory / "run.json").exists():
             raise
         return _interrupted(screen, str(error), directory, context)
-    return _print_result(screen, ledger, directory, as_json=as_json)
 
 
 def _dry_run(screen: Screen, request: Request, *, as_json: bool, finished: int) -> int:
@@ -232,6 +241,8 @@ def _print_result(screen: Screen, ledger: Ledger, directory: Path, *, as_json: b
     if as_json:
         print(json.dumps(ledger.summary(), indent=2))
     print_end(screen, ledger, directory)
+    if ledger.is_out_of_time:
+        screen.note(f"--resume {directory} explores further")
     return 0 if ledger.best else EXIT_NOTHING_WORKED
 
 

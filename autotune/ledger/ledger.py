@@ -5,21 +5,20 @@ directory. To resume a search, the ledger replays the recorded trials; it then c
 had not been interrupted.
 """
 
-import dataclasses
-import math
 from typing import Any
 
 from autotune.layout import Layout
 from autotune.ledger.clock import Clock, SystemClock
-from autotune.ledger.plausibility import why_impossible
-from autotune.ledger.ranking import fastest, next_to_confirm, ranked, summary, warning, wrong_losses
+from autotune.ledger.deadline import Deadline
+from autotune.ledger.finished import checked, record_of
+from autotune.ledger.ranking import fastest, next_to_confirm, ranked, summary, warning
 from autotune.ledger.running import Listener, RunningTrial
-from autotune.ledger.search_setup import CONFIRMATION_STEPS, counts_of, search_for, startup_seconds
+from autotune.ledger.schedule import Schedule
+from autotune.ledger.search_setup import CONFIRMATION_STEPS, counts_of, search_for
 from autotune.request import Request
 from autotune.search import Observation, Pruned, prune
 from autotune.store.record import Purpose, TrialRecord
 from autotune.store.run_directory import RunStore
-from autotune.trial.measurement import measure, why_not_measured
 from autotune.trial.slow_devices import SlowDevice, slow_device
 from autotune.trial.stopping import SlowerThanBest
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
@@ -31,13 +30,20 @@ INTERRUPTED = "interrupted"
 class Ledger:
     """Chooses trials, receives their steps and results, and records them."""
 
-    def __init__(self, store: RunStore, listener: Listener, clock: Clock | None = None) -> None:
-        """Replay the trials in the store, to continue its request after them."""
+    def __init__(
+        self,
+        store: RunStore,
+        listener: Listener,
+        clock: Clock | None = None,
+        deadline: Deadline | None = None,
+    ) -> None:
+        """Replay the trials in the store, to continue its request after them until the deadline."""
         self.request: Request = store.request
         self.store = store
         """The run directory."""
         self._listener = listener
         self._clock = clock or SystemClock()
+        self._schedule = Schedule(self.request, self._clock, deadline)
         self._layouts = self.request.all_layouts()
         self._candidates = set(self._layouts)
         self._search = search_for(self.request, self._layouts)
@@ -70,6 +76,19 @@ class Ledger:
         return summary(self.request, self.records, self.stopped_because)
 
     @property
+    def is_out_of_time(self) -> bool:
+        """Whether the search ended because of its deadline: with more time it would go on."""
+        return self.stopped_because == self._schedule.reason
+
+    def end_at_deadline(self) -> bool:
+        """Whether the deadline is reached; a running trial is then dropped, to be run again."""
+        if self._schedule.seconds_left > 0:
+            return False
+        self._running.clear()
+        self.stopped_because = self._schedule.reason
+        return True
+
+    @property
     def is_over(self) -> bool:
         """Whether no trial is left to run. The next trial is chosen, but not started."""
         if self._to_repeat or self._running:
@@ -80,11 +99,16 @@ class Ledger:
     def next_trial(self) -> TrialSpec | None:
         """The next trial to run, or None when the search is over (see `stopped_because`).
 
-        After the exploration, the fastest layouts are confirmed by longer trials.
+        After the exploration, the fastest layouts are confirmed by longer trials. Where no time is
+        left to explore, they are confirmed at once.
         """
         if self._to_repeat:
             return self._to_repeat.pop()
         chosen, self._next = self._next or self._choose_next(), None
+        while chosen is not None and self._seconds_left(*chosen) <= 0:
+            self.stopped_because = self._schedule.reason
+            was_exploring, self._exploring = self._exploring, False
+            chosen = self._choose_next() if was_exploring else None
         return None if chosen is None else self._hand_out(*chosen)
 
     def _choose_next(self) -> tuple[Layout, Purpose] | None:
@@ -111,13 +135,16 @@ class Ledger:
     def _next_to_confirm(self) -> Layout | None:
         if self._running or self._gpu_hours_spent():
             return None
-        return next_to_confirm(self.request.space.precision, self.records)
+        explored = next_to_confirm(self.request.space.precision, self.records)
+        return None if explored is None else explored.layout
 
     def _hand_out(self, layout: Layout, purpose: Purpose) -> TrialSpec:
         request, space = self.request, self.request.space
         multiple = CONFIRMATION_STEPS if purpose == "confirm" else 1
         trial_id = f"{self._next_number:04d}"
         self._next_number += 1
+        timeout = self._timeout_seconds(layout, purpose)
+        left = self._seconds_left(layout, purpose)
         spec = TrialSpec(
             trial_id=trial_id,
             layout=layout,
@@ -131,7 +158,7 @@ class Ledger:
             synthetic_data=request.synthetic_data,
             seed=request.seed,
             step_deadline_seconds=self._stopping.step_deadline_seconds,
-            trial_timeout_seconds=self._timeout_seconds(layout, purpose),
+            trial_timeout_seconds=min(timeout, left),
             micro_batch_counts=counts_of(request, layout) if purpose == "reduced" else (),
         )
         self._running[trial_id] = RunningTrial(
@@ -140,6 +167,7 @@ class Ledger:
             prediction=self._search.prediction(layout),
             started_at=self._clock.now(),
             started=self._clock.monotonic(),
+            seconds_left=left if left < timeout else None,
         )
         self._listener.trial_started(spec)
         return spec
@@ -153,6 +181,14 @@ class Ledger:
             explored = next(r for r in self.records if r.layout == layout)
             allowed += 2 * steps * (explored.measurement.step_seconds or 0.0)
         return allowed
+
+    def _seconds_left(self, layout: Layout, purpose: Purpose) -> float:
+        """Seconds that a trial may take, so that the search ends in time; 0: too few for it."""
+        if purpose != "confirm":
+            prediction = self._search.prediction(layout)
+            return self._schedule.seconds_to_explore(layout, prediction, self.records)
+        explored = next(r for r in self.records if r.layout == layout)
+        return self._schedule.seconds_to_confirm(explored.measurement.step_seconds or 0.0)
 
     def step_done(self, trial_id: str, step: StepReport) -> bool:
         """Add a step of a running trial; return whether the trial should be stopped."""
@@ -197,11 +233,20 @@ class Ledger:
         self.trial_ended(trial_id, Ended(outcome=Outcome.STOPPED, reason=reason), slow=slow)
 
     def trial_ended(self, trial_id: str, ended: Ended, *, slow: str | None = None) -> None:
-        """Record a finished trial and update the search; `slow` describes a slow device."""
+        """Record a finished trial and update the search; `slow` describes a slow device.
+
+        A trial that is cut short because the search must end is not recorded: it runs again when
+        the search is resumed.
+        """
         running = self._running.pop(trial_id)
+        if self._schedule.was_cut_short(running, ended):
+            self._next_number -= 1
+            return
+        self._schedule.learn(running, ended)
         if slow is not None:
             running.slow_devices.append(slow)
-        record = self._checked(self._record_of(running, ended), running)
+        record = record_of(running, ended, request=self.request, clock=self._clock)
+        record = checked(record, running, request=self.request, earlier=self.records)
         self.store.add_trial(record, running.steps)
         self._update(record)
         self.store.write_pruned(self._pruned)
@@ -214,47 +259,6 @@ class Ledger:
             self.store.write_best(summary)
         else:
             self.store.remove_best()
-
-    def _record_of(self, running: RunningTrial, ended: Ended) -> TrialRecord:
-        seconds = self._clock.monotonic() - running.started
-        if self.request.simulated:
-            starts = len(running.spec.micro_batch_counts) or 1
-            seconds = starts * startup_seconds(self.request)
-            times = (step.step_seconds for step in running.steps)
-            seconds += sum(time for time in times if 0 < time < math.inf)
-        return TrialRecord(
-            trial_id=running.spec.trial_id,
-            trainable=self.request.trainable,
-            purpose=running.purpose,
-            layout=running.spec.layout,
-            outcome=ended.outcome,
-            reason=ended.reason,
-            measurement=measure(running.spec, running.steps),
-            startup_seconds=ended.startup_seconds,
-            gpu_seconds=seconds * self.request.space.cluster.devices,
-            attempts=running.attempts,
-            slow_device="; ".join(running.slow_devices) or None,
-            started_at=running.started_at,
-            finished_at=self._clock.now(),
-            prediction=running.prediction,
-        )
-
-    def _checked(self, record: TrialRecord, running: RunningTrial) -> TrialRecord:
-        """The record; its outcome becomes `invalid` where its figures are implausible."""
-        reason = why_not_measured(record.measurement, record.outcome)
-        if reason is None and record.outcome is Outcome.OK:
-            reason = why_impossible(
-                running.spec, record.measurement, running.steps, self.request.description.trainer
-            ) or self._wrong_loss(record)
-        if reason is None:
-            return record
-        return dataclasses.replace(record, outcome=Outcome.INVALID, reason=reason)
-
-    def _wrong_loss(self, record: TrialRecord) -> str | None:
-        """Why the record's loss is wrong: two trials must agree on another, because a single one
-        may itself be wrong. Outcomes that are already recorded are not changed."""
-        wrong = wrong_losses(self.request.space.precision, [*self.records, record], votes=2)
-        return wrong.get(record.trial_id)
 
     def _update(self, record: TrialRecord) -> None:
         self.records.append(record)

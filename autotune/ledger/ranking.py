@@ -76,9 +76,8 @@ def fastest(precision: str, records: Sequence[TrialRecord]) -> float | None:
     return min((seconds for seconds in times if seconds is not None), default=None)
 
 
-def next_to_confirm(precision: str, records: Sequence[TrialRecord]) -> Layout | None:
-    """The fastest of the first `CONFIRMED` layouts without a confirmation; None: all have one."""
-    tried = {r.layout for r in records if r.purpose == "confirm"}
+def to_confirm(precision: str, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Exploring trials of the first `CONFIRMED` layouts, fastest first, confirmed or not."""
     eligible = {r.layout for r in ranked(precision, records)}
     eligible -= failed_confirmations(precision, records).keys()
     explored = [
@@ -87,8 +86,13 @@ def next_to_confirm(precision: str, records: Sequence[TrialRecord]) -> Layout | 
         if r.purpose != "confirm" and r.outcome is Outcome.OK and r.layout in eligible
     ]
     explored.sort(key=lambda r: (r.measurement.step_seconds, r.trial_id))
-    fastest = [record.layout for record in explored[:CONFIRMED]]
-    return next((layout for layout in fastest if layout not in tried), None)
+    return explored[:CONFIRMED]
+
+
+def next_to_confirm(precision: str, records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The exploring trial of the fastest layout without a confirmation; None: all have one."""
+    tried = {r.layout for r in records if r.purpose == "confirm"}
+    return next((r for r in to_confirm(precision, records) if r.layout not in tried), None)
 
 
 def summary(

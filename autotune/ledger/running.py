@@ -34,6 +34,9 @@ class RunningTrial:
     prediction: Prediction | None
     started_at: datetime.datetime
     started: float
+    seconds_left: float | None = None
+    """Seconds that the trial may take as the time for the search runs out; None: its own limit is
+    shorter."""
     attempts: int = 1
     steps: list[StepReport] = dataclasses.field(default_factory=list)
     stop_reason: str | None = None

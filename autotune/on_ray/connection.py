@@ -10,13 +10,15 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from autotune.cluster import Cluster
-from autotune.errors import InputError, first_line
-from autotune.ledger.interruption import signals_ignored
+from autotune.errors import AutotuneError, HeadGone, InputError, first_line
+from autotune.ledger.interruption import children_spared, signals_ignored
+from autotune.on_ray.address import refuse_address_by_form
 from autotune.on_ray.nodes import NODE_CPUS, VIRTUAL_DEVICE, check_capacity, device_resource
 from autotune.on_ray.ray_internals import (
     RayNodes,
@@ -24,12 +26,17 @@ from autotune.on_ray.ray_internals import (
     head_answers,
     listening_on_loopback,
 )
+from autotune.on_ray.temporary_folder import refuse_long_path, temporary_folder
 
 # A raylet takes 1 s of CPU time to start, and 100 MB.
 _MOST_RAYLETS = 4
 _CONNECT_TIMEOUT_SECONDS = 5.0
+# Ray's files in the folder that is given to it. Its own names of sessions are 40 characters longer,
+# and the paths of sockets must be short.
+_SESSION_NAME = "session"
+_SESSION = Path("ray", _SESSION_NAME)
+_LONGEST_SOCKET = Path("sockets", "plasma_store_10")
 _HOST_AND_PORT = re.compile(r".*:\d+")
-_CLIENT = "ray://"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +48,15 @@ class Dashboard:
     """None: 8265, or the next free one."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """A connected Ray cluster."""
+
+    dashboard_url: str | None
+    kept_logs: Path | None
+    """Folder of the logs of a Ray started here, where they are kept."""
+
+
 @contextlib.contextmanager
 def ray_cluster(
     cluster: Cluster,
@@ -48,40 +64,93 @@ def ray_cluster(
     address: str | None,
     dashboard: Dashboard | None = None,
     virtual: bool = False,
-) -> Iterator[str | None]:
-    """Connect to the Ray cluster at `address`, or start one here; yields the dashboard's URL.
+    keep_logs: bool = False,
+) -> Iterator[Connection]:
+    """Connect to the Ray cluster at `address`, or start one here.
 
-    A cluster started here is shut down on exit. On a `virtual` cluster devices are only counted,
-    and trials are simulated. `dashboard` None: a cluster started here has no dashboard. Raises
-    ClusterTooSmall, and InputError where no Ray answers at the address.
+    A cluster started here is shut down on exit, and its logs are removed unless `keep_logs`. On a
+    `virtual` cluster devices are only counted, and trials are simulated. `dashboard` None: a
+    cluster started here has no dashboard. Raises ClusterTooSmall, and InputError where no Ray
+    answers at the address, none can be started, or no temporary files can be written.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    nodes = None
-    with _sigterm_handler_kept():
+    keep_logs = keep_logs and address is None
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(temporary_folder(keep=keep_logs))
         if address is not None:
-            _refuse_unreachable(address)
-            try:
-                context = ray.init(address=address, **quiet)
-            except Exception as error:
-                raise InputError(
-                    f"cannot connect to {address!r}: {first_line(error)}", field="address"
-                ) from None
+            context = stack.enter_context(_joined(address))
         else:
-            with listening_on_loopback(), _sigterm_interrupts():
-                nodes = _start_local(cluster, dashboard=dashboard, virtual=virtual)
-                context = ray.init(address=nodes.address, **quiet)
-    try:
+            logs = folder / _SESSION / "logs" if keep_logs else None
+            context = stack.enter_context(
+                _started(cluster, folder, dashboard=dashboard, virtual=virtual, logs=logs)
+            )
         if not virtual:
             check_capacity(cluster)
         url = context.dashboard_url
-        yield f"http://{url}" if url and (dashboard or address) else None
+        yield Connection(
+            dashboard_url=f"http://{url}" if url and (dashboard or address) else None,
+            kept_logs=folder / _SESSION / "logs" if keep_logs else None,
+        )
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[Any]:
+    """The context of a connection to the cluster at the address."""
+    with _sigterm_handler_kept():
+        _refuse_unreachable(address)
+        try:
+            context = _connected(address)
+        except Exception as error:
+            raise InputError(
+                f"cannot connect to {address!r}: {first_line(error)}", field="address"
+            ) from None
+    try:
+        yield context
     finally:
-        with signals_ignored():
-            with _sigterm_handler_kept():
-                ray.shutdown()
-            if nodes is not None:
+        _disconnect()
+
+
+@contextlib.contextmanager
+def _started(
+    cluster: Cluster, folder: Path, *, dashboard: Dashboard | None, virtual: bool, logs: Path | None
+) -> Iterator[Any]:
+    """The context of a connection to a Ray that is started here, with its files in `folder`."""
+    refuse_long_path(folder / _SESSION / _LONGEST_SOCKET)
+    # Ray's default folder is open to all users, and it notes there which cluster is the newest.
+    with _variable("RAY_TMPDIR", str(folder)):
+        try:
+            with _sigterm_handler_kept(), listening_on_loopback(), _sigterm_interrupts():
+                nodes = _start_local(cluster, dashboard=dashboard, virtual=virtual)
+                context = _connected(nodes.address)
+        except AutotuneError:
+            raise
+        except Exception as error:
+            where = "`keep_ray_logs` keeps its logs" if logs is None else f"its logs are in {logs}"
+            raise InputError(
+                f"Ray cannot be started on this machine: {first_line(error)} ({where})"
+            ) from None
+        graceful = True
+        try:
+            yield context
+        except HeadGone:
+            graceful = False  # nodes wait for the head when they end
+            raise
+        finally:
+            _disconnect()
+            with signals_ignored():
+                for node in nodes.list_all_nodes():
+                    nodes.remove_node(node, allow_graceful=graceful)
                 nodes.shutdown()
+
+
+def _connected(address: str) -> Any:
+    """Connect, and show no output of Ray's processes."""
+    return ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+
+
+def _disconnect() -> None:
+    with signals_ignored(), _sigterm_handler_kept():
+        ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -94,6 +163,20 @@ def _sigterm_handler_kept() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable inside, also for processes that are started there."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager
@@ -110,23 +193,19 @@ def _refuse_unreachable(address: str) -> None:
 
     `ray.init` would retry for minutes and print its own messages.
     """
-    if address == "local":
-        raise InputError("must be that of a running Ray, got 'local'", field="address")
-    client = address.startswith(_CLIENT)
+    refuse_address_by_form(address)
+    is_stated = _HOST_AND_PORT.fullmatch(address) is not None
+    taken_as = ""
     try:
-        # Not what Ray makes of it: it replaces 127.0.0.1 by the address on the network.
-        stated = _HOST_AND_PORT.fullmatch(address.removeprefix(_CLIENT))
-        head = address.removeprefix(_CLIENT) if stated else head_address(address)
-        host, _, port = head.rpartition(":")
-        if not host or not 0 < int(port) < 65536:
-            raise ValueError("it must be HOST:PORT with a port from 1 to 65535")
-        bare = host.removeprefix("[").removesuffix("]")
-        socket.create_connection((bare, int(port)), _CONNECT_TIMEOUT_SECONDS).close()
-        # Ray's client has a protocol of its own.
-        answers = client or head_answers(head, _CONNECT_TIMEOUT_SECONDS)
+        answers = not is_stated or _listens_and_answers(address)
+        # Ray replaces 127.0.0.1 by this machine's address on the network.
+        head = head_address(address)
+        if head != address:
+            taken_as = f", which Ray takes as {head}" if is_stated else ""
+            answers = answers and _listens_and_answers(head)
     except (OSError, OverflowError, ValueError) as error:
         raise InputError(
-            f"cannot connect to {address!r}: {first_line(error)}", field="address"
+            f"cannot connect to {address!r}{taken_as}: {first_line(error)}", field="address"
         ) from None
     if not answers:
         raise InputError(
@@ -135,6 +214,17 @@ def _refuse_unreachable(address: str) -> None:
             "prints it)",
             field="address",
         )
+
+
+def _listens_and_answers(head: str) -> bool:
+    """False where the head at HOST:PORT refuses the token. Raises OSError where none answers, and
+    ValueError for an invalid address."""
+    host, _, port = head.rpartition(":")
+    if not host or not 0 < int(port) < 65536:
+        raise ValueError("it must be HOST:PORT with a port from 1 to 65535")
+    bare = host.removeprefix("[").removesuffix("]")
+    socket.create_connection((bare, int(port)), _CONNECT_TIMEOUT_SECONDS).close()
+    return head_answers(head, _CONNECT_TIMEOUT_SECONDS)
 
 
 def _start_local(cluster: Cluster, *, dashboard: Dashboard | None, virtual: bool) -> RayNodes:
@@ -160,9 +250,15 @@ def _start_local(cluster: Cluster, *, dashboard: Dashboard | None, virtual: bool
             "dashboard_host": dashboard.host,
             "dashboard_port": dashboard.port,
         }
-    nodes = RayNodes(initialize_head=True, head_node_args={**node, **head}, shutdown_at_exit=True)
+    with children_spared():
+        nodes = RayNodes(
+            initialize_head=True,
+            head_node_args={**node, **head, "session_name": _SESSION_NAME},
+            shutdown_at_exit=True,
+        )
     for _ in range(cluster.nodes - nodes_on_head):
-        nodes.add_node(wait=False, **node)
+        with children_spared():
+            nodes.add_node(wait=False, **node)
     nodes.wait_for_nodes()
     return nodes
 

@@ -14,9 +14,8 @@ from rich.console import Console
 from autotune.errors import (
     AutotuneError,
     InputError,
-    NodesGone,
     NothingFits,
-    RunDirectoryFailed,
+    Resumable,
 )
 from autotune.inputs import LARGEST_AMOUNT, LARGEST_COUNT, SMALLEST_AMOUNT
 
@@ -29,8 +28,7 @@ EXIT_INTERRUPTED = 130
 # Of errors that a command does not handle itself; of all others EXIT_BAD_INPUT.
 _STATUS: dict[type[AutotuneError], int] = {
     NothingFits: EXIT_NOTHING_WORKED,
-    NodesGone: EXIT_INTERRUPTED,
-    RunDirectoryFailed: EXIT_INTERRUPTED,
+    Resumable: EXIT_INTERRUPTED,
 }
 
 
@@ -50,8 +48,10 @@ def command_line(command: click.Command, arguments: Sequence[str] | None = None)
         return _refuse(_with_option(error, _invoked(command, arguments)))
     except AutotuneError as error:
         print_error(str(error))
-        return _STATUS.get(type(error), EXIT_BAD_INPUT)
+        statuses = (status for kind, status in _STATUS.items() if isinstance(error, kind))
+        return next(statuses, EXIT_BAD_INPUT)
     except click.exceptions.Abort:
+        print_error("interrupted")
         return EXIT_INTERRUPTED
     return int(status or 0)
 

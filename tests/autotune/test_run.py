@@ -250,6 +250,10 @@ BAD_INPUT = [
     (("--space", "tiny", "--gpu-hours", "nan"), "--gpu-hours"),
     (("--space", "tiny", "--stop-factor", "0.5"), "--stop-factor"),
     (("--space", "tiny", "--trial-timeout", "0"), "--trial-timeout"),
+    (("--space", "tiny", "--until", "25:00"), "--until must be a time such as 18:30 or"),
+    (("--space", "tiny", "--until", "nan"), "--until must be a time such as 18:30 or"),
+    (("--space", "tiny", "--until", "-5"), "--until must be a time such as 18:30 or"),
+    (("--space", "tiny", "--until", "2020-01-01T18:30"), "--until must be in the future"),
     (("--space", "tiny", "--search", "annealing"), "--search must be one of"),
     (("--space", "tiny", "--trainable", "magic"), "--trainable"),
     (

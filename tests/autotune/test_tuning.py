@@ -97,6 +97,16 @@ def test_an_address_is_for_real_trials(no_ray: None, tmp_path: Path, capsys: Cap
     assert "--address must be given for real trials only" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("address", ["local", "ray://127.0.0.1:10001"])
+def test_an_address_of_another_kind_is_refused_before_ray_is_imported(
+    no_ray: None, tmp_path: Path, capsys: Capture, address: str
+) -> None:
+    assert run("--space", "tiny", "--address", address, "--out", tmp_path / "run") == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: --address must be ") and repr(address) in line
+    assert line.count("\n") == 1
+
+
 def test_an_interrupt_tells_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

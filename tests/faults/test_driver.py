@@ -43,8 +43,8 @@ def started(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def run_to_the_end(*arguments: object) -> tuple[int, str]:
-    process = started(*arguments)
+def run_to_the_end(*arguments: object, **environment: str) -> tuple[int, str]:
+    process = started(*arguments, **environment)
     output, _ = process.communicate(timeout=200)
     return process.returncode, output
 
@@ -259,6 +259,93 @@ def best_columns() -> list[str]:
     from autotune.layout import LAYOUT_COLUMNS
 
     return list(LAYOUT_COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("number", "trials"),
+    [
+        pytest.param(signal.SIGUSR1, 0, id="SIGUSR1 while Ray starts"),
+        pytest.param(signal.SIGHUP, 1, id="SIGHUP in a search"),
+        pytest.param(signal.SIGUSR2, 1, id="SIGUSR2 in a search", marks=pytest.mark.slow),
+    ],
+)
+def test_a_warning_of_the_batch_system_to_all_processes_ends_the_search_in_good_order(
+    number: signal.Signals, trials: int, tmp_path: Path, row: Callable[[Row], None]
+) -> None:
+    """Slurm sends the signal of `--signal` to every process of a job step."""
+    directory = tmp_path / "run"
+    search = started(*SEARCH, *EXPLORED_ONE_BY_ONE, "--max-trials", "400", "--out", directory)
+    if trials:
+        wait_for(lambda: finished(directory) >= trials, search)
+    else:
+        wait_for(lambda: bool(family_of(search.pid)), search)
+    family = family_of(search.pid)
+    began_at = time.monotonic()
+    os.killpg(search.pid, number)
+    output, _ = search.communicate(timeout=60)
+    assert search.returncode == 130, output
+    go_on = f"continue with --resume {directory}" if trials else "no search was begun"
+    assert f"interrupted; {go_on}" in output and "Traceback" not in output
+    assert "lost" not in output and "crashed" not in output
+    wait_until_gone(family)
+    fault = f"{number.name} to all processes of a search{'' if trials else ' while Ray starts'}"
+    seconds = time.monotonic() - began_at
+    row(Row(fault=fault, recorded="one sentence, status 130", seconds=seconds))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seconds"),
+    [
+        pytest.param((*SEARCH, *EXPLORED_ONE_BY_ONE), 20, id="simulated"),
+        pytest.param(
+            ("--space", "tiny", "--search", "random"), 90, id="real", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_search_with_a_deadline_confirms_its_best_in_time_and_explores_further(
+    arguments: tuple[str, ...], seconds: int, tmp_path: Path, row: Callable[[Row], None]
+) -> None:
+    directory = tmp_path / "run"
+    counts = []
+    for how in ((*arguments, "--max-trials", "9999", "--out"), ("--resume",)):
+        began_at = time.monotonic()
+        search = started(*how, directory, "--until", seconds)
+        wait_for(lambda: finished(directory) > sum(counts), search)
+        output, _ = search.communicate(timeout=200)
+        took = time.monotonic() - began_at
+        assert search.returncode == 0, output
+        assert "finished: until reached (20" in output, output
+        assert f"--resume {directory} explores further" in output
+        assert "Traceback" not in output
+        assert best(directory)["purpose"] == "confirm"
+        assert best(directory)["stopped_because"].startswith("until reached (20")
+        counts.append(finished(directory) - sum(counts))
+    explored = [json.dumps(layout_of(r)) for r in rows(directory) if r["purpose"] != "confirm"]
+    assert len(explored) == len(set(explored)) and min(counts) > 3
+    recorded = "ends in good order by then, its best confirmed; resumed"
+    row(Row(fault=f"a deadline {seconds} s after the start", recorded=recorded, seconds=took))
+
+
+def test_a_deadline_before_the_first_trial_is_resumable(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    end = str(int(time.time()) + 61)  # the default is a minute before it
+    status, output = run_to_the_end(*SEARCH, "--out", directory, SLURM_JOB_END_TIME=end)
+    assert status == 130, output
+    assert "60 s before the end of the Slurm job" in output
+    assert f"continue with --resume {directory}" in output and finished(directory) == 0
+
+
+def test_under_nohup_a_search_outlives_its_terminal(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        search = started(*SEARCH, *EXPLORED_ONE_BY_ONE, "--out", directory)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for(lambda: finished(directory) >= 1, search)
+    os.killpg(search.pid, signal.SIGHUP)
+    output, _ = search.communicate(timeout=100)
+    assert search.returncode == 0 and len(rows(directory)) == 15, output
 
 
 def test_a_second_search_is_refused_and_signals_at_once_leave_nothing_of_the_first(

@@ -8,7 +8,9 @@ import pytest
 
 from autotune.errors import NodeCheckFailed, NodesGone, RunDirectoryFailed
 from autotune.ledger.ledger import Ledger
-from autotune.on_ray import tuner
+from autotune.on_ray import adapter as adapter_module
+from autotune.on_ray.adapter import Adapter
+from autotune.on_ray.tune_hooks import LedgerSearcher, LedgerStopper, Recorder
 from autotune.trial.trial import Ended, Outcome, StepReport, to_json
 from tests.autotune.simulate import Silent, new_store, run_one
 from trainables.fake import FakeTrainable
@@ -20,7 +22,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def adapter_of(ledger: Ledger, *, virtual: bool = True) -> Any:
-    return tuner._Adapter(ledger, virtual=virtual, wait_for_nodes_seconds=0.0)
+    return Adapter(ledger, virtual=virtual, wait_for_nodes_seconds=0.0)
 
 
 def results(adapter: Any, spec: Any) -> list[dict[str, Any]]:
@@ -36,7 +38,7 @@ def results(adapter: Any, spec: Any) -> list[dict[str, Any]]:
 def test_a_trial_of_tune_becomes_a_record(ledger: Ledger) -> None:
     adapter = adapter_of(ledger)
     searcher, stopper, callback = (
-        kind(adapter) for kind in (tuner._LedgerSearcher, tuner._Stopper, tuner._Recorder)
+        kind(adapter) for kind in (LedgerSearcher, LedgerStopper, Recorder)
     )
     config = searcher.suggest("tune-1")
     assert config["spec"]["trial_id"] == "0001" and config["virtual"] is True
@@ -54,7 +56,7 @@ def test_a_trial_of_tune_becomes_a_record(ledger: Ledger) -> None:
 def test_the_searcher_ends_tune_when_the_ledger_hands_out_no_more(ledger: Ledger) -> None:
     while spec := ledger.next_trial():
         run_one(ledger, FakeTrainable(), spec)
-    assert tuner._LedgerSearcher(adapter_of(ledger)).suggest("late") == "FINISHED"
+    assert LedgerSearcher(adapter_of(ledger)).suggest("late") == "FINISHED"
 
 
 def test_a_slow_trial_is_stopped_between_steps(ledger: Ledger) -> None:
@@ -117,8 +119,9 @@ def test_a_lost_trial_has_a_second_attempt_and_then_an_outcome(ledger: Ledger) -
 def test_nodes_that_stay_away_end_the_search(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuner, "missing_nodes", lambda cluster, avoid: "needs 2 nodes, has 1")
-    monkeypatch.setattr(tuner, "_NODE_CHECK_SECONDS", 0.0)
+    missing = "needs 2 nodes, has 1"
+    monkeypatch.setattr(adapter_module, "missing_nodes", lambda cluster, avoid: missing)
+    monkeypatch.setattr(adapter_module, "_NODE_CHECK_SECONDS", 0.0)
     adapter = adapter_of(ledger, virtual=False)
     endings = [adapter.cannot_go_on() for _ in range(3)]
     assert endings[-1] and isinstance(adapter.failure, NodesGone)

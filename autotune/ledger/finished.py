@@ -1,0 +1,63 @@
+"""The record of a finished trial, and whether its figures can be true."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from autotune.ledger.clock import Clock
+from autotune.ledger.plausibility import why_impossible
+from autotune.ledger.ranking import wrong_losses
+from autotune.ledger.running import RunningTrial
+from autotune.ledger.search_setup import startup_seconds
+from autotune.request import Request
+from autotune.store.record import TrialRecord
+from autotune.trial.measurement import measure, why_not_measured
+from autotune.trial.trial import Ended, Outcome
+
+
+def record_of(
+    running: RunningTrial, ended: Ended, *, request: Request, clock: Clock
+) -> TrialRecord:
+    """The record of a trial that ends now; a simulated one has the cost of a real one."""
+    seconds = clock.monotonic() - running.started
+    if request.simulated:
+        starts = len(running.spec.micro_batch_counts) or 1
+        seconds = starts * startup_seconds(request)
+        times = (step.step_seconds for step in running.steps)
+        seconds += sum(time for time in times if 0 < time < math.inf)
+    return TrialRecord(
+        trial_id=running.spec.trial_id,
+        trainable=request.trainable,
+        purpose=running.purpose,
+        layout=running.spec.layout,
+        outcome=ended.outcome,
+        reason=ended.reason,
+        measurement=measure(running.spec, running.steps),
+        startup_seconds=ended.startup_seconds,
+        gpu_seconds=seconds * request.space.cluster.devices,
+        attempts=running.attempts,
+        slow_device="; ".join(running.slow_devices) or None,
+        started_at=running.started_at,
+        finished_at=clock.now(),
+        prediction=running.prediction,
+    )
+
+
+def checked(
+    record: TrialRecord, running: RunningTrial, *, request: Request, earlier: Sequence[TrialRecord]
+) -> TrialRecord:
+    """The record; its outcome becomes `invalid` where its figures are implausible."""
+    reason = why_not_measured(record.measurement, record.outcome)
+    if reason is None and record.outcome is Outcome.OK:
+        reason = why_impossible(
+            running.spec, record.measurement, running.steps, request.description.trainer
+        )
+    if reason is None and record.outcome is Outcome.OK:
+        # Two trials must agree on another loss, because a single one may itself be wrong.
+        # Outcomes that are already recorded are not changed.
+        precision = request.space.precision
+        wrong = wrong_losses(precision, [*earlier, record], votes=2)
+        reason = wrong.get(record.trial_id)
+    if reason is None:
+        return record
+    return dataclasses.replace(record, outcome=Outcome.INVALID, reason=reason)
