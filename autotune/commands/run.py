@@ -8,6 +8,8 @@ import click
 
 from autotune.errors import InputError, NodeCheckFailed, NothingFits, Resumable, in_field
 from autotune.inputs import default_of
+from autotune.ledger.clock import SystemClock
+from autotune.ledger.deadline import deadline_of
 from autotune.ledger.interruption import signals_ignored, signals_interrupt
 from autotune.ledger.ledger import Ledger
 from autotune.options.command_line import (
@@ -207,6 +209,7 @@ def main(
         )
         directory = out or RUNS / request.space.name
     if dry_run:
+        deadline_of(until, SystemClock())
         with in_field("resume"):
             finished = len(store.trials()) if store else 0
         return _dry_run(screen, request, as_json=as_json, finished=finished)

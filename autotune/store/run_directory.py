@@ -14,7 +14,6 @@ digest of its content and the run's id, so that damage and files of other runs a
 
 import contextlib
 import dataclasses
-import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,19 +22,16 @@ from typing import Any
 import pydantic
 
 from autotune.errors import InputError, RunDirectoryFailed, RunDirectoryReplaced, first_line
-from autotune.inputs import first_problem, json_object, shown
+from autotune.inputs import first_problem, shown
 from autotune.request import Request, request_from_json
 from autotune.search.pruning import Pruned
 from autotune.store.files import (
-    BLANK_DIGEST,
-    DIGEST,
     RUN_FILE,
     check_digest,
-    read_bytes,
     refuse_unsafe_entries,
-    sealed,
     write_atomically,
 )
+from autotune.store.json_files import json_bytes, read_json
 from autotune.store.record import (
     PRUNED_SCHEMA,
     STEP_SCHEMA,
@@ -147,7 +143,7 @@ class RunStore:
 
     def write_best(self, summary: Mapping[str, Any]) -> None:
         """Replace best.json."""
-        content = _json_bytes({**summary, "run_id": self.run_id})
+        content = json_bytes({**summary, "run_id": self.run_id})
         with self.writing():
             write_atomically(self.directory / "best.json", lambda path: path.write_bytes(content))
 
@@ -156,7 +152,7 @@ class RunStore:
         file = self.directory / "best.json"
         if not file.exists():
             return None
-        content, _ = _read_json(file, required=self.run_id is not None)
+        content, _ = read_json(file, required=self.run_id is not None)
         run_id = content.pop("run_id", None)
         if run_id != self.run_id:
             raise InputError(
@@ -236,7 +232,7 @@ def create_run(
     if file.exists():
         raise InputError(f"{str(directory)!r} already holds a run", field="out")
     run_id = uuid.uuid4().hex
-    content = _json_bytes(
+    content = json_bytes(
         {
             "schema_version": _SCHEMA_VERSION,
             "run_id": run_id,
@@ -261,7 +257,7 @@ def open_run(directory: Path) -> RunStore:
     if not file.is_file():
         raise InputError(f"no run in {str(directory)!r} ({RUN_FILE} is missing)")
     refuse_unsafe_entries(directory)
-    content, raw = _read_json(file, required=False)
+    content, raw = read_json(file, required=False)
     try:
         version, run_id = content["schema_version"], content.get("run_id")
         nodes = content.get("nodes", [])
@@ -285,23 +281,6 @@ def open_run(directory: Path) -> RunStore:
     except (ValueError, TypeError) as error:
         problem = first_line(error)
     raise InputError(f"cannot read {str(file)!r}: {problem}")
-
-
-def _read_json(file: Path, *, required: bool) -> tuple[dict[str, Any], bytes]:
-    """The object in a JSON file without its digest, which is checked, and the file's bytes."""
-    try:
-        raw = read_bytes(file)
-        check_digest(raw, required=required)
-        content = json_object(raw.decode(), what=file.name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {str(file)!r}: {first_line(error)}") from None
-    content.pop(DIGEST, None)
-    return content, raw
-
-
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    text = json.dumps({**content, DIGEST: BLANK_DIGEST}, indent=2) + "\n"
-    return sealed(text.encode())
 
 
 def _plain(values: object) -> dict[str, Any]:

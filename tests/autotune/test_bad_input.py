@@ -162,6 +162,7 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--seed": ("-1", "1.5", "x", "", "nan", "9" * 5000, str(2**63)),
         "--stop-factor": ("0.5", "0", "-1", "nan", "inf", "x", ""),
         "--trial-timeout": (*AMOUNTS, "1e9"),
+        "--until": (*AMOUNTS, "25:00", "tomorrow", "2020-01-01T00:00"),
         "--data": ("", "none", LONG_NAME, "/dev/null"),
         "--env": (
             "", "NAME", "=", "=1", "A B=1", "1A=1", "A-B=1", "Ä=1", "A;B=1", "A\nB=1", "$(A)=1",
