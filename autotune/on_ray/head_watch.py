@@ -15,7 +15,7 @@ _REFUSED_SECONDS = 3.0
 # Its host may be busy, or the network interrupted. Ray itself gives up after 60 s.
 _SILENT_SECONDS = 30.0
 # An iteration of the loop takes a tenth of a second, and writing a trial may take longer.
-_STOP_SECONDS = 10.0
+_STOP_SECONDS = 20.0
 
 
 def run_while_head_answers(loop: Callable[[], object], *, stop: Callable[[], None]) -> None:
@@ -25,6 +25,8 @@ def run_while_head_answers(loop: Callable[[], object], *, stop: Callable[[], Non
     interrupted, and after a minute end the process with a line of their own.
     """
     errors: list[BaseException] = []
+    # Not the thread's own state: Python 3.11 takes a thread for ended when join() is interrupted.
+    ended = threading.Event()
 
     def run() -> None:
         try:
@@ -33,21 +35,22 @@ def run_while_head_answers(loop: Callable[[], object], *, stop: Callable[[], Non
             pass  # by which the loop ends in the middle of Ray's code
         except BaseException as error:
             errors.append(error)
+        finally:
+            ended.set()
 
     head = connected_head()
-    thread = threading.Thread(target=run, daemon=True, name="Tune")
-    thread.start()
+    threading.Thread(target=run, daemon=True, name="Tune").start()
     wait_seconds = _STOP_SECONDS
     try:
-        _watch(thread, head)
+        _watch(ended, head)
     except HeadGone:
         wait_seconds = _PERIOD_SECONDS
         raise
     finally:
         # After an interrupt the loop must not use a Ray that is being shut down.
-        if thread.is_alive():
+        if not ended.is_set():
             stop()
-            thread.join(wait_seconds)
+            ended.wait(wait_seconds)
     if errors:
         # Ray's calls may have failed before the watch noticed why.
         if not isinstance(errors[0], AutotuneError) and not _answers(head):
@@ -55,10 +58,10 @@ def run_while_head_answers(loop: Callable[[], object], *, stop: Callable[[], Non
         raise errors[0]
 
 
-def _watch(thread: threading.Thread, head: str) -> None:
-    """Return when the thread has ended; raises HeadGone."""
+def _watch(ended: threading.Event, head: str) -> None:
+    """Return when the loop has ended; raises HeadGone."""
     answered_at = time.monotonic()
-    while thread.is_alive():
+    while not ended.is_set():
         asked_at = time.monotonic()
         try:
             head_answers(head, _ANSWER_SECONDS)
@@ -69,7 +72,7 @@ def _watch(thread: threading.Thread, head: str) -> None:
             patience = _REFUSED_SECONDS
         if time.monotonic() - answered_at > patience:
             raise _gone(head)
-        thread.join(_PERIOD_SECONDS)
+        ended.wait(_PERIOD_SECONDS)
 
 
 def _answers(head: str) -> bool:

@@ -1,6 +1,9 @@
 """A loop ends when the head is gone, and its errors are those of the head where it is."""
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 
@@ -71,12 +74,12 @@ def test_an_interrupt_stops_the_loop_first(monkeypatch: pytest.MonkeyPatch) -> N
 
     def loop() -> None:
         stopped.wait(30)
+        time.sleep(0.5)
         ended.set()
 
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(head_watch, "_watch", interrupted)
+    monkeypatch.setattr(head_watch, "_PERIOD_SECONDS", 60.0)  # interrupted while it waits
+    ctrl_c = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    ctrl_c.start()
     with pytest.raises(KeyboardInterrupt):
         run_while_head_answers(loop, stop=stopped.set)
     assert ended.is_set(), "it does not use a Ray that is being shut down"

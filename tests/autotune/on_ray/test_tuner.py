@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 
 from autotune.errors import NodeCheckFailed, NodesGone, RunDirectoryFailed
 from autotune.ledger.ledger import Ledger
@@ -51,6 +52,27 @@ def test_a_trial_of_tune_becomes_a_record(ledger: Ledger) -> None:
     callback.on_trial_complete(0, [], trial)
     (record,) = ledger.records
     assert record.trial_id == "0001" and adapter.failure is None and not stopper.stop_all()
+
+
+def test_what_tune_keeps_of_ended_trials_is_dropped_when_the_next_has_ended(
+    ledger: Ledger,
+) -> None:
+    adapter = adapter_of(ledger)
+    callback = Recorder(adapter)
+    ended = []
+    for number in range(3):
+        spec = adapter.ask(f"tune-{number}")
+        trial = Trial("a trainable", trial_id=f"tune-{number}", config={"spec": spec}, stub=True)
+        trial.evaluated_params = {"spec": spec}
+        for result in results(adapter, spec):
+            trial.run_metadata.last_result = result
+            adapter.receive_result(trial.trial_id, result)
+        callback.on_trial_complete(0, [], trial)
+        ended.append(trial)
+    assert [bool(trial.config) for trial in ended] == [False, False, True]
+    assert [bool(trial.evaluated_params) for trial in ended] == [False, False, True]
+    assert [bool(trial.run_metadata.last_result) for trial in ended] == [False, False, True]
+    assert len(ledger.records) == 3
 
 
 def test_the_searcher_ends_tune_when_the_ledger_hands_out_no_more(ledger: Ledger) -> None:
