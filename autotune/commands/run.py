@@ -242,7 +242,7 @@ def _dry_run(screen: Screen, request: Request, *, as_json: bool, finished: int) 
 
 def _print_result(screen: Screen, ledger: Ledger, directory: Path, *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(ledger.summary(), indent=2))
+        print(json.dumps(ledger.store.best(), indent=2))
     print_end(screen, ledger, directory)
     if ledger.is_out_of_time:
         screen.note(f"--resume {directory} explores further")

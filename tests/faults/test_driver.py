@@ -307,7 +307,7 @@ def test_a_search_with_a_deadline_confirms_its_best_in_time_and_explores_further
     status, output = run_to_the_end(*arguments, "--max-trials", "1", "--out", tmp_path / "short")
     assert status in (0, 3), output
     # Start, one trial, perhaps its confirmation, and end take so long on this machine, at present.
-    seconds = 2.5 * (time.monotonic() - began_at)
+    seconds = 4 * (time.monotonic() - began_at)
     directory = tmp_path / "run"
     counts = []
     for how in ((*arguments, "--max-trials", "9999", "--out"), ("--resume",)):
