@@ -207,6 +207,7 @@ def _run(
     from autotune.on_ray.connection import Dashboard, ray_cluster
     from autotune.on_ray.detected_cluster import differences, fitted_to_nodes
     from autotune.on_ray.nodes import inspect_nodes
+    from autotune.on_ray.placement import MOST_VIRTUAL_BUNDLES
     from autotune.on_ray.tuner import run_trials
 
     cluster, simulated = request.space.cluster, request.simulated
@@ -237,6 +238,11 @@ def _run(
         elif changes := differences(ledger.store.nodes, nodes):
             _warn_or_refuse(screen, changes, allowed=place.allow_different_cluster)
         screen.search_begins(request, directory, ledger.records, connection.dashboard_url)
+        if simulated and cluster.nodes > MOST_VIRTUAL_BUNDLES:
+            screen.note(
+                f"the {cluster.nodes} virtual nodes are reserved together: Ray places at most "
+                f"{MOST_VIRTUAL_BUNDLES} one by one in a reasonable time"
+            )
         with screen:
             run_trials(
                 ledger,

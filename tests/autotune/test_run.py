@@ -239,6 +239,21 @@ small,3,13B,2048,32,2048,2,1,16,1,none,True,flash2,True,ok,60.0,0.62
 """
 
 
+# With a bundle per node Ray is at work for more than ten minutes.
+@pytest.mark.timeout(300)
+def test_very_many_virtual_nodes_are_searched_and_said_to_be_reserved_together(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run"
+    arguments = ("--space", "llm13b", "--nodes", 16_384, "--max-trials", 2, "--out", out)
+    search = started(*arguments, "--trainable", "simulated")
+    printed, _ = search.communicate(timeout=240)
+    assert search.returncode == 0, printed
+    assert printed.count("the 16384 virtual nodes are reserved together: ") == 1
+    records = open_run(out).trials()
+    assert {record.layout.world_size for record in records} == {8 * 16_384}
+
+
 BAD_INPUT = [
     ((), "--space, --model or --resume must be given"),
     (("--space", "huge"), "--space must be one of"),

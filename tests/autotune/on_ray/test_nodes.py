@@ -11,8 +11,15 @@ from ray.util.placement_group import PlacementGroup, placement_group_table
 from autotune.cluster import Cluster
 from autotune.errors import NodeCheckFailed, NodeLost
 from autotune.hardware import device_named, local_devices
-from autotune.on_ray.nodes import compare_nodes, describe_this_node, missing_nodes, whole_nodes
-from autotune.on_ray.placement import NodeGroup, node_group
+from autotune.on_ray.nodes import (
+    NODE_CPUS,
+    VIRTUAL_DEVICE,
+    compare_nodes,
+    describe_this_node,
+    missing_nodes,
+    whole_nodes,
+)
+from autotune.on_ray.placement import MOST_VIRTUAL_BUNDLES, NodeGroup, node_group
 from tests.autotune.on_ray.test_placement import lose
 from trainables.fake import FakeHost
 
@@ -45,6 +52,18 @@ def test_a_group_goes_around_a_node(made_up_nodes: RayNodes, avoided: int) -> No
         assert set(used) == set(node_ids()) - set(avoid)
     finally:
         ray.util.remove_placement_group(group)
+
+
+@pytest.mark.parametrize("nodes", [MOST_VIRTUAL_BUNDLES, MOST_VIRTUAL_BUNDLES + 1, 16_384])
+def test_of_virtual_nodes_every_device_is_reserved_in_few_bundles(nodes: int) -> None:
+    cluster = Cluster(nodes=nodes, gpus_per_node=8, device=device_named("a100-80gb"))
+    virtual = node_group(cluster, cluster.devices, virtual=True)
+    _, *bundles = virtual.bundles
+    assert sum(bundle[VIRTUAL_DEVICE] for bundle in bundles) == cluster.devices
+    assert sum(bundle["CPU"] for bundle in bundles) == nodes * NODE_CPUS
+    assert len(bundles) == (nodes if nodes <= MOST_VIRTUAL_BUNDLES else 1)
+    real = node_group(cluster, cluster.devices)
+    assert len(real.bundles) == 1 + nodes, "real nodes are placed one by one"
 
 
 def test_a_node_group_knows_its_nodes(made_up_nodes: RayNodes) -> None:
