@@ -99,7 +99,24 @@ def in_field(field: str) -> Iterator[None]:
         raise type(error)(str(error), field=field) from None
 
 
+LONGEST_VALUE = 100
+"""A value that an error message shows is cut to this many characters."""
+LONGEST_REASON = 300
+"""So is the message of another library's exception, to this many."""
+
+
+def shortened(text: str, longest: int = LONGEST_VALUE) -> str:
+    """The text, cut in the middle where it is longer: a path keeps the name of its file."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end - 3]}...{text[-end:]}"
+
+
 def first_line(error: BaseException) -> str:
-    """First line of an exception's message; its type where the message is empty."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    """First line of an exception's message, shortened; its type where there is no message."""
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # the message is made by somebody else's code
+        lines = []
+    return shortened(lines[0], LONGEST_REASON) if lines else type(error).__name__

@@ -1,26 +1,32 @@
-"""Validation of untrusted input: field types, dataclasses built from mappings, JSON."""
+"""Validation of untrusted input: field types, dataclasses built from mappings, files, JSON."""
 
 import collections
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import pydantic
 from pydantic import AfterValidator, Field
 from pydantic_core import ErrorDetails
 
-from autotune.errors import InputError
+from autotune.errors import InputError, first_line, shortened
 
 T = TypeVar("T")
 
-_LONGEST_VALUE = 200
+LARGEST_TEXT = 16 * 2**20
+"""Size limit in bytes of JSON files and of search spaces."""
+LARGEST_TABLE = 2**30
+"""Size limit in bytes of files of recorded runs."""
 _MISSING = frozenset({"missing", "missing_argument", "missing_keyword_only_argument"})
 
 
 def _field_of(problem: ErrorDetails) -> str:
-    return ".".join(part for part in problem["loc"] if isinstance(part, str))
+    return shortened(".".join(part for part in problem["loc"] if isinstance(part, str)))
 
 
 def listed(words: Sequence[str]) -> str:
@@ -31,11 +37,16 @@ def listed(words: Sequence[str]) -> str:
 
 def shown(value: object) -> str:
     """The value as error messages show it: shortened, on one line."""
+    if isinstance(value, str):  # the quotes are not counted
+        return repr(shortened(value))
+    if isinstance(value, os.PathLike):
+        return repr(shortened(str(value)))
     try:
-        text = repr(value)
+        return shortened(repr(value))
     except ValueError:  # a whole number of more than 4,300 digits
         return "a number that is too long to be shown"
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+    except Exception:  # somebody else's class
+        return f"an object of type {type(value).__name__}"
 
 
 def _checked_name(name: str) -> str:
@@ -110,14 +121,78 @@ def first_problem(error: pydantic.ValidationError) -> str:
     return f"{field} {rule}, got {shown(problem['input'])}"
 
 
+@contextlib.contextmanager
+def opened(path: str | Path, *, largest: int, what: str | None = None) -> Iterator[BinaryIO]:
+    """Open a regular file of at most `largest` bytes for reading.
+
+    What may block or never end (a FIFO, a socket, a device) is refused before it is opened. Raises
+    InputError, also for an OSError inside; `what` is the prefix of its message.
+    """
+    problem = _cannot_read(path, what)
+    try:
+        _refuse_irregular(_status(path), problem, largest)
+        # Non-blocking, for what has taken the file's place in the meantime.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            _refuse_irregular(os.fstat(file.fileno()), problem, largest)
+            yield file
+    except OSError as error:
+        raise InputError(f"{problem}: {error.strerror or first_line(error)}") from None
+
+
+def read_text(path: str | Path, *, what: str | None = None, largest: int = LARGEST_TEXT) -> str:
+    """The text of a regular file of at most `largest` bytes, in UTF-8.
+
+    Raises InputError; `what` is the prefix of its message.
+    """
+    problem = _cannot_read(path, what)
+    with opened(path, largest=largest, what=what) as file:
+        content = file.read(largest + 1)  # files of /proc do not tell their size
+    if len(content) > largest:
+        raise InputError(f"{problem}: must have at most {largest} bytes")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{problem}: {first_line(error)}") from None
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def kind_of_file(status: os.stat_result) -> str:
+    """What a path leads to, for messages: "a file", "a folder", "a FIFO"."""
+    return _KINDS.get(stat.S_IFMT(status.st_mode), "a file")
+
+
+def _cannot_read(path: str | Path, what: str | None) -> str:
+    problem = f"cannot read {shown(path)}"
+    return problem if what is None else f"{what}: {problem}"
+
+
+def _status(path: str | Path) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except ValueError as error:  # a null character
+        raise OSError(0, first_line(error)) from None
+
+
+def _refuse_irregular(status: os.stat_result, problem: str, largest: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{problem}: must be a file, got {kind_of_file(status)}")
+    if status.st_size > largest:
+        raise InputError(f"{problem}: must have at most {largest} bytes, got {status.st_size}")
+
+
 def read_json(text_or_path: str, *, what: str) -> dict[str, Any]:
     """Read a JSON object given inline or as the path of a file. Raises InputError."""
     text = text_or_path
     if not text_or_path.lstrip().startswith("{"):
-        try:
-            text = Path(text_or_path).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{what}: cannot read {text_or_path!r}: {error}") from None
+        text = read_text(text_or_path, what=what)
     return json_object(text, what=what)
 
 
@@ -126,7 +201,7 @@ def json_object(text: str, *, what: str) -> dict[str, Any]:
     try:
         values = json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what}: not valid JSON: {error}") from None
+        raise InputError(f"{what}: not valid JSON: {first_line(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{what}: must be a JSON object, got {type(values).__name__}")
     return values
@@ -136,7 +211,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         counts = collections.Counter(key for key, _ in pairs)
-        raise ValueError(f"key {counts.most_common(1)[0][0]} is given twice")
+        raise ValueError(f"key {shortened(counts.most_common(1)[0][0])} is given twice")
     return values
 
 

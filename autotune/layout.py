@@ -13,7 +13,7 @@ from autotune import rules
 from autotune.dimension import Dimension, Task, one_hot
 from autotune.errors import InputError
 from autotune.hardware import AttentionKernel
-from autotune.inputs import Flag, PositiveInt, validated
+from autotune.inputs import Flag, PositiveInt, shown, validated
 from autotune.model import Model, Precision
 
 Checkpointing = Literal["none", "selective", "full"]
@@ -244,6 +244,6 @@ def layout_from_mapping(values: Mapping[str, Any], model: Model, *, what: str = 
     if given != steps:
         raise InputError(
             f"{what}: gradient_accumulation_steps must be global_batch_size / (data_parallel * "
-            f"micro_batch_size) = {steps}, got {given!r}"
+            f"micro_batch_size) = {steps}, got {shown(given)}"
         )
     return dataclasses.replace(layout, gradient_accumulation_steps=steps)

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.errors import InputError
-from autotune.inputs import PositiveInt, read_json, validated
+from autotune.inputs import PositiveInt, read_json, shown, validated
 
 Precision = Literal["fp32", "bf16"]
 
@@ -156,13 +156,13 @@ def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Mod
     for key, required in _REQUIRED_VALUE.items():
         value = fields.pop(key, required)
         if type(value) is not type(required) or value != required:
-            raise InputError(f"{what}: {key} must be {required!r}, got {value!r}")
+            raise InputError(f"{what}: {key} must be {shown(required)}, got {shown(value)}")
     for key in ("dtype", "torch_dtype"):
         if key in fields:
             dtype = fields.pop(key)
             if not isinstance(dtype, str) or dtype not in _PRECISION_OF_DTYPE:
                 known = " or ".join(_PRECISION_OF_DTYPE)
-                raise InputError(f"{what}: {key} must be {known}, got {dtype!r}")
+                raise InputError(f"{what}: {key} must be {known}, got {shown(dtype)}")
             fields.setdefault("precision", _PRECISION_OF_DTYPE[dtype])
     head_size = fields.pop("head_dim", None)
     fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
@@ -170,6 +170,6 @@ def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Mod
     if head_size not in (None, model.head_size):
         raise InputError(
             f"{what}: head_dim must be hidden_size / num_attention_heads = {model.head_size}, "
-            f"got {head_size!r}"
+            f"got {shown(head_size)}"
         )
     return model

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.errors import InputError
-from autotune.inputs import Flag, PositiveFloat, PositiveInt, validated
+from autotune.inputs import Flag, PositiveFloat, PositiveInt, shown, validated
 from autotune.layout import Layout
 from autotune.search import SEARCHES
 from autotune.space import SearchSpace
@@ -66,18 +66,22 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
-            raise ValueError(f"search must be one of {', '.join(SEARCHES)}, got {self.search!r}")
+            raise ValueError(
+                f"search must be one of {', '.join(SEARCHES)}, got {shown(self.search)}"
+            )
         replays = self._is_installed and self.description.trains == "recorded"
         both = (self.runs is not None, self.layouts is not None)
         # A run can be read where its trainable is not installed: then nothing is known of it.
         if both != (replays, replays) and (both != (True, True) or self._is_installed):
             raise ValueError(
                 "runs and layouts must be given to replay recorded runs and only then, got "
-                f"trainable {self.trainable}, runs {self.runs!r} and "
+                f"trainable {self.trainable}, runs {shown(self.runs)} and "
                 f"{len(self.layouts or ())} layouts"
             )
         if self.synthetic_data and self.data is not None:
-            raise ValueError(f"data and synthetic_data exclude each other, got data {self.data!r}")
+            raise ValueError(
+                f"data and synthetic_data exclude each other, got data {shown(self.data)}"
+            )
         for name, value in self.env.items():
             _check_variable(name, value)
 
@@ -114,13 +118,13 @@ class Request:
 def request_from_json(values: object) -> Request:
     """Read a stored request. Raises InputError."""
     if not isinstance(values, Mapping):
-        raise InputError(f"request must be a JSON object, got {values!r}")
+        raise InputError(f"request must be a JSON object, got {shown(values)}")
     return validated(Request, values, what="request")
 
 
 def _check_variable(name: str, value: str) -> None:
     if not _VARIABLE_NAME.fullmatch(name):
-        raise ValueError(f"env: NAME must be letters, digits and underscores, got {name!r}")
+        raise ValueError(f"env: NAME must be letters, digits and underscores, got {shown(name)}")
     if name in _SET_FOR_EACH_RANK:
         raise ValueError(f"env: {name} is set for each rank and cannot be given")
     if _LOADS_CODE.fullmatch(name) and name not in _HARMLESS:

@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass
 
 from autotune.cluster import Cluster
 from autotune.dimension import Chosen, Task
-from autotune.errors import InputError
-from autotune.inputs import LARGEST_COUNT, Name, PositiveInt, validated
+from autotune.errors import InputError, shortened
+from autotune.inputs import LARGEST_COUNT, Name, PositiveInt, shown, validated
 from autotune.layout import (
     DIMENSIONS,
     FIELD_TYPES,
@@ -105,7 +105,7 @@ class SearchSpace:
             if values == ():
                 raise ValueError(f"{dimension} must have at least one value, got none")
             if values is not None and len(set(values)) < len(values):
-                raise ValueError(f"{dimension} must not repeat a value, got {values}")
+                raise ValueError(f"{dimension} must not repeat a value, got {shown(values)}")
 
     @property
     def precision(self) -> Precision:
@@ -144,7 +144,7 @@ class SearchSpace:
             if reason := self._why_forbidden(dimension, chosen, self.task):
                 return reason
             if value not in (offered := self._values(dimension, chosen, self.task)):
-                return f"{dimension} must be one of {', '.join(map(str, offered))}, got {value}"
+                return f"{dimension} must be one of {_listed(offered)}, got {value}"
         return None
 
     def check_not_empty(self) -> None:
@@ -197,7 +197,7 @@ class SearchSpace:
                 raise InputError(f"{NOT_OFFERED[dimension]} ({dimension}) is not offered yet")
             if dimension not in RESTRICTABLE:
                 known = ", ".join(RESTRICTABLE)
-                raise InputError(f"dimension must be one of {known}, got {dimension!r}")
+                raise InputError(f"dimension must be one of {known}, got {shown(dimension)}")
         values = {dimension: tuple(values) for dimension, values in fixed.items()}
         return self.replaced(values, what=None)
 
@@ -231,11 +231,15 @@ class SearchSpace:
         value, declared = chosen[dimension], DIMENSIONS[dimension]
         offered: Any = getattr(self, dimension) if declared.can_be_restricted else None
         if declared.follows and offered is not None and value not in offered:
-            return f"{dimension} must be one of {', '.join(map(str, offered))}, got {value}"
+            return f"{dimension} must be one of {_listed(offered)}, got {value}"
         alias = declared.alias and declared.alias(chosen)
         if alias and alias.value != value and alias.value in offered:
             return f"{alias.reason}, got {value}"
         return declared.rule(chosen, task) if declared.rule else None
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return shortened(", ".join(map(str, values)))
 
 
 def not_generated(space: SearchSpace) -> dict[str, int]:

@@ -16,7 +16,7 @@ from autotune.ledger.deadline import Deadline, deadline_of
 from autotune.ledger.interruption import signals_interrupt
 from autotune.ledger.ledger import Ledger
 from autotune.on_ray.address import refuse_address_by_form
-from autotune.options.command_line import plain_console
+from autotune.options.output import lasting_output, plain_console
 from autotune.options.search_options import SearchOptions, request_from_options
 from autotune.report import Screen
 from autotune.request import Request
@@ -154,6 +154,7 @@ def check(request: Request, place: Place) -> None:
         _refuse_without_devices(request)
 
 
+@lasting_output()
 def search(request: Request, directory: Path, place: Place, screen: Screen) -> Ledger:
     """Run a new search into `directory`; raises the same errors as `tune`."""
     check(request, place)
@@ -167,6 +168,7 @@ def search(request: Request, directory: Path, place: Place, screen: Screen) -> L
         return _run(request, directory, place, screen, None, deadline)
 
 
+@lasting_output()
 def go_on(store: RunStore, place: Place, screen: Screen) -> Ledger:
     """Resume a search; where it has already ended, nothing is started."""
     with signals_interrupt(), contextlib.ExitStack() as stack:

@@ -27,7 +27,8 @@ from autotune.errors import InputError
 from autotune.hardware import Device, device_named, device_of_accelerator, device_to_json
 from autotune.hardware.kernels import MODULES, why_not_installed
 from autotune.hardware.local_devices import local_gpus
-from autotune.options.command_line import AMOUNT, PATH, command_line, plain_console
+from autotune.options.command_line import AMOUNT, PATH, command_line
+from autotune.options.output import plain_console
 from autotune.options.space_options import device_of_option
 from autotune.space import precision_on
 from autotune.trial.deepspeed_config import worker_environment

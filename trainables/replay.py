@@ -6,6 +6,7 @@ from pathlib import Path
 from autotune.calibration.recorded_runs import RecordedRun, read_sweeps
 from autotune.cluster import Cluster
 from autotune.errors import InputError
+from autotune.inputs import shown
 from autotune.trial.trainable import (
     RankHost,
     Trainable,
@@ -57,7 +58,9 @@ def _make(setup: TrainableSetup) -> Trainable:
     sweeps = {sweep.name: sweep for sweep in read_sweeps(Path(setup.runs))}
     found = sweeps.get(setup.space.name)
     if found is None or not set(setup.layouts) <= {run.layout for run in found.runs}:
-        raise InputError(f"{setup.runs!r} no longer holds what was to be replayed", field="runs")
+        raise InputError(
+            f"{shown(setup.runs)} no longer holds what was to be replayed", field="runs"
+        )
     return ReplayTrainable(found.runs)
 
 

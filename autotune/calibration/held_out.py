@@ -6,6 +6,7 @@ from autotune.calibration.fit import fit
 from autotune.calibration.recorded_runs import Sweep, read_sweeps
 from autotune.cost.constants import Constants, constants_for
 from autotune.errors import InputError
+from autotune.inputs import shown
 
 FITTED_ON = (
     "13B_2k_32_sp",
@@ -39,7 +40,7 @@ def held_out_constants(sweeps: list[Sweep], path: Path) -> dict[str, Constants]:
         if not others:
             raise InputError(
                 f"the shipped constants were fitted on sweep {sweep.name}: to judge it, "
-                f"put other sweeps of that fit into the same folder, got none in {str(folder)!r}",
+                f"put other sweeps of that fit into the same folder, got none in {shown(folder)}",
                 field="runs",
             )
         constants[sweep.name] = fit(others)

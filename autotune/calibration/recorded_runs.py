@@ -17,6 +17,7 @@ from autotune.calibration.spreadsheets import spreadsheet_rows
 from autotune.cluster import Cluster
 from autotune.errors import InputError, in_field
 from autotune.hardware import device_named
+from autotune.inputs import shown
 from autotune.layout import Layout, layout_from_mapping, why_illegal
 from autotune.model import Model, Precision
 from autotune.trial.trial import Outcome
@@ -81,17 +82,17 @@ def _read_sweeps(path: Path) -> list[Sweep]:
                 if file.suffix.lower() in (".csv", ".xlsx") and not file.name.startswith("~$")
             )
             if not files:
-                raise InputError(f"no .csv or .xlsx file in {str(path)!r}")
+                raise InputError(f"no .csv or .xlsx file in {shown(path)}")
         elif path.is_file():
             files = [path]
         else:
-            raise InputError(f"no such file or folder: {str(path)!r}")
+            raise InputError(f"no such file or folder: {shown(path)}")
     except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        raise InputError(f"cannot read {shown(path)}: {error.strerror}") from None
     sweeps = [sweep for file in files for sweep in _read_file(file)]
     repeated = [name for name, n in collections.Counter(s.name for s in sweeps).items() if n > 1]
     if repeated:
-        raise InputError(f"sweep {repeated[0]} is in more than one file of {str(path)!r}")
+        raise InputError(f"sweep {repeated[0]} is in more than one file of {shown(path)}")
     return sweeps
 
 
@@ -103,15 +104,15 @@ def _read_file(file: Path) -> list[Sweep]:
             with file.open(encoding="utf-8-sig", newline="") as lines:
                 rows = list(csv.DictReader(lines))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"cannot read {str(file)!r}: {error}") from None
+            raise InputError(f"cannot read {shown(file)}: {error}") from None
     else:
-        raise InputError(f"must be a .csv or .xlsx file, got {str(file)!r}")
+        raise InputError(f"must be a .csv or .xlsx file, got {shown(file)}")
     by_sweep: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for number, row in enumerate(rows, start=2):
         where = f"{file.name}, line {row.get('line', number)}"
         by_sweep[str(field_of(row, "sweep", where))].append({**row, "where": where})
     if not by_sweep:
-        raise InputError(f"no run in {str(file)!r}")
+        raise InputError(f"no run in {shown(file)}")
     return [_sweep(name, sweep_rows) for name, sweep_rows in by_sweep.items()]
 
 

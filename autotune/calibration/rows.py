@@ -60,19 +60,21 @@ def positive_of(row: Mapping[str, Any], name: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise InputError(f"{row['where']}: {name} must be a positive number, got {value!r}")
+        raise InputError(f"{row['where']}: {name} must be a positive number, got {shown(value)}")
     return number
 
 
 def flag_of(row: Mapping[str, Any], name: str) -> bool:
     value = str(field_of(row, name, row["where"])).lower()
     if value not in _BOOLEANS:
-        raise InputError(f"{row['where']}: {name} must be True or False, got {value!r}")
+        raise InputError(f"{row['where']}: {name} must be True or False, got {shown(value)}")
     return _BOOLEANS[value]
 
 
 def choice_of(row: Mapping[str, Any], name: str, known: Iterable[str]) -> str:
     value = str(field_of(row, name, row["where"]))
     if value not in known:
-        raise InputError(f"{row['where']}: {name} must be one of {', '.join(known)}, got {value!r}")
+        raise InputError(
+            f"{row['where']}: {name} must be one of {', '.join(known)}, got {shown(value)}"
+        )
     return value

@@ -12,6 +12,7 @@ from typing import Any
 from autotune.calibration.rows import SHAPES, field_of, model_of, number_of
 from autotune.errors import InputError
 from autotune.hardware import device_named
+from autotune.inputs import shown
 
 # The spreadsheets' names of kernels: (attention, fused RMSNorm).
 _SHEET_KERNELS = {
@@ -39,7 +40,7 @@ def spreadsheet_rows(file: Path) -> list[dict[str, Any]]:
     if name_parts is None or name_parts["model"].upper() not in SHAPES:
         raise InputError(
             "a spreadsheet's name must tell the model and the GPUs, such as "
-            f"llama_13B_bfloat16_64_GPUs_all_runs.xlsx, got {file.name!r}"
+            f"llama_13B_bfloat16_64_GPUs_all_runs.xlsx, got {shown(file.name)}"
         )
     length = 8192 if "8k" in file.name else 2048
     common = {
@@ -54,7 +55,7 @@ def spreadsheet_rows(file: Path) -> list[dict[str, Any]]:
         with contextlib.closing(workbook):
             lines = list(workbook.worksheets[0].iter_rows(min_row=2, values_only=True))
     except Exception as error:
-        raise InputError(f"cannot read {str(file)!r}: {error}") from None
+        raise InputError(f"cannot read {shown(file)}: {error}") from None
     names = [str(name) for name in lines[0]] if lines else []
     rows = []
     for number, values in enumerate(lines[1:], start=3):
@@ -70,7 +71,7 @@ def _tidy(row: Mapping[str, Any], common: Mapping[str, Any], where: str) -> dict
     kernel = field_of(row, "kernel", where)
     if kernel not in _SHEET_KERNELS:
         known = ", ".join(_SHEET_KERNELS)
-        raise InputError(f"{where}: kernel must be one of {known}, got {kernel!r}")
+        raise InputError(f"{where}: kernel must be one of {known}, got {shown(kernel)}")
     attention, fused_norm = _SHEET_KERNELS[kernel]
     tensor = number_of(row, "model_parallel_size")
     pipeline = number_of(row, "pipe_parallel_size")

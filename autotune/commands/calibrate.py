@@ -25,7 +25,9 @@ from autotune.cost.constants import (
 )
 from autotune.errors import InputError, in_field
 from autotune.hardware import Device, Measured, Stated, device_to_json, known_devices
-from autotune.options.command_line import PATH, plain_console
+from autotune.inputs import shown
+from autotune.options.command_line import PATH
+from autotune.options.output import plain_console
 from autotune.options.space_options import device_of_option
 from autotune.store.files import write_atomically
 from autotune.store.record import TrialRecord
@@ -70,10 +72,10 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
         how = "fitted on the other sweeps"
     else:
         after, how = {sweeps[0].name: fitted}, "fitted on itself"
-    _print(console, sweeps, dict.fromkeys(after, before), after, how)
     source = f"fitted on {_described(sweeps)}"
     calibrated = with_constants(device, trainer, before, fitted, source)
     write_atomically(out, lambda path: path.write_text(device_to_json(calibrated), "utf-8"))
+    _print(console, sweeps, dict.fromkeys(after, before), after, how)
     console.print(f"wrote {out}; use it with --gpu {out}", soft_wrap=True)
     return 0
 
@@ -86,7 +88,7 @@ def sweeps_of(path: Path) -> list[Sweep]:
         store = open_run(path)
     if store.request.simulated:
         raise InputError(
-            f"run {str(path)!r} must be measured to calibrate from, got {store.request.trainable} "
+            f"run {shown(path)} must be measured to calibrate from, got {store.request.trainable} "
             "trials"
         )
     runs = [
@@ -95,7 +97,7 @@ def sweeps_of(path: Path) -> list[Sweep]:
         if record.purpose != "confirm" and record.outcome in (Outcome.OK, Outcome.OOM)
     ]
     if not any(run.step_seconds for run in runs):
-        raise InputError(f"run {str(path)!r} must have a layout that ran, got none")
+        raise InputError(f"run {shown(path)} must have a layout that ran, got none")
     space = store.request.space
     return [
         Sweep(
@@ -113,13 +115,13 @@ def _refuse_unwritable(out: Path) -> None:
     """Raise InputError where `out` cannot be written, so that no fit is lost."""
     folder = out.absolute().parent
     if out.suffix != ".json":
-        raise InputError(f"--out must be a file NAME.json, got {str(out)!r}")
+        raise InputError(f"--out must be a file NAME.json, got {shown(out)}")
     if not folder.is_dir():
-        raise InputError(f"--out must be in a directory that exists, got {str(out)!r}")
+        raise InputError(f"--out must be in a directory that exists, got {shown(out)}")
     if out.is_dir():
-        raise InputError(f"--out must be a file, got the directory {str(out)!r}")
+        raise InputError(f"--out must be a file, got the directory {shown(out)}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"--out must be in a writable directory, got {str(out)!r}")
+        raise InputError(f"--out must be in a writable directory, got {shown(out)}")
 
 
 def with_constants(

@@ -7,6 +7,7 @@ import click
 
 from autotune.errors import InputError, in_field
 from autotune.export import DEFAULT_FORMAT, export_layout, formats
+from autotune.inputs import shown
 from autotune.options.command_line import PATH
 from autotune.store.results import Run
 
@@ -24,13 +25,13 @@ def main(directory: Path, form: str, trial: str | None, out: Path | None) -> int
         run = Run(directory)
     layout = run.best_layout if trial is None else run.layout_of(trial)
     if layout is None:
-        raise InputError(f"run {str(directory)!r} must have a layout that worked, got none")
+        raise InputError(f"run {shown(directory)} must have a layout that worked, got none")
     out = out or directory / "export"
     if out.exists() and not out.is_dir():
-        raise InputError(f"must be a folder, got the file {str(out)!r}", field="out")
+        raise InputError(f"must be a folder, got the file {shown(out)}", field="out")
     try:
         export_layout(out, layout, run.request, form)
     except OSError as error:
-        raise InputError(f"cannot write {str(out)!r}: {error.strerror}", field="out") from None
+        raise InputError(f"cannot write {shown(out)}: {error.strerror}", field="out") from None
     print(f"wrote {layout.describe()} into {out}", file=sys.stderr)
     return 0

@@ -12,7 +12,8 @@ from autotune.errors import InputError
 from autotune.hardware import Device, device_named, known_devices, unknown_gpu
 from autotune.inputs import read_json, validated
 from autotune.layout import Layout, layout_from_mapping, why_illegal
-from autotune.options.command_line import AMOUNT, COUNT, plain_console
+from autotune.options.command_line import AMOUNT, COUNT
+from autotune.options.output import plain_console
 from autotune.options.space_options import (
     SpaceOptions,
     space_from_options,

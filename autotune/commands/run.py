@@ -21,9 +21,9 @@ from autotune.options.command_line import (
     IP_ADDRESS,
     PATH,
     SECONDS,
-    plain_console,
     print_error,
 )
+from autotune.options.output import lasting_output, plain_console
 from autotune.options.search_options import (
     AUTO,
     SearchOptions,
@@ -242,13 +242,16 @@ def _dry_run(screen: Screen, request: Request, *, as_json: bool, finished: int) 
 
 def _print_result(screen: Screen, ledger: Ledger, directory: Path, *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(ledger.store.best(), indent=2))
-    print_end(screen, ledger, directory)
-    if ledger.is_out_of_time:
-        screen.note(f"--resume {directory} explores further")
+        best = directory / "best.json"
+        print(best.read_text(encoding="utf-8").rstrip() if best.exists() else "null")
+    with lasting_output():
+        print_end(screen, ledger, directory)
+        if ledger.is_out_of_time:
+            screen.note(f"--resume {directory} explores further")
     return 0 if ledger.best else EXIT_NOTHING_WORKED
 
 
+@lasting_output()
 def _interrupted(screen: Screen, why: str, directory: Path, context: click.Context) -> int:
     """Say how to go on, with what run.json does not keep: raised limits, and trust in the stored
     environment, which this user gave or trusted."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from autotune.errors import InputError
 from autotune.hardware import Device, Network, usual_network
-from autotune.inputs import LARGEST_AMOUNT, SMALLEST_AMOUNT
+from autotune.inputs import LARGEST_AMOUNT, SMALLEST_AMOUNT, shown
 
 Constants = Mapping[str, float]
 """Values by name."""
@@ -70,7 +70,7 @@ def constants_for(device: Device, trainer: str, network: Network | None = None) 
     if unknown := device.trainers.keys() - trainers.keys():
         raise InputError(
             f"hardware {device.name}: trainer must be one of {', '.join(sorted(trainers))}, "
-            f"got {min(unknown)!r}"
+            f"got {shown(min(unknown))}"
         )
     values = assumed_constants(trainer)
     links = network or usual_network(device)
@@ -84,7 +84,7 @@ def constants_for(device: Device, trainer: str, network: Network | None = None) 
         for name, measured in constants.items():
             if name not in known:
                 raise InputError(
-                    f"{what}: constant must be one of those of constants.json, got {name!r}"
+                    f"{what}: constant must be one of those of constants.json, got {shown(name)}"
                 )
             lower, upper = bounds_of(name)
             if not lower <= measured.value <= upper:

@@ -5,6 +5,7 @@ import dataclasses
 from autotune.cost.stages import Partition
 from autotune.cost.states import StatesOf, deepspeed_states, recorded_states
 from autotune.errors import InputError
+from autotune.inputs import shown
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,5 +30,5 @@ TRAINERS = {
 def trainer_named(name: str) -> Trainer:
     """The trainer of that name. Raises InputError for an unknown name."""
     if name not in TRAINERS:
-        raise InputError(f"trainer must be one of {', '.join(TRAINERS)}, got {name!r}")
+        raise InputError(f"trainer must be one of {', '.join(TRAINERS)}, got {shown(name)}")
     return TRAINERS[name]

@@ -9,6 +9,7 @@ import pkgutil
 from pathlib import Path
 
 from autotune.errors import InputError
+from autotune.inputs import shown
 from autotune.layout import Layout
 from autotune.request import Request
 
@@ -29,7 +30,9 @@ def export_layout(
     Raises InputError for an unknown format and for a request that cannot be exported.
     """
     if form not in formats():
-        raise InputError(f"must be one of {', '.join(formats())}, got {form!r}", field="format")
+        raise InputError(
+            f"must be one of {', '.join(formats())}, got {shown(form)}", field="format"
+        )
     if not request.description.exportable:
         raise InputError(f"{request.trainable} trials cannot be exported", field="trainable")
     directory.mkdir(parents=True, exist_ok=True)

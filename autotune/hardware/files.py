@@ -2,11 +2,10 @@
 
 import importlib.resources
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypeVar
 
 from autotune.errors import InputError
-from autotune.inputs import json_object, validated
+from autotune.inputs import json_object, read_text, shown, validated
 
 T = TypeVar("T")
 
@@ -33,13 +32,9 @@ def named(kind: type[T], name: str, known: Mapping[str, T], *, what: str) -> T:
     Raises InputError; its sentence calls the description `what`.
     """
     if name.endswith(".json"):
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{what} file {name!r} cannot be read: {error}") from None
-        return from_json(kind, text, what=f"{what} file {name!r}")
+        return from_json(kind, read_text(name), what=f"{what} file {shown(name)}")
     if name not in known:
         raise InputError(
-            f"{what} must be one of {', '.join(known)} or a file NAME.json, got {name!r}"
+            f"{what} must be one of {', '.join(known)} or a file NAME.json, got {shown(name)}"
         )
     return known[name]

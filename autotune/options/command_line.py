@@ -1,4 +1,4 @@
-"""Shared by all commands: option types, and errors as one line on stderr with status 2."""
+"""Shared by all commands: option types, exit statuses, and errors as one line on stderr."""
 
 import ipaddress
 import math
@@ -9,21 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from autotune.errors import (
+    LONGEST_VALUE,
     AutotuneError,
     InputError,
     NothingFits,
     Resumable,
+    shortened,
 )
-from autotune.inputs import LARGEST_AMOUNT, LARGEST_COUNT, SMALLEST_AMOUNT
+from autotune.inputs import LARGEST_AMOUNT, LARGEST_COUNT, SMALLEST_AMOUNT, shown
+from autotune.options.output import OutputFailed, lasting_output, standard_streams
 
-_PLAIN_WIDTH = 130
+# A word may have the quotes and the punctuation of a value; a sentence some values.
+_LONGEST_WORD = LONGEST_VALUE + 10
+_LONGEST_SENTENCE = 800
 
 EXIT_BAD_INPUT = 2
 EXIT_NOTHING_WORKED = 3
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141  # as of a command that SIGPIPE ends
 
 # Of errors that a command does not handle itself; of all others EXIT_BAD_INPUT.
 _STATUS: dict[type[AutotuneError], int] = {
@@ -35,19 +40,30 @@ _STATUS: dict[type[AutotuneError], int] = {
 def command_line(command: click.Command, arguments: Sequence[str] | None = None) -> int:
     """Run a click command and return the exit status: what the command returns, None being 0."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        with standard_streams():
+            return _run(command, arguments)
+    except OutputFailed as failure:
+        if failure.reader_is_gone:  # such as `| head`, which has read enough
+            return EXIT_BROKEN_PIPE
+        with lasting_output():
+            return _refuse(f"the standard output cannot be written: {failure}", arguments)
+
+
+def _run(command: click.Command, arguments: Sequence[str]) -> int:
     for argument in arguments:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            return _refuse(f"arguments must be UTF-8 text, got {argument!r}")
+            return _refuse(f"arguments must be UTF-8 text, got {shown(argument)}", arguments)
     try:
         status = command.main(args=list(arguments), standalone_mode=False)
     except click.ClickException as error:
-        return _refuse(error.format_message())
+        return _refuse(error.format_message(), arguments)
     except InputError as error:
-        return _refuse(_with_option(error, _invoked(command, arguments)))
+        return _refuse(_with_option(error, _invoked(command, arguments)), arguments)
     except AutotuneError as error:
-        print_error(str(error))
+        print_error(_with_short_arguments(str(error), arguments))
         statuses = (status for kind, status in _STATUS.items() if isinstance(error, kind))
         return next(statuses, EXIT_BAD_INPUT)
     except click.exceptions.Abort:
@@ -68,7 +84,7 @@ class _Amount(click.FloatRange):
     ) -> float:
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):  # click's range check accepts NaN
-            self.fail(f"{value!r} is not a valid {self.name}.", param, ctx)
+            self.fail(f"{shown(value)} is not a valid {self.name}.", param, ctx)
         return number
 
 
@@ -79,7 +95,7 @@ class _Path(click.Path):
         try:
             Path(value).exists()
         except OSError as error:  # the name is too long, or a folder cannot be read
-            self.fail(f"{error.strerror}: {str(value)!r}", param, ctx)
+            self.fail(f"{error.strerror}: {shown(value)}", param, ctx)
         return Path(value)
 
 
@@ -90,7 +106,7 @@ class _IpAddress(click.ParamType[str]):
         try:
             return str(ipaddress.ip_address(value))
         except ValueError:
-            self.fail(f"must be an IP address such as 127.0.0.1, got {value!r}", param, ctx)
+            self.fail(f"must be an IP address such as 127.0.0.1, got {shown(value)}", param, ctx)
 
 
 COUNT = _Count(min=1, max=LARGEST_COUNT)
@@ -105,14 +121,6 @@ IP_ADDRESS = _IpAddress()
 """Option type: an IP address to listen on."""
 PATH = _Path()
 """Option type: the path of a file or folder, which need not exist."""
-
-
-def plain_console(*, stderr: bool = False) -> Console:
-    """A console on stdout or stderr that prints text unchanged, without rich markup."""
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
-    return console
 
 
 def _invoked(command: click.Command, arguments: Sequence[str]) -> click.Command:
@@ -143,11 +151,25 @@ def _with_option(error: InputError, command: click.Command) -> str:
 
 
 def print_error(sentence: str) -> None:
-    """Print one line on stderr; line breaks and unprintable characters are escaped."""
-    one_line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(sentence.split()))
-    print(f"error: {one_line}", file=sys.stderr)
+    """Print one line on stderr; line breaks and unprintable characters are escaped.
+
+    Words and sentences that are too long, whoever wrote them, are cut.
+    """
+    words = (shortened(word, _LONGEST_WORD) for word in sentence.split())
+    one_line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(words))
+    print(f"error: {shortened(one_line, _LONGEST_SENTENCE)}", file=sys.stderr)
 
 
-def _refuse(sentence: str) -> int:
-    print_error(sentence)
+def _with_short_arguments(sentence: str, arguments: Sequence[str]) -> str:
+    """The sentence with every argument shortened: click shows those at fault in full."""
+    for argument in arguments:
+        for part in (argument, *argument.split("=", 1)):
+            if len(part) > LONGEST_VALUE:
+                for text in (part, repr(part)[1:-1]):
+                    sentence = sentence.replace(text, shortened(text))
+    return sentence
+
+
+def _refuse(sentence: str, arguments: Sequence[str]) -> int:
+    print_error(_with_short_arguments(sentence, arguments))
     return EXIT_BAD_INPUT

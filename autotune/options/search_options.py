@@ -6,8 +6,8 @@ from pathlib import Path
 
 from autotune.calibration.recorded_runs import Sweep, read_sweeps
 from autotune.cost.constants import constants_for
-from autotune.errors import ClusterTooSmall, InputError, in_field
-from autotune.inputs import default_of, validated
+from autotune.errors import ClusterTooSmall, InputError, in_field, shortened
+from autotune.inputs import default_of, shown, validated
 from autotune.layout import SEARCHED, Layout
 from autotune.options.space_options import (
     SpaceOptions,
@@ -56,7 +56,7 @@ def request_from_options(options: SearchOptions) -> Request:
     """Check the options and build the request. Raises InputError."""
     if options.search not in SEARCHES:
         raise InputError(
-            f"must be one of {', '.join(SEARCHES)}, got {options.search!r}", field="search"
+            f"must be one of {', '.join(SEARCHES)}, got {shown(options.search)}", field="search"
         )
     replays = options.trainable != AUTO and _describe(options.trainable).trains == "recorded"
     if (options.runs is None) == replays:
@@ -196,6 +196,6 @@ def environment(variables: Sequence[str]) -> dict[str, str]:
     for text in variables:
         name, value = name_and_value(text, "--env")
         if name in environment:
-            raise InputError(f"--env: {name} is given twice")
+            raise InputError(f"--env: {shortened(name)} is given twice")
         environment[name] = value
     return environment

@@ -10,9 +10,9 @@ import pydantic
 
 from autotune.cluster import Cluster
 from autotune.cost.constants import known_constants
-from autotune.errors import InputError, in_field
+from autotune.errors import InputError, in_field, shortened
 from autotune.hardware import Device, Network, device_named, network_named
-from autotune.inputs import Name, read_json, validated
+from autotune.inputs import Name, read_json, shown, validated
 from autotune.model import Precision, model_from_mapping
 from autotune.named_spaces import load_space
 from autotune.options.command_line import COUNT
@@ -98,7 +98,7 @@ def space_from_options(
     for text in options.fix:
         dimension, values = parse_fix(text)
         if dimension in fixed:
-            raise InputError(f"--fix: {dimension} is given twice")
+            raise InputError(f"--fix: {shortened(dimension)} is given twice")
         fixed[dimension] = values
     with in_field("fix"):
         return space.restricted(fixed)
@@ -147,7 +147,7 @@ def name_and_value(text: str, option: str) -> tuple[str, str]:
     """Split `NAME=VALUE`. Raises InputError."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise InputError(f"{option} must be NAME=VALUE, got {text!r}")
+        raise InputError(f"{option} must be NAME=VALUE, got {shown(text)}")
     return name.strip(), value
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from autotune.errors import InputError
+from autotune.inputs import shown
 from autotune.layout import Layout
 from autotune.search.guided import GuidedSearch, TrialCost
 from autotune.search.ordered import OrderedSearch, in_order_of_advice, in_random_order
@@ -49,5 +50,5 @@ def make_search(
     Raises InputError for an unknown name, and for a guided search without a prior.
     """
     if name not in SEARCHES:
-        raise InputError(f"must be one of {', '.join(SEARCHES)}, got {name!r}", field="search")
+        raise InputError(f"must be one of {', '.join(SEARCHES)}, got {shown(name)}", field="search")
     return SEARCHES[name](layouts, seed, prior, cost)

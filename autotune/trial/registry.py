@@ -11,7 +11,8 @@ where DESCRIPTION is a `TrainableDescription` of that name.
 import functools
 import importlib.metadata
 
-from autotune.errors import InputError
+from autotune.errors import InputError, first_line
+from autotune.inputs import shown
 from autotune.trial.trainable import TrainableDescription
 
 GROUP = "autotune.trainables"
@@ -35,15 +36,15 @@ def describe_trainable(name: str) -> TrainableDescription:
         return _registered[name]
     if name not in (entry_points := _entry_points()):
         known = ", ".join(trainable_names())
-        raise InputError(f"must be one of {known}, got {name!r}", field="trainable")
+        raise InputError(f"must be one of {known}, got {shown(name)}", field="trainable")
     try:
         description = entry_points[name].load()
     except Exception as error:  # code of another package
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{name} cannot be loaded: {reason}", field="trainable") from error
     if not isinstance(description, TrainableDescription) or description.name != name:
         raise InputError(
-            f"{name} must be a TrainableDescription of that name, got {description!r}",
+            f"{name} must be a TrainableDescription of that name, got {shown(description)}",
             field="trainable",
         )
     return description

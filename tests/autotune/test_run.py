@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -172,6 +173,47 @@ def test_ctrl_c_leaves_no_ranks(space_file: Path, tmp_path: Path) -> None:
     wait_until_gone(family)
 
 
+SIMULATED = ("--space", "llm13b", "--trainable", "simulated", "--max-trials", 2)
+
+
+@pytest.mark.parametrize("screen", ["> /dev/full", "| head -1", ">&-"])
+def test_a_search_goes_on_without_its_screen(screen: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = shlex.join(command(*SIMULATED, "--out", out))
+    search = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{words} {screen}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert search.returncode == 0, search.stderr
+    assert search.stdout.count("\n") == ("head" in screen)
+    assert "Traceback" not in search.stderr and "Exception" not in search.stderr
+    assert json.loads((out / "best.json").read_text())["layout"]
+
+
+@pytest.mark.parametrize(
+    ("streams", "status", "sentence"),
+    [
+        (">&-", 2, "error: the standard output cannot be written: Bad file descriptor"),
+        ("> /dev/full", 2, "error: the standard output cannot be written: No space left on"),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_a_result_that_cannot_be_printed_is_an_error(
+    streams: str, status: int, sentence: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = shlex.join(command(*SIMULATED, "--json", "--out", out))
+    search = subprocess.run(
+        ["bash", "-c", f"{words} {streams}"], capture_output=True, text=True, timeout=120
+    )
+    best = json.loads((out / "best.json").read_text())
+    assert search.returncode == status, search.stderr
+    assert (search.stderr.splitlines() or [""])[-1].startswith(sentence)
+    assert search.stdout == "" if status else json.loads(search.stdout) == best
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_killed_three_times_nothing_is_lost_or_repeated(space_file: Path, tmp_path: Path) -> None:
@@ -282,7 +324,7 @@ BAD_INPUT = [
         "uses all recorded layouts unchanged: --fix cannot be given",
     ),
     (("--space", "tiny", "--gpu", "abacus"), "device must be one of a100-80gb"),
-    (("--space", "tiny", "--gpu", "no.json"), "device file 'no.json' cannot be read"),
+    (("--space", "tiny", "--gpu", "no.json"), "--gpu: cannot read 'no.json'"),
     (("--space", "tiny", "--training-gpu-hours", "0"), "--training-gpu-hours"),
     (
         ("--space", "llm13b", "--trainable", "simulated", "--address", "127.0.0.1:6379"),
