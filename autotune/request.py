@@ -104,6 +104,20 @@ class Request:
         """Arguments of the trainable's factory."""
         return TrainableSetup(space=self.space, layouts=self.layouts, env=self.env, runs=self.runs)
 
+    def refuse_unless_given_again(self, env: Mapping[str, str]) -> None:
+        """Raise InputError where `env` is not the environment of the ranks in this stored request:
+        who made a run directory could make them run any code by it."""
+        if dict(env) == dict(self.env):
+            return
+        variables = ", ".join(f"{name}={shown(value)}" for name, value in self.env.items())
+        if env:
+            raise InputError(f"must be that of the run ({variables or 'none'})", field="env")
+        raise InputError(
+            f"the run sets variables for its ranks ({variables}): give them again as `env`, or "
+            "give `trust_run`",
+            field="resume",
+        )
+
     def all_layouts(self) -> list[Layout]:
         """Every layout that may be tried."""
         return self.space.layouts() if self.layouts is None else list(self.layouts)

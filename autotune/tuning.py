@@ -10,7 +10,6 @@ from autotune import __version__
 from autotune.cost.feasibility import why_nothing_fits
 from autotune.errors import ClusterTooSmall, InputError, NothingFits, in_field
 from autotune.export import export_layout
-from autotune.inputs import shown
 from autotune.ledger.clock import SystemClock
 from autotune.ledger.deadline import Deadline, deadline_of
 from autotune.ledger.interruption import signals_interrupt
@@ -123,22 +122,8 @@ def open_to_resume(directory: Path, *, env: Mapping[str, str], trust_run: bool) 
         describe_trainable(store.request.trainable)
         store.pruned()  # not needed, but a run is refused as a whole or read as a whole
     if not trust_run:
-        _refuse_unconfirmed(env, store.request.env)
+        store.request.refuse_unless_given_again(env)
     return store
-
-
-def _refuse_unconfirmed(given: Mapping[str, str], stored: Mapping[str, str]) -> None:
-    """Raise InputError where the stored environment of the ranks was not given again."""
-    if dict(given) == dict(stored):
-        return
-    variables = ", ".join(f"{name}={shown(value)}" for name, value in stored.items())
-    if given:
-        raise InputError(f"must be that of the run ({variables or 'none'})", field="env")
-    raise InputError(
-        f"the run sets variables for its ranks ({variables}): give them again as `env`, or give "
-        "`trust_run`",
-        field="resume",
-    )
 
 
 def check(request: Request, place: Place) -> None:
