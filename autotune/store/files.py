@@ -20,7 +20,6 @@ DIGEST = "sha256"
 BLANK_DIGEST = "0" * 64
 """What is written in the digest's place before `sealed`."""
 
-_LARGEST_FILE = 2**30
 # Two to four bytes lie between name and digest, both in JSON and in Parquet's footer.
 _DIGEST = re.compile(DIGEST.encode() + rb"[^0-9a-f]{2,4}([0-9a-f]{64})")
 _TEMPORARY_NAME = ".{name}.{pid}.tmp"
@@ -59,13 +58,6 @@ def _digest(content: bytes, start: int, end: int) -> bytes:
     digest.update(BLANK_DIGEST.encode())
     digest.update(content[end:])
     return digest.hexdigest().encode()
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file. Raises ValueError where it is implausibly large, and OSError."""
-    if (size := path.stat().st_size) > _LARGEST_FILE:
-        raise ValueError(f"it must have at most {_LARGEST_FILE} bytes, got {size}")
-    return path.read_bytes()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import InputError, first_line
-from autotune.inputs import json_object
-from autotune.store.files import BLANK_DIGEST, DIGEST, check_digest, read_bytes, sealed
+from autotune.inputs import LARGEST_TEXT, json_object, opened
+from autotune.store.files import BLANK_DIGEST, DIGEST, check_digest, sealed
 
 
 def read_json(file: Path, *, required: bool) -> tuple[dict[str, Any], bytes]:
     """The object in a JSON file without its digest, which is checked, and the file's bytes."""
+    with opened(file, largest=LARGEST_TEXT) as stream:
+        raw = stream.read()
     try:
-        raw = read_bytes(file)
         check_digest(raw, required=required)
         content = json_object(raw.decode(), what=file.name)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"cannot read {str(file)!r}: {first_line(error)}") from None
     content.pop(DIGEST, None)
     return content, raw

@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 import pydantic
 
 from autotune.errors import InputError, first_line
-from autotune.inputs import first_problem, shown
+from autotune.inputs import LARGEST_TABLE, first_problem, opened, shown
 from autotune.store.files import (
     BLANK_DIGEST,
     DIGEST,
     check_digest,
-    read_bytes,
     sealed,
     write_atomically,
 )
@@ -52,9 +51,11 @@ def read_table(path: Path, schema: pa.Schema, run_id: str | None) -> pa.Table:
     an id nor a digest. Raises InputError where the file was changed, is damaged, or is of another
     run.
     """
+    with opened(path, largest=LARGEST_TABLE) as file:
+        content = file.read()
     try:
-        return _table(path, schema, run_id)
-    except (pa.ArrowException, OSError, ValueError) as error:
+        return _table(content, schema, run_id)
+    except (pa.ArrowException, OSError, ValueError) as error:  # OSError: of Arrow's decoders
         raise InputError(f"{str(path)!r} cannot be read: {first_line(error)}") from None
 
 
@@ -73,8 +74,7 @@ def read_rows(
     raise InputError(f"{str(path)!r} cannot be read: {problem}")
 
 
-def _table(path: Path, schema: pa.Schema, run_id: str | None) -> pa.Table:
-    content = read_bytes(path)
+def _table(content: bytes, schema: pa.Schema, run_id: str | None) -> pa.Table:
     check_digest(content, required=run_id is not None)
     with pq.ParquetFile(pa.BufferReader(content)) as file:
         table = file.read(use_threads=False)
