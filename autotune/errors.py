@@ -113,10 +113,15 @@ def shortened(text: str, longest: int = LONGEST_VALUE) -> str:
     return f"{text[: longest - end - 3]}...{text[-end:]}"
 
 
+def message_of(error: BaseException) -> str:
+    """An exception's message, shortened; its type where there is no message."""
+    try:
+        message = str(error).strip()
+    except BaseException:  # the message is made by somebody else's code
+        message = ""
+    return shortened(message, LONGEST_REASON) or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """First line of an exception's message, shortened; its type where there is no message."""
-    try:
-        lines = str(error).splitlines()
-    except Exception:  # the message is made by somebody else's code
-        lines = []
-    return shortened(lines[0], LONGEST_REASON) if lines else type(error).__name__
+    return message_of(error).splitlines()[0]

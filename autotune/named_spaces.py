@@ -1,17 +1,17 @@
 """Search spaces by name, or from Python files of the user."""
 
 import importlib
-import os
 import pkgutil
 import runpy
-from collections.abc import Callable
+import types
 from typing import Any
 
 import pydantic
 
-from autotune.errors import AutotuneError, InputError, in_field
-from autotune.inputs import first_problem
+from autotune.errors import InputError, in_field, shortened
+from autotune.inputs import LARGEST_TEXT, opened, shown
 from autotune.space import SearchSpace
+from autotune.user_code import run_user_code
 
 
 def available_spaces() -> list[str]:
@@ -26,39 +26,33 @@ def load_space(name_or_file: str) -> SearchSpace:
     The file is executed with the user's rights. Raises InputError.
     """
     with in_field("space"):
-        return _load_space(name_or_file)
-
-
-def _load_space(name_or_file: str) -> SearchSpace:
-    if name_or_file.endswith(".py"):
-        if not os.path.isfile(name_or_file):
-            raise InputError(f"no such file: {name_or_file!r}")
-        # Unlike an import, this writes no compiled file next to it.
-        make = _run_user_code(lambda: runpy.run_path(name_or_file), name_or_file).get("space")
-    else:
+        if name_or_file.endswith(".py"):
+            return _from_file(name_or_file)
         names = available_spaces()
         if name_or_file not in names:
             raise InputError(
-                f"must be one of {', '.join(names)} or a file FILE.py, got {name_or_file!r}"
+                f"must be one of {', '.join(names)} or a file FILE.py, got {shown(name_or_file)}"
             )
-        make = importlib.import_module(f"search_spaces.{name_or_file}").space
+        space: SearchSpace = importlib.import_module(f"search_spaces.{name_or_file}").space()
+        return space
+
+
+def _from_file(file: str) -> SearchSpace:
+    with opened(file, largest=LARGEST_TEXT):
+        pass  # it is a file, and can be read
+    return run_user_code(lambda: _space_of(file), what=shortened(file))
+
+
+def _space_of(file: str) -> SearchSpace:
+    # Unlike an import, this writes no compiled file next to it.
+    make = runpy.run_path(file).get("space")
     if not callable(make):
-        raise InputError(f"{name_or_file} must define a function space(), got {make!r}")
-    space = _run_user_code(make, name_or_file)
-    if not isinstance(space, SearchSpace):
-        raise InputError(
-            f"{name_or_file}: space() must return a SearchSpace, got {type(space).__name__}"
-        )
-    return space
-
-
-def _run_user_code(code: Callable[[], Any], what: str) -> Any:
-    """Call code that the user wrote and return its result; its exceptions become InputError."""
-    try:
-        return code()
-    except AutotuneError as error:
-        raise InputError(f"{what}: {error}") from None
-    except pydantic.ValidationError as error:
-        raise InputError(f"{what}: {error.title}: {first_problem(error)}") from None
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{what}: {type(error).__name__}: {error}") from error
+        raise InputError(f"must define a function space(), got {shown(make)}")
+    made: Any = make()
+    if type(made) is types.CoroutineType:
+        made.close()  # or Python warns that it was never awaited
+    if type(made) is not SearchSpace:
+        raise InputError(f"space() must return a SearchSpace, got {type(made).__name__}")
+    # Its fields may have been changed since they were checked.
+    adapter = pydantic.TypeAdapter(SearchSpace)
+    return adapter.validate_python(adapter.dump_python(made, warnings=False))

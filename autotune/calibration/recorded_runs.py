@@ -7,17 +7,26 @@ Reads tidy CSV files with one or more sweeps each, and the spreadsheets that the
 import collections
 import csv
 import dataclasses
+import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.calibration.rows import choice_of, field_of, flag_of, model_of, number_of, positive_of
+from autotune.calibration.rows import (
+    choice_of,
+    flag_of,
+    model_of,
+    name_of,
+    number_of,
+    positive_of,
+    refuse_repeated_columns,
+)
 from autotune.calibration.spreadsheets import spreadsheet_rows
 from autotune.cluster import Cluster
-from autotune.errors import InputError, in_field
+from autotune.errors import InputError, first_line, in_field, shortened
 from autotune.hardware import device_named
-from autotune.inputs import shown
+from autotune.inputs import LARGEST_TABLE, opened, shown
 from autotune.layout import Layout, layout_from_mapping, why_illegal
 from autotune.model import Model, Precision
 from autotune.trial.trial import Outcome
@@ -83,7 +92,7 @@ def _read_sweeps(path: Path) -> list[Sweep]:
             )
             if not files:
                 raise InputError(f"no .csv or .xlsx file in {shown(path)}")
-        elif path.is_file():
+        elif path.exists():
             files = [path]
         else:
             raise InputError(f"no such file or folder: {shown(path)}")
@@ -97,23 +106,39 @@ def _read_sweeps(path: Path) -> list[Sweep]:
 
 
 def _read_file(file: Path) -> list[Sweep]:
-    if file.suffix.lower() == ".xlsx":
-        rows: Iterable[dict[str, Any]] = spreadsheet_rows(file)
-    elif file.suffix.lower() == ".csv":
-        try:
-            with file.open(encoding="utf-8-sig", newline="") as lines:
-                rows = list(csv.DictReader(lines))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"cannot read {shown(file)}: {error}") from None
-    else:
-        raise InputError(f"must be a .csv or .xlsx file, got {shown(file)}")
+    match file.suffix.lower():
+        case ".xlsx":
+            rows = spreadsheet_rows(file)
+        case ".csv":
+            rows = _csv_rows(file)
+        case _:
+            raise InputError(f"must be a .csv or .xlsx file, got {shown(file)}")
     by_sweep: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for number, row in enumerate(rows, start=2):
-        where = f"{file.name}, line {row.get('line', number)}"
-        by_sweep[str(field_of(row, "sweep", where))].append({**row, "where": where})
+    for row in rows:
+        where = f"{shortened(file.name)}, line {row['line']}"
+        by_sweep[name_of(row, "sweep", where)].append({**row, "where": where})
     if not by_sweep:
         raise InputError(f"no run in {shown(file)}")
     return [_sweep(name, sweep_rows) for name, sweep_rows in by_sweep.items()]
+
+
+def _csv_rows(file: Path) -> list[dict[str, Any]]:
+    """Rows by column name, with the number of their line under `line`."""
+    rows = []
+    try:
+        with opened(file, largest=LARGEST_TABLE) as content:
+            reader = csv.DictReader(io.TextIOWrapper(content, "utf-8-sig", newline=""))
+            refuse_repeated_columns(reader.fieldnames or [], f"{shortened(file.name)}, line 1")
+            for row in reader:
+                rows.append({**row, "line": reader.line_num})
+                if None in row:  # where DictReader puts what is left
+                    raise InputError(
+                        f"{shortened(file.name)}, line {reader.line_num}: must have as many cells "
+                        f"as line 1, got {shown(row[None])} after them"
+                    )
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read {shown(file)}: {first_line(error)}") from None
+    return rows
 
 
 def _sweep(name: str, rows: Sequence[Mapping[str, Any]]) -> Sweep:
@@ -178,7 +203,7 @@ def _run(row: Mapping[str, Any], model: Model) -> RecordedRun | None:
             "activation_checkpointing": _CHECKPOINTING[
                 choice_of(row, "activation_checkpointing", _CHECKPOINTING)
             ],
-            "sequence_parallel": tensor > 1 and flag_of(row, "sequence_parallel"),
+            "sequence_parallel": flag_of(row, "sequence_parallel") and tensor > 1,
             "attention_kernel": _KERNELS[choice_of(row, "attention_kernel", _KERNELS)],
             "rmsnorm_kernel": "fused" if flag_of(row, "rmsnorm_kernel") else "plain",
         },

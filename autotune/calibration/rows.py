@@ -1,10 +1,20 @@
 """Cells of recorded runs as checked values. A row has its file and line under `where`."""
 
-from collections.abc import Iterable, Mapping
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pydantic
+
 from autotune.errors import InputError
-from autotune.inputs import LARGEST_COUNT, shown
+from autotune.inputs import (
+    LARGEST_AMOUNT,
+    LARGEST_COUNT,
+    SMALLEST_AMOUNT,
+    Name,
+    first_problem,
+    shown,
+)
 from autotune.model import Model
 
 _VOCABULARY = 128_000
@@ -14,6 +24,7 @@ SHAPES = {
     "30B": (60, 6656, 52, 17888),
     "65B": (80, 8192, 64, 22016),
 }
+_NAME: pydantic.TypeAdapter[str] = pydantic.TypeAdapter(Name)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -39,6 +50,20 @@ def field_of(row: Mapping[str, Any], name: str, where: str) -> Any:
     return value
 
 
+def name_of(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = field_of(row, name, where)
+    try:
+        return str(_NAME.validate_python(str(value)))
+    except pydantic.ValidationError as error:
+        raise InputError(f"{where}: {name}: {first_problem(error)}") from None
+
+
+def refuse_repeated_columns(names: Sequence[str], where: str) -> None:
+    repeated = [name for name, n in collections.Counter(names).items() if name and n > 1]
+    if repeated:
+        raise InputError(f"{where}: column {shown(repeated[0])} is given twice")
+
+
 def number_of(row: Mapping[str, Any], name: str) -> int:
     value = field_of(row, name, row["where"])
     try:
@@ -59,8 +84,11 @@ def positive_of(row: Mapping[str, Any], name: str) -> float:
         number = float(value)
     except ValueError:
         number = 0.0
-    if not 0 < number < float("inf"):
-        raise InputError(f"{row['where']}: {name} must be a positive number, got {shown(value)}")
+    if not SMALLEST_AMOUNT <= number <= LARGEST_AMOUNT:
+        raise InputError(
+            f"{row['where']}: {name} must be a number from {SMALLEST_AMOUNT:g} to "
+            f"{LARGEST_AMOUNT:g}, got {shown(value)}"
+        )
     return number
 
 

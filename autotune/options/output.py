@@ -6,11 +6,11 @@ goes on without its screen: its results are on record.
 
 import contextlib
 import errno
-import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 
@@ -63,7 +63,7 @@ class _Stream:
     """A text stream that raises OutputFailed, also where there is no stream (None)."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = _nothing() if stream is None else stream
+        self._stream = io.StringIO() if stream is None else stream
         self._failure: OutputFailed | None = None
         if stream is None:
             self._failure = OutputFailed(OSError(errno.EBADF, os.strerror(errno.EBADF)))
@@ -102,7 +102,9 @@ class _Stream:
         """Let the stream lead to /dev/null. What is in its buffer would be written again when the
         interpreter exits, which would then complain on its own."""
         with contextlib.suppress(OSError, ValueError):
-            os.dup2(_nothing().fileno(), self._stream.fileno())
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
 
 
 class _LastingStream(_Stream):
@@ -110,11 +112,6 @@ class _LastingStream(_Stream):
 
     def _fail(self, failure: OutputFailed) -> None:
         pass
-
-
-@functools.cache
-def _nothing() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _open_closed_descriptors() -> None:

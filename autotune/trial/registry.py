@@ -11,7 +11,7 @@ where DESCRIPTION is a `TrainableDescription` of that name.
 import functools
 import importlib.metadata
 
-from autotune.errors import InputError, first_line
+from autotune.errors import InputError, message_of
 from autotune.inputs import shown
 from autotune.trial.trainable import TrainableDescription
 
@@ -40,7 +40,7 @@ def describe_trainable(name: str) -> TrainableDescription:
     try:
         description = entry_points[name].load()
     except Exception as error:  # code of another package
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {message_of(error)}"
         raise InputError(f"{name} cannot be loaded: {reason}", field="trainable") from error
     if not isinstance(description, TrainableDescription) or description.name != name:
         raise InputError(

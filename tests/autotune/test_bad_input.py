@@ -32,7 +32,7 @@ from autotune.hardware import Device, Measured, Stated, device_named, device_to_
 from autotune.inputs import validated
 from autotune.layout import LAYOUT_COLUMNS, Layout
 from autotune.model import Model
-from autotune.named_spaces import load_space
+from autotune.named_spaces import available_spaces, load_space
 from autotune.options.command_line import command_line
 from autotune.request import Request, request_from_json
 from autotune.space import SearchSpace
@@ -554,6 +554,40 @@ BAD_SPACES = [
     ("def space(name): pass", "TypeError: space() missing 1 required positional argument"),
     ("def space(): return 'tiny'", "space() must return a SearchSpace, got str"),
     ("def space(): raise Exception", "Exception"),
+    ("raise GeneratorExit", "GeneratorExit"),
+    ("class Odd(BaseException): pass\nraise Odd('so')", "Odd: so"),
+    ("class Odd(Exception):\n def __str__(self): return 3\nraise Odd", "Odd"),
+    ("class Odd(Exception):\n def __str__(self): raise SystemExit(0)\nraise Odd", "Odd"),
+    ("class Odd:\n def __repr__(self): raise SystemError\nspace = Odd()", "got an object of type"),
+    ("async def space(): pass", "space() must return a SearchSpace, got coroutine"),
+    ("async def space(): yield", "space() must return a SearchSpace, got async_generator"),
+    ("def space(): yield", "space() must return a SearchSpace, got generator"),
+    (
+        "class Odd:\n @property\n def __class__(self): raise ValueError\nspace = Odd",
+        "space() must return a SearchSpace, got Odd",
+    ),
+    (
+        "from search_spaces.tiny import SearchSpace\nclass Mine(SearchSpace): pass\n"
+        "def space(): return object.__new__(Mine)",
+        "space() must return a SearchSpace, got Mine",
+    ),
+    (
+        "from search_spaces.tiny import SearchSpace\n"
+        "def space(): return object.__new__(SearchSpace)",
+        "AttributeError: 'SearchSpace' object has no attribute",
+    ),
+    (
+        "from search_spaces import tiny\nmine = tiny.space()\n"
+        "object.__setattr__(mine, 'max_trials', -5)\ndef space(): return mine",
+        "SearchSpace: max_trials must be greater than or equal to 1, got -5",
+    ),
+    (
+        "from search_spaces import tiny\nmine = tiny.space()\n"
+        "object.__setattr__(mine.model, 'hidden_size', 'x')\ndef space(): return mine",
+        "SearchSpace: model.hidden_size must be a valid integer, got 'x'",
+    ),
+    ("import os\nos.close(1)", "must leave the standard streams open"),
+    ("import os\nos.closerange(0, 3)", "must leave the standard streams open"),
     (
         "from search_spaces.tiny import *\ndef space(): return SearchSpace(name='x')",
         "SearchSpace: model and cluster are missing",
@@ -581,6 +615,37 @@ def test_a_bad_space_file_is_one_line(
     line = refusal(capsys, command, "--space", file)
     assert str(file) in line and sentence in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mein raum.py", "working"]
+
+
+HARMLESS = [
+    "print('a word on the way')",
+    "import sys; sys.stdout.close(); sys.stderr.close()",
+    "import sys; sys.stdout = sys.stderr = None",
+]
+
+
+@pytest.mark.parametrize("code", HARMLESS)
+def test_what_a_space_does_to_its_output_does_not_reach_ours(
+    code: str, tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "space.py"
+    file.write_text(f"{code}\nfrom search_spaces.tiny import space\n")
+    assert command_line(COMMANDS["plan"], ["--space", str(file), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["layouts"]
+    assert shown.err == ("a word on the way\n" if "print" in code else "")
+
+
+def test_ctrl_c_while_a_space_is_read_is_an_interruption(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "space.py"
+    file.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass")
+    assert command_line(COMMANDS["plan"], ["--space", str(file)]) == 130
+    assert capsys.readouterr().err == "\nerror: interrupted\n"
+
+
+def test_every_space_that_ships_is_what_its_file_makes() -> None:
+    for name in available_spaces():
+        assert load_space(str(REPOSITORY / "search_spaces" / f"{name}.py")) == load_space(name)
 
 
 json_values = st.recursive(

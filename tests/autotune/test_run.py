@@ -176,7 +176,9 @@ def test_ctrl_c_leaves_no_ranks(space_file: Path, tmp_path: Path) -> None:
 SIMULATED = ("--space", "llm13b", "--trainable", "simulated", "--max-trials", 2)
 
 
-@pytest.mark.parametrize("screen", ["> /dev/full", "| head -1", ">&-"])
+@pytest.mark.parametrize(
+    "screen", ["> /dev/full", "| head -1", pytest.param(">&-", marks=pytest.mark.slow)]
+)
 def test_a_search_goes_on_without_its_screen(screen: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = shlex.join(command(*SIMULATED, "--out", out))
@@ -195,9 +197,9 @@ def test_a_search_goes_on_without_its_screen(screen: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("streams", "status", "sentence"),
     [
-        (">&-", 2, "error: the standard output cannot be written: Bad file descriptor"),
+        pytest.param(">&-", 2, "error: the standard output cannot", marks=pytest.mark.slow),
         ("> /dev/full", 2, "error: the standard output cannot be written: No space left on"),
-        ("2>&-", 0, ""),
+        pytest.param("2>&-", 0, "", marks=pytest.mark.slow),
     ],
 )
 def test_a_result_that_cannot_be_printed_is_an_error(
@@ -299,7 +301,7 @@ def test_very_many_virtual_nodes_are_searched_and_said_to_be_reserved_together(
 BAD_INPUT = [
     ((), "--space, --model or --resume must be given"),
     (("--space", "huge"), "--space must be one of"),
-    (("--space", "no/such.py"), "no such file: 'no/such.py'"),
+    (("--space", "no/such.py"), "cannot read 'no/such.py'"),
     (("--space", "tiny", "--nodes", "0"), "--nodes"),
     (("--space", "tiny", "--nodes", "many"), "'many' is not a valid integer"),
     (("--space", "tiny", "--max-trials", "-1"), "--max-trials"),

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
 from autotune.errors import InputError
+from autotune.inputs import shown
 from autotune.layout import Layout, why_illegal
 from autotune.trial.trial import Outcome
 from tests.conftest import REPOSITORY
@@ -208,10 +210,26 @@ def test_step_seconds_may_only_be_missing_where_nothing_ran(tmp_path: Path) -> N
         ),
         ({"world_size": 60}, "world_size must be a multiple of 8, got 60"),
         ({"world_size": 4}, "world_size must be a multiple of 8, got 4"),
-        ({"step_seconds": "fast"}, "step_seconds must be a positive number, got 'fast'"),
-        ({"step_seconds": 0}, "step_seconds must be a positive number, got '0'"),
-        ({"step_seconds": "nan"}, "step_seconds must be a positive number, got 'nan'"),
-        ({"step_seconds": "inf"}, "step_seconds must be a positive number, got 'inf'"),
+        ({"step_seconds": "fast"}, "step_seconds must be a number from 1e-09 to 1e+09, got 'fast'"),
+        ({"step_seconds": 0}, "step_seconds must be a number from 1e-09 to 1e+09, got '0'"),
+        ({"step_seconds": "nan"}, "step_seconds must be a number from 1e-09 to 1e+09, got 'nan'"),
+        *(
+            (
+                {"step_seconds": seconds},
+                f"step_seconds must be a number from 1e-09 to 1e+09, got {str(seconds)!r}",
+            )
+            for seconds in ("1e-300", "1e300", "-1", "-inf", "True", "1e-10")
+        ),
+        (
+            {"sequence_parallel": "yes", "tensor_parallel": 1, "data_parallel": 32},
+            "sequence_parallel must be True or False, got 'yes'",
+        ),
+        (
+            {"sweep": "a/b"},
+            "sweep: name must be 1 to 100 printable characters without '/' and not"
+            " begin with a dot, got 'a/b'",
+        ),
+        ({"step_seconds": "inf"}, "step_seconds must be a number from 1e-09 to 1e+09, got 'inf'"),
         (
             {"tensor_parallel": "two"},
             "tensor_parallel must be a whole number from 1 to 2147483647, got 'two'",
@@ -248,10 +266,21 @@ def test_a_sweep_has_one_model_and_one_cluster(tmp_path: Path, change: dict[str,
     )
 
 
+def test_lines_are_those_of_the_file_and_as_long_as_the_first(tmp_path: Path) -> None:
+    file = written(tmp_path / "runs.csv", {}, {})
+    head, first, second = file.read_text().splitlines()
+    file.write_text("\n".join([head, "", first, "", second + ",more"]))
+    assert refusal(file) == (
+        "runs: runs.csv, line 5: must have as many cells as line 1, got ['more'] after them"
+    )
+    file.write_text("\n".join([f"{head},model", f"{first},30B"]))
+    assert refusal(file) == "runs: runs.csv, line 1: column 'model' is given twice"
+
+
 def test_a_sweep_is_in_one_file_of_a_folder(tmp_path: Path) -> None:
     for name in ("a.csv", "b.csv"):
         written(tmp_path / name, {})
-    assert refusal(tmp_path) == f"runs: sweep mine is in more than one file of {str(tmp_path)!r}"
+    assert refusal(tmp_path) == f"runs: sweep mine is in more than one file of {shown(tmp_path)}"
 
 
 def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
@@ -259,14 +288,14 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path).startswith("runs: no .csv or .xlsx file in ")
     other = tmp_path / "runs.txt"
     other.write_text("sweep\n")
-    assert refusal(other) == f"runs must be a .csv or .xlsx file, got {str(other)!r}"
+    assert refusal(other) == f"runs must be a .csv or .xlsx file, got {shown(other)}"
     empty = tmp_path / "empty.csv"
     for text in ("", "sweep,model\n"):
         empty.write_text(text)
-        assert refusal(empty) == f"runs: no run in {str(empty)!r}"
+        assert refusal(empty) == f"runs: no run in {shown(empty)}"
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
-    assert refusal(binary).startswith(f"runs: cannot read {str(binary)!r}: ")
+    assert refusal(binary).startswith(f"runs: cannot read {shown(binary)}: ")
     text = tmp_path / "prose.csv"
     text.write_text("It was a dark and stormy night.\nNothing ran.\n")
     assert refusal(text) == "runs: prose.csv, line 2: sweep is missing"
@@ -337,6 +366,12 @@ def test_long_sequences_are_told_by_the_spreadsheets_name(tmp_path: Path) -> Non
     [
         ("OOM", Outcome.OOM),
         ("OOM Error", Outcome.OOM),
+        ("CUDA out of memory", Outcome.OOM),
+        ("Kernel unavail.", Outcome.CRASHED),
+        ("#DIV/0!", Outcome.CRASHED),
+        ("n/a", Outcome.CRASHED),
+        ("-", Outcome.CRASHED),
+        ("0", Outcome.CRASHED),
         ("failed", Outcome.CRASHED),
         (None, Outcome.CRASHED),
         (0, Outcome.CRASHED),
@@ -347,6 +382,64 @@ def test_a_spreadsheet_tells_what_did_not_run(
 ) -> None:
     (sweep,) = read_sweeps(sheet(tmp_path / SHEET, {"Average MFU": mfu}))
     assert (sweep.runs[0].outcome, sweep.runs[0].step_seconds) == (outcome, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "mfu"),
+    [
+        ("0.55", 0.55),
+        (" 0.55 ", 0.55),
+        ("0,55", 0.55),
+        (".55", 0.55),
+        ("5.5e-1", 0.55),
+        ("55%", 0.55),
+        ("55.1 %", 0.551),
+        ("55,1 %", 0.551),
+        ("1", 1.0),
+    ],
+)
+def test_figures_of_a_spreadsheet_may_be_text(tmp_path: Path, text: str, mfu: float) -> None:
+    seconds = [
+        read_sweeps(sheet(tmp_path / SHEET, {"Average MFU": value}))[0].runs[0].step_seconds
+        for value in (text, mfu)
+    ]
+    assert seconds[0] is not None and seconds[0] == pytest.approx(seconds[1])
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["n/a?", "0.5.5", "55.1", "55,1", "1,055.1 %", "-0.5", "0x1", "٠.٥", True, 1.5, -0.5, "?"],
+)
+def test_a_figure_that_cannot_be_read_names_its_cell(tmp_path: Path, cell: object) -> None:
+    sentence = refusal(sheet(tmp_path / SHEET, {}, {"Average MFU": cell}))
+    assert sentence.startswith(
+        f"runs: '{SHEET}', sheet 'Sheet', cell G4: Average MFU must be a number from 0 to 1, a "
+        "percentage, or say what failed (OOM, "
+    )
+    assert sentence.endswith(f"got {cell!r}")
+
+
+def test_a_spreadsheet_without_figures_is_refused(tmp_path: Path) -> None:
+    file = sheet(tmp_path / SHEET, {})
+    book = openpyxl.load_workbook(file)
+    book.active["G2"] = "MFU"
+    book.save(file)
+    assert refusal(file) == f"runs: {SHEET}, line 2: column Average MFU is missing"
+    book.active["G2"] = "kernel"
+    book.save(file)
+    assert refusal(file) == f"runs: {SHEET}, line 2: column 'kernel' is given twice"
+
+
+def test_a_cell_far_away_costs_nothing(tmp_path: Path) -> None:
+    file = sheet(tmp_path / SHEET, {})
+    book = openpyxl.load_workbook(file)
+    book.active["XFD200000"] = "far"
+    book.save(file)
+    tracemalloc.start()
+    (sweep,) = read_sweeps(file)
+    largest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(sweep.runs) == 1 and largest < 50e6
 
 
 @pytest.mark.parametrize(
@@ -380,7 +473,7 @@ def test_empty_rows_of_a_spreadsheet_are_no_runs(tmp_path: Path) -> None:
     (sweep,) = read_sweeps(sheet(tmp_path / SHEET, blank, {}, blank))
     assert len(sweep.runs) == 1
     file = sheet(tmp_path / SHEET)
-    assert refusal(file) == f"runs: no run in {str(file)!r}"
+    assert refusal(file) == f"runs: no run in {shown(file)}"
 
 
 @pytest.mark.parametrize("name", ["runs.xlsx", "llama_7B_bfloat16_64_GPUs.xlsx", "llama_13B.xlsx"])
@@ -394,7 +487,7 @@ def test_a_spreadsheets_name_must_tell_model_and_gpus(tmp_path: Path, name: str)
 def test_what_is_no_spreadsheet_is_refused(tmp_path: Path) -> None:
     file = tmp_path / SHEET
     file.write_text("sweep,model\n")
-    assert refusal(file).startswith(f"runs: cannot read {str(file)!r}: ")
+    assert refusal(file).startswith(f"runs: cannot read {shown(file)}: ")
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,12 @@ def test_output_that_cannot_be_written_is_one_sentence(
     assert run(words, streams) == (2, "", sentence)
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-def test_a_reader_that_leaves_ends_a_command_without_a_word(words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("name", ["plan", "plan as JSON", "help"])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(name: str) -> None:
+    words = COMMANDS[name]
     # The first reader is gone before anything is written.
     assert run(words, "| true") == (141, "", "")
-    status, first, errors = run((*words,), "| head -1")
+    status, first, errors = run(words, "| head -1")
     assert status in (0, 141) and first.count("\n") == 1 and errors == ""
 
 
