@@ -78,7 +78,7 @@ STEP_SCHEMA = pa.schema(
 """Columns of steps/*.parquet."""
 
 PRUNED_SCHEMA = pa.schema(
-    [*LAYOUT_FIELDS, pa.field("reason", pa.string(), nullable=False), _RUN_ID]
+    [*LAYOUT_FIELDS, _RUN_ID, pa.field("reason", pa.string(), nullable=False)]
 )
 """Columns of pruned.parquet."""
 
