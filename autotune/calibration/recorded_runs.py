@@ -26,7 +26,7 @@ from autotune.calibration.spreadsheets import spreadsheet_rows
 from autotune.cluster import Cluster
 from autotune.errors import InputError, first_line, in_field, shortened
 from autotune.hardware import device_named
-from autotune.inputs import LARGEST_TABLE, opened, shown
+from autotune.inputs import LARGEST_TABLE, opened, shown, validated
 from autotune.layout import Layout, layout_from_mapping, why_illegal
 from autotune.model import Model, Precision
 from autotune.trial.trial import Outcome
@@ -150,30 +150,41 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]]) -> Sweep:
         raise InputError(
             f"{first['where']}: world_size must be a multiple of {_GPUS_PER_NODE}, got {devices}"
         )
+    cluster = validated(
+        Cluster,
+        {"nodes": nodes, "gpus_per_node": _GPUS_PER_NODE, "device": device_named("a100-80gb")},
+        what=first["where"],
+    )
     runs_by_layout: dict[Layout, list[RecordedRun]] = collections.defaultdict(list)
     for row in rows:
         if model_of(row) != model or number_of(row, "world_size") != devices:
             raise InputError(f"{row['where']}: sweep {name} must have one model and one cluster")
         run = _run(row, model)
-        if run is not None and run.layout.world_size != devices:
-            raise InputError(
-                f"{row['where']}: tensor_parallel * pipeline_parallel * data_parallel must be "
-                f"world_size {devices}, got {run.layout.world_size}"
-            )
-        if run is not None and (reason := why_illegal(run.layout, model, "bf16")):
-            raise InputError(f"{row['where']}: {reason}")
         if run is not None:
+            refuse_impossible_layout(run.layout, model, "bf16", cluster, row["where"])
             runs_by_layout[run.layout].append(run)
     return Sweep(
         name=name,
         model=model,
         precision="bf16",
-        cluster=Cluster(
-            nodes=nodes, gpus_per_node=_GPUS_PER_NODE, device=device_named("a100-80gb")
-        ),
+        cluster=cluster,
         trainer="hagemann2023",
         runs=tuple(_merged(layout, runs) for layout, runs in runs_by_layout.items()),
     )
+
+
+def refuse_impossible_layout(
+    layout: Layout, model: Model, precision: Precision, cluster: Cluster, where: str
+) -> None:
+    """Raise InputError where the layout cannot have run, for `where` it is recorded."""
+    layout_from_mapping(layout.columns(), model, what=where)  # does it make the global batch?
+    if layout.world_size != cluster.devices:
+        raise InputError(
+            f"{where}: tensor_parallel * pipeline_parallel * data_parallel must be the "
+            f"{cluster.devices} devices of the cluster, got {layout.world_size}"
+        )
+    if reason := why_illegal(layout, model, precision):
+        raise InputError(f"{where}: {reason}")
 
 
 def _merged(layout: Layout, runs: Sequence[RecordedRun]) -> RecordedRun:

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +16,13 @@ from autotune.calibration.fit import (
     fit,
     leave_one_out,
 )
-from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
+from autotune.calibration.recorded_runs import (
+    RecordedRun,
+    Sweep,
+    read_sweeps,
+    refuse_impossible_layout,
+)
+from autotune.calibration.rows import positive_of
 from autotune.cost.constants import (
     Constants,
     bounds_of,
@@ -29,6 +34,8 @@ from autotune.inputs import shown
 from autotune.options.command_line import PATH
 from autotune.options.output import plain_console
 from autotune.options.space_options import device_of_option
+from autotune.output_paths import refuse_impossible_file
+from autotune.space import SearchSpace
 from autotune.store.files import write_atomically
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import open_run
@@ -74,7 +81,10 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
         after, how = {sweeps[0].name: fitted}, "fitted on itself"
     source = f"fitted on {_described(sweeps)}"
     calibrated = with_constants(device, trainer, before, fitted, source)
-    write_atomically(out, lambda path: path.write_text(device_to_json(calibrated), "utf-8"))
+    try:
+        write_atomically(out, lambda path: path.write_text(device_to_json(calibrated), "utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot write {shown(out)}: {error.strerror}", field="out") from None
     _print(console, sweeps, dict.fromkeys(after, before), after, how)
     console.print(f"wrote {out}; use it with --gpu {out}", soft_wrap=True)
     return 0
@@ -91,14 +101,14 @@ def sweeps_of(path: Path) -> list[Sweep]:
             f"run {shown(path)} must be measured to calibrate from, got {store.request.trainable} "
             "trials"
         )
+    space = store.request.space
     runs = [
-        _recorded(record)
+        _recorded(record, space, where=f"run {shown(path)}, trial {record.trial_id}")
         for record in store.trials()
         if record.purpose != "confirm" and record.outcome in (Outcome.OK, Outcome.OOM)
     ]
     if not any(run.step_seconds for run in runs):
         raise InputError(f"run {shown(path)} must have a layout that ran, got none")
-    space = store.request.space
     return [
         Sweep(
             name=str(path),
@@ -113,15 +123,10 @@ def sweeps_of(path: Path) -> list[Sweep]:
 
 def _refuse_unwritable(out: Path) -> None:
     """Raise InputError where `out` cannot be written, so that no fit is lost."""
-    folder = out.absolute().parent
     if out.suffix != ".json":
-        raise InputError(f"--out must be a file NAME.json, got {shown(out)}")
-    if not folder.is_dir():
-        raise InputError(f"--out must be in a directory that exists, got {shown(out)}")
-    if out.is_dir():
-        raise InputError(f"--out must be a file, got the directory {shown(out)}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"--out must be in a writable directory, got {shown(out)}")
+        raise InputError(f"must be a file NAME.json, got {shown(out)}", field="out")
+    with in_field("out"):
+        refuse_impossible_file(out)
 
 
 def with_constants(
@@ -153,13 +158,18 @@ def with_constants(
     )
 
 
-def _recorded(record: TrialRecord) -> RecordedRun:
-    ok = record.outcome is Outcome.OK
+def _recorded(record: TrialRecord, space: SearchSpace, where: str) -> RecordedRun:
+    refuse_impossible_layout(record.layout, space.model, space.precision, space.cluster, where)
+    seconds = record.measurement.step_seconds if record.outcome is Outcome.OK else None
+    peak = record.measurement.peak_memory_gib if record.outcome is Outcome.OK else None
+    figures = {"step_seconds": seconds, "peak_memory_gib": peak or None}  # 0: not measured
     return RecordedRun(
         layout=record.layout,
         outcome=record.outcome,
-        step_seconds=record.measurement.step_seconds if ok else None,
-        peak_memory_gib=record.measurement.peak_memory_gib if ok else None,
+        **{
+            name: None if value is None else positive_of({name: value, "where": where}, name)
+            for name, value in figures.items()
+        },
     )
 
 

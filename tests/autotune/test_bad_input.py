@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 import subprocess
@@ -880,6 +881,39 @@ def test_a_damaged_row_of_a_trial_is_one_line(
     assert repr(str(file)) in refusal(capsys, command, *option, directory)
 
 
+IMPOSSIBLE_FIGURES = [
+    (name, value)
+    for name in ("step_seconds", "peak_memory_gib")
+    for value in (1e-300, 1e300, -1.0, math.inf, -math.inf, math.nan)
+]
+
+
+@pytest.mark.parametrize(
+    ("column", "new", "sentence"),
+    [
+        *(
+            (name, value, f"{name} must be a number from 1e-09 to")
+            for name, value in IMPOSSIBLE_FIGURES
+        ),
+        ("step_seconds", 0.0, "step_seconds must be a number from 1e-09 to"),
+        ("micro_batch_size", 3, "data_parallel * micro_batch_size must divide global_batch_size"),
+        ("pipeline_parallel", 1024, "must be the 4 devices of the cluster"),
+        ("tensor_parallel", 2**31 - 1, "must be the 4 devices of the cluster"),
+        ("gradient_accumulation_steps", 77, "gradient_accumulation_steps must be"),
+    ],
+)
+def test_a_figure_that_cannot_be_true_is_not_fitted_to(
+    column: str, new: object, sentence: str, tmp_path: Path, capsys: Capture
+) -> None:
+    directory = run_of_two_trials(tmp_path)
+    for file in (directory / "trials").iterdir():
+        (row,) = pq.read_table(file).to_pylist()
+        schema = pq.read_schema(file)
+        pq.write_table(pa.Table.from_pylist([changed(row, (column,), new)], schema), file)
+    line = refusal(capsys, "calibrate", directory)
+    assert sentence in line and ", trial 000" in line
+
+
 @pytest.mark.parametrize("name", ["trials/0001.parquet", "pruned.parquet"])
 @examples(10, suppress_health_check=SHARED)
 @given(content=st.binary(max_size=99) | st.sampled_from([b"PAR1" * 3, b"PAR1"]))
@@ -973,13 +1007,14 @@ def test_a_fit_that_could_not_be_written_is_not_begun(
 ) -> None:
     runs = tmp_path / "runs.csv"
     runs.write_text(RECORDED_RUNS)
-    out = tmp_path / "closed" / "mine.json"
-    out.parent.mkdir()
+    os.mkfifo(tmp_path / "fifo.json")
     monkeypatch.setattr(autotune.commands.calibrate, "fit", must_not_start)
-    # As it is for whoever is not root.
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != out.parent)
-    line = refusal(capsys, "calibrate", runs, "--out", out)
-    assert f"--out must be in a writable directory, got {str(out)!r}" in line
+    for out, sentence in (
+        ("/proc/mine.json", "--out must be in a writable directory, got '/proc/mine.json' ("),
+        ("/dev/null/mine.json", "--out must be in a directory that exists, got "),
+        (tmp_path / "fifo.json", "--out must be a file, got a FIFO "),
+    ):
+        assert sentence in refusal(capsys, "calibrate", runs, "--out", out)
 
 
 # What looks bad and is not.
