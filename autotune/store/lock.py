@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autotune.errors import InputError
+from autotune.output_paths import refuse_impossible_directory
 from autotune.store.files import RUN_FILE
 
 LOCK = ".lock"
@@ -70,9 +71,7 @@ def _make(directory: Path) -> list[Path]:
     """Make the directory and its missing parents; returns those made, the deepest first."""
     parents = (directory, *directory.absolute().parents)
     missing = [folder for folder in parents if not os.path.lexists(folder)]
-    if os.path.lexists(directory) and not directory.is_dir():
-        what = "a broken link" if directory.is_symlink() else "a file"
-        raise InputError(f"must be a directory, got {what}: {str(directory)!r}")
+    refuse_impossible_directory(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

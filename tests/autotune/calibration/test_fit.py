@@ -456,7 +456,7 @@ def test_bad_input_is_one_line_and_status_2(
         ),
         ((runs, "--gpu", "abacus"), "--gpu: device must be one of a100-80gb, "),
         ((runs, "--gpu", bad), f"--gpu: device file {str(bad)!r}: not valid JSON: "),
-        ((runs, "--gpu", tmp_path / "no.json"), "--gpu: device file "),
+        ((runs, "--gpu", tmp_path / "no.json"), "--gpu: cannot read "),
         (
             (runs, "--gpu", wrong),
             "hardware a100-80gb: constant must be one of those of constants.json, got 'speed'",

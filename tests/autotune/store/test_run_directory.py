@@ -168,14 +168,14 @@ def test_a_new_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> 
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for out, sentence in (
-        (tmp_path / "file", "must be a directory, got a file"),
-        (tmp_path / "file" / "x", "cannot make .*Not a directory"),
-        (tmp_path / "broken", "must be a directory, got a broken link"),
-        (tmp_path / "loop", "must be a directory, got a broken link"),
-        (tmp_path / "loop" / "x", "cannot make .*Too many levels"),
+        (tmp_path / "file", "must be a new directory, got .* is a file"),
+        (tmp_path / "file" / "x", "must be a new directory, got .* is a file"),
+        (tmp_path / "broken", "must not lead through a broken symbolic link"),
+        (tmp_path / "loop", "must not lead through a broken symbolic link"),
+        (tmp_path / "loop" / "x", "must not lead through a broken symbolic link"),
         (tmp_path, "must be empty or new"),
-        (Path("/proc/new"), "cannot make"),
-        (Path("/dev/null/new"), "cannot make .*Not a directory"),
+        (Path("/proc/new"), "must be below a writable directory"),
+        (Path("/dev/null/new"), "must be a new directory, got .* is a device"),
     ):
         with pytest.raises(InputError, match=sentence), new_directory(out):
             pass
