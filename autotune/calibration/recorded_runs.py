@@ -161,7 +161,7 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]]) -> Sweep:
             raise InputError(f"{row['where']}: sweep {name} must have one model and one cluster")
         run = _run(row, model)
         if run is not None:
-            refuse_impossible_layout(run.layout, model, "bf16", cluster, row["where"])
+            _refuse_impossible_layout(run.layout, model, "bf16", cluster, row["where"])
             runs_by_layout[run.layout].append(run)
     return Sweep(
         name=name,
@@ -173,7 +173,7 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]]) -> Sweep:
     )
 
 
-def refuse_impossible_layout(
+def _refuse_impossible_layout(
     layout: Layout, model: Model, precision: Precision, cluster: Cluster, where: str
 ) -> None:
     """Raise InputError where the layout cannot have run, for `where` it is recorded."""

@@ -20,9 +20,7 @@ from autotune.calibration.recorded_runs import (
     RecordedRun,
     Sweep,
     read_sweeps,
-    refuse_impossible_layout,
 )
-from autotune.calibration.rows import positive_of
 from autotune.cost.constants import (
     Constants,
     bounds_of,
@@ -30,12 +28,11 @@ from autotune.cost.constants import (
 )
 from autotune.errors import InputError, in_field
 from autotune.hardware import Device, Measured, Stated, device_to_json, known_devices
-from autotune.inputs import shown
+from autotune.inputs import SMALLEST_AMOUNT, shown
 from autotune.options.command_line import PATH
 from autotune.options.output import plain_console
 from autotune.options.space_options import device_of_option
 from autotune.output_paths import refuse_impossible_file
-from autotune.space import SearchSpace
 from autotune.store.files import write_atomically
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import open_run
@@ -101,14 +98,14 @@ def sweeps_of(path: Path) -> list[Sweep]:
             f"run {shown(path)} must be measured to calibrate from, got {store.request.trainable} "
             "trials"
         )
-    space = store.request.space
     runs = [
-        _recorded(record, space, where=f"run {shown(path)}, trial {record.trial_id}")
+        _recorded(record)
         for record in store.trials()
         if record.purpose != "confirm" and record.outcome in (Outcome.OK, Outcome.OOM)
     ]
     if not any(run.step_seconds for run in runs):
         raise InputError(f"run {shown(path)} must have a layout that ran, got none")
+    space = store.request.space
     return [
         Sweep(
             name=str(path),
@@ -158,18 +155,13 @@ def with_constants(
     )
 
 
-def _recorded(record: TrialRecord, space: SearchSpace, where: str) -> RecordedRun:
-    refuse_impossible_layout(record.layout, space.model, space.precision, space.cluster, where)
+def _recorded(record: TrialRecord) -> RecordedRun:
     seconds = record.measurement.step_seconds if record.outcome is Outcome.OK else None
     peak = record.measurement.peak_memory_gib if record.outcome is Outcome.OK else None
-    figures = {"step_seconds": seconds, "peak_memory_gib": peak or None}  # 0: not measured
+    if peak is not None and peak < SMALLEST_AMOUNT:
+        peak = None  # as good as not measured
     return RecordedRun(
-        layout=record.layout,
-        outcome=record.outcome,
-        **{
-            name: None if value is None else positive_of({name: value, "where": where}, name)
-            for name, value in figures.items()
-        },
+        layout=record.layout, outcome=record.outcome, step_seconds=seconds, peak_memory_gib=peak
     )
 
 

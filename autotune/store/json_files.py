@@ -11,7 +11,7 @@ from autotune.store.files import BLANK_DIGEST, DIGEST, check_digest, sealed
 
 
 def read_json(file: Path, *, required: bool) -> tuple[dict[str, Any], bytes]:
-    """The object in a JSON file without its digest, which is checked, and the file's bytes."""
+    """The object in a JSON file, whose digest is checked, and the file's bytes."""
     with opened(file, largest=LARGEST_TEXT) as stream:
         raw = stream.read()
     try:
@@ -19,7 +19,6 @@ def read_json(file: Path, *, required: bool) -> tuple[dict[str, Any], bytes]:
         content = json_object(raw.decode(), what=file.name)
     except ValueError as error:
         raise InputError(f"cannot read {str(file)!r}: {first_line(error)}") from None
-    content.pop(DIGEST, None)
     return content, raw
 
 

@@ -143,25 +143,30 @@ class RunStore:
 
     def write_best(self, summary: Mapping[str, Any]) -> None:
         """Replace best.json."""
-        content = json_bytes({**summary, "run_id": self.run_id})
+        content = json_bytes(summary)
         with self.writing():
             write_atomically(self.directory / "best.json", lambda path: path.write_bytes(content))
 
     def best(self) -> dict[str, Any] | None:
-        """The content of best.json; None where no layout has run. Raises InputError."""
+        """The content of best.json; None where no layout has run.
+
+        Raises InputError where it cannot be read, and where no trial of the run has these figures.
+        """
         file = self.directory / "best.json"
         if not file.exists():
             return None
         content, _ = read_json(file, required=self.run_id is not None)
-        run_id = content.pop("run_id", None)
-        if run_id != self.run_id:
-            raise InputError(
-                f"{str(file)!r}: run_id must be that of the run, {self.run_id}, got {shown(run_id)}"
-            )
-        layout = content.get("layout")
-        if not isinstance(layout, Mapping):
-            raise InputError(f"{str(file)!r} must name a layout")
-        return content
+        trial_id = content.get("trial_id")
+        trial = self.directory / "trials" / f"{trial_id}.parquet"
+        if isinstance(trial_id, str) and trial_id.isdecimal() and trial.exists():
+            record = _trial(trial, self.run_id)
+            seconds = record.measurement.step_seconds
+            if (record.layout.columns(), seconds) == (
+                content.get("layout"),
+                content.get("step_seconds"),
+            ):
+                return content
+        raise InputError(f"{str(file)!r} must have the layout and step time of a trial of the run")
 
     def remove_best(self) -> None:
         """Delete best.json, if it exists."""

@@ -96,5 +96,5 @@ def without_digests(directory: Path) -> None:
         pq.write_table(table.replace_schema_metadata(None), file)
     if (best := directory / "best.json").exists():
         content = json.loads(best.read_text())
-        del content["run_id"], content["sha256"]
+        del content["sha256"]
         best.write_text(json.dumps(content))

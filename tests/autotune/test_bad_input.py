@@ -881,37 +881,28 @@ def test_a_damaged_row_of_a_trial_is_one_line(
     assert repr(str(file)) in refusal(capsys, command, *option, directory)
 
 
-IMPOSSIBLE_FIGURES = [
-    (name, value)
-    for name in ("step_seconds", "peak_memory_gib")
-    for value in (1e-300, 1e300, -1.0, math.inf, -math.inf, math.nan)
-]
-
-
 @pytest.mark.parametrize(
-    ("column", "new", "sentence"),
+    ("column", "new"),
     [
-        *(
-            (name, value, f"{name} must be a number from 1e-09 to")
-            for name, value in IMPOSSIBLE_FIGURES
-        ),
-        ("step_seconds", 0.0, "step_seconds must be a number from 1e-09 to"),
-        ("micro_batch_size", 3, "data_parallel * micro_batch_size must divide global_batch_size"),
-        ("pipeline_parallel", 1024, "must be the 4 devices of the cluster"),
-        ("tensor_parallel", 2**31 - 1, "must be the 4 devices of the cluster"),
-        ("gradient_accumulation_steps", 77, "gradient_accumulation_steps must be"),
+        *(("step_seconds", value) for value in (0.0, 1e-300, 1e300, -1.0, math.inf, math.nan)),
+        *(("peak_memory_gib", value) for value in (1e300, -1.0, math.inf, math.nan)),
+        ("micro_batch_size", 3),
+        ("pipeline_parallel", 1024),
+        ("tensor_parallel", 2**31 - 1),
+        ("gradient_accumulation_steps", 77),
     ],
 )
 def test_a_figure_that_cannot_be_true_is_not_fitted_to(
-    column: str, new: object, sentence: str, tmp_path: Path, capsys: Capture
+    column: str, new: object, tmp_path: Path, capsys: Capture
 ) -> None:
     directory = run_of_two_trials(tmp_path)
+    without_digests(directory)
     for file in (directory / "trials").iterdir():
         (row,) = pq.read_table(file).to_pylist()
         schema = pq.read_schema(file)
         pq.write_table(pa.Table.from_pylist([changed(row, (column,), new)], schema), file)
     line = refusal(capsys, "calibrate", directory)
-    assert sentence in line and ", trial 000" in line
+    assert f"{directory / 'trials'}/000" in line and " cannot be read: " in line
 
 
 @pytest.mark.parametrize("name", ["trials/0001.parquet", "pruned.parquet"])

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.timeout(300)]
 
 SEARCH = ("--space", "llm13b", "--nodes", "2", "--max-trials", "12")  # without GPUs: simulated
 # Columns that differ between runs: times of day and durations on this machine.
-OF_THIS_RUN = {"started_at", "finished_at", "startup_seconds"}
+OF_THIS_RUN = {"run_id", "started_at", "finished_at", "startup_seconds"}
 EXPLORED_ONE_BY_ONE = ("--search", "random", "--seed", "3")
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,17 @@ def test_a_file_that_is_cut_off_or_empty_is_refused(run: Path) -> None:
 
 def test_files_of_another_run_are_refused(run: Path, tmp_path: Path) -> None:
     """Although each is whole: another search had other measurements."""
-    run_to_the_end(new_store(tmp_path / "other", search="grid"), trials=TRIALS)
-    for name in ("trials/0002.parquet", "steps/0002.parquet", "pruned.parquet", "best.json"):
+    run_to_the_end(new_store(tmp_path / "other", search="random"), trials=TRIALS)
+    of_a_trial_of_the_run = "must have the layout and step time of a trial of the run"
+    for name, sentence in (
+        ("trials/0002.parquet", "run_id must be that of the run"),
+        ("steps/0002.parquet", "run_id must be that of the run"),
+        ("pruned.parquet", "run_id must be that of the run"),
+        ("best.json", of_a_trial_of_the_run),
+    ):
         intact = (run / name).read_bytes()
         shutil.copy(tmp_path / "other" / name, run / name)
-        with pytest.raises(InputError, match="run_id must be that of the run"):
+        with pytest.raises(InputError, match=sentence):
             everything(run)
         (run / name).write_bytes(intact)
     shutil.copy(tmp_path / "other" / "trials" / "0002.parquet", run / "trials" / "0099.parquet")
@@ -242,18 +248,14 @@ def test_temporary_files_of_a_killed_search_are_removed(run: Path) -> None:
     assert set(run.rglob("*")) == kept
 
 
-def _json_files(run: Path) -> Iterator[Path]:
-    yield from (run / "run.json", run / "best.json")
-
-
 def test_a_json_file_that_was_edited_is_refused(run: Path) -> None:
     edits: list[Callable[[dict[str, Any]], object]] = [
         lambda content: content.update(more=1),
         lambda content: content.pop("sha256"),
         lambda content: content.update(sha256="0" * 64),
-        lambda content: content.pop("run_id"),
+        lambda content: content.pop("request", content.pop("layout", None)),
     ]
-    for file in _json_files(run):
+    for file in (run / "run.json", run / "best.json"):
         intact = file.read_text()
         for edit in edits:
             content = json.loads(intact)
