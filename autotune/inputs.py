@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -117,7 +118,8 @@ def first_problem(error: pydantic.ValidationError) -> str:
             # A type that is shared by fields of several names knows only its own.
             name = field.rpartition(".")[2]
             return sentence if name in sentence else f"{field}: {sentence}"
-    rule = problem["msg"].replace("Input should be", "must be").replace("Input must", "must")
+    rule = problem["msg"].replace("Unable to parse input string as an", "must be a valid")
+    rule = re.sub(r"^\w+ (should|must) ", "must ", rule)
     return f"{field} {rule}, got {shown(problem['input'])}"
 
 

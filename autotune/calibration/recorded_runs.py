@@ -162,6 +162,7 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]]) -> Sweep:
         run = _run(row, model)
         if run is not None:
             _refuse_impossible_layout(run.layout, model, "bf16", cluster, row["where"])
+            _refuse_impossible_time(run, model, cluster, row["where"])
             runs_by_layout[run.layout].append(run)
     return Sweep(
         name=name,
@@ -185,6 +186,19 @@ def _refuse_impossible_layout(
         )
     if reason := why_illegal(layout, model, precision):
         raise InputError(f"{where}: {reason}")
+
+
+def _refuse_impossible_time(run: RecordedRun, model: Model, cluster: Cluster, where: str) -> None:
+    """Raise InputError where the run would have had an MFU above 1."""
+    peak = cluster.device.peak_bf16_tflops
+    assert peak is not None
+    flops = model.tokens_per_step * model.model_flops_per_token
+    shortest = flops / (peak * 1e12 * cluster.devices)
+    if run.step_seconds is not None and run.step_seconds < shortest * (1 - 1e-9):
+        raise InputError(
+            f"{where}: step_seconds must be at least {shortest:.3g}, which the arithmetic takes at "
+            f"the peak of {cluster.device.name}, got {run.step_seconds:g}"
+        )
 
 
 def _merged(layout: Layout, runs: Sequence[RecordedRun]) -> RecordedRun:

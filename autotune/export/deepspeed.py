@@ -26,7 +26,7 @@ python={python}
 exec "${{PYTHON:-$python}}" -m torch.distributed.run {rendezvous} \\
   --nproc-per-node {ranks} -m trainables.deepspeed_llm \\
   --layout "$here/layout.json" --model "$here/model.json" \\
-  --deepspeed-config "$here/deepspeed.json" {arguments} --steps "${{STEPS:-20}}"
+  --deepspeed-config "$here/deepspeed.json" {arguments} --fail --steps "${{STEPS:-20}}"
 """
 _ONE_MACHINE = "--standalone"
 _MANY_NODES = (

@@ -44,10 +44,16 @@ def command_line(command: click.Command, arguments: Sequence[str] | None = None)
         with standard_streams():
             return _run(command, arguments)
     except OutputFailed as failure:
-        if failure.reader_is_gone:  # such as `| head`, which has read enough
-            return EXIT_BROKEN_PIPE
-        with lasting_output():
-            return _refuse(f"the standard output cannot be written: {failure}", arguments)
+        return told_output_failure(failure)
+
+
+def told_output_failure(failure: OutputFailed) -> int:
+    """Tell it, unless whoever reads has read enough (`| head`). Returns the exit status."""
+    if failure.reader_is_gone:
+        return EXIT_BROKEN_PIPE
+    with lasting_output():
+        print_error(f"the standard output cannot be written: {failure}")
+    return EXIT_BAD_INPUT
 
 
 def _run(command: click.Command, arguments: Sequence[str]) -> int:

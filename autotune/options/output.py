@@ -10,15 +10,15 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 
 _PLAIN_WIDTH = 130
 
 
-class OutputFailed(Exception):
-    """The standard output cannot be written."""
+class OutputFailed(OSError):
+    """The standard output cannot be written. An OSError for libraries, which expect one."""
 
     def __init__(self, error: Exception) -> None:
         """`error` is what the stream raised."""
@@ -59,6 +59,20 @@ def lasting_output() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def results_only() -> Iterator[TextIO]:
+    """What was stdout, for results: what libraries and child processes print goes to stderr.
+
+    Its failures are those of stdout in `standard_streams`.
+    """
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as file:
+        os.dup2(2, 1)
+        out = _Stream(file)
+        out.take_failure_of(sys.stdout)
+        yield cast(TextIO, out)
+
+
 class _Stream:
     """A text stream that raises OutputFailed, also where there is no stream (None)."""
 
@@ -82,6 +96,11 @@ class _Stream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+    def take_failure_of(self, other: object) -> None:
+        """Raise from now on what the other stream would raise."""
+        if isinstance(other, _Stream):
+            self._failure = other._failure
 
     def _try(self, action: Callable[[Any], object]) -> None:
         if self._failure is None:

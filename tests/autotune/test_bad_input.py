@@ -1080,6 +1080,7 @@ def test_a_launch_script_passes_on_what_it_was_given(odd: Path) -> None:
         assert options["--data"] == data and options["--seed"] == "7"
         assert options["--layout"] == str(odd / "export" / "layout.json")
         assert options["--steps"] == chosen.get("STEPS", "20")
+        assert "--fail" in arguments
         assert arguments[:3] == ["-m", "torch.distributed.run", "--standalone"]
     assert not list(odd.rglob("made"))
 

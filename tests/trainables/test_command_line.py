@@ -2,8 +2,11 @@
 
 import json
 import os
+import shlex
+import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +32,16 @@ WORKER = "trainables.deepspeed_llm"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def run(*arguments: str, torchrun: bool = False) -> tuple[int, list[dict[str, Any]], str]:
+def run(
+    *arguments: str, torchrun: bool = False, environment: Mapping[str, str] | None = None
+) -> tuple[int, list[dict[str, Any]], str]:
     launcher = TORCHRUN if torchrun else ()
     process = subprocess.run(
         [sys.executable, *launcher, "-m", WORKER, *arguments],
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
     )
     lines = process.stdout.splitlines()
     return process.returncode, [json.loads(line) for line in lines], process.stderr
@@ -73,6 +78,107 @@ def test_out_of_memory_is_a_result(torchrun: bool) -> None:
     assert status == 0, errors
     assert lines[-1]["outcome"] == "oom" and lines[-1]["step_seconds"] is None, lines[-1]
     assert lines[-1]["reason"].startswith("rank ")
+
+
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_a_failure_has_status_1_if_that_is_asked_for(torchrun: bool) -> None:
+    layout, model = json.dumps({"data_parallel": 2}), json.dumps({**MODEL, "sequence_length": 2048})
+    arguments = ("--layout", layout, "--model", model, "--steps", "2", "--memory-gib", "0.02")
+    status, lines, errors = run(*arguments, "--fail", torchrun=torchrun)
+    assert status == 1, errors
+    assert lines[-1]["outcome"] == "oom"
+    arguments = ("--layout", layout, "--model", json.dumps(MODEL), "--steps", "2")
+    status, lines, errors = run(*arguments, "--fail", torchrun=torchrun)
+    assert status == 0 and lines[-1]["outcome"] == "ok", errors
+
+
+ONE_OF_ONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29511",
+}
+ONE_RANK = ("--layout", "{}", "--model", json.dumps(MODEL), "--steps", "1")
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"RANK": "x"}, "environment: RANK must be a valid integer, unable to parse"),
+        ({"RANK": "7"}, "environment: RANK must be below WORLD_SIZE 1, got 7"),
+        ({"RANK": "-1"}, "environment: RANK must be greater than or equal to 0, got '-1'"),
+        ({"RANK": "9" * 5000}, "environment: RANK must be"),
+        ({"WORLD_SIZE": "0"}, "environment: WORLD_SIZE must be greater than or equal to 1"),
+        ({"WORLD_SIZE": "2"}, "layout: needs 1 ranks, torchrun started 2"),
+        ({"LOCAL_RANK": "-1"}, "environment: LOCAL_RANK must be greater than or equal to 0"),
+        ({"LOCAL_RANK": "1"}, "environment: LOCAL_RANK must be below WORLD_SIZE 1, got 1"),
+        ({"LOCAL_RANK": ""}, "environment: LOCAL_RANK must be a valid integer"),
+        ({"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK must be below LOCAL_WORLD_SI"),
+        ({"LOCAL_WORLD_SIZE": "two"}, "environment: LOCAL_WORLD_SIZE must be a valid integer"),
+        ({"MASTER_PORT": "abc"}, "environment: MASTER_PORT must be a valid integer"),
+        ({"MASTER_PORT": "0"}, "environment: MASTER_PORT must be greater than or equal to 1"),
+        ({"MASTER_PORT": "65536"}, "environment: MASTER_PORT must be less than or equal to 65535"),
+        ({"MASTER_ADDR": ""}, "environment: MASTER_ADDR must"),
+        ({"RANK": None}, "RANK must be set too, or LOCAL_RANK unset"),
+        ({"MASTER_PORT": None, "WORLD_SIZE": None}, "WORLD_SIZE and MASTER_PORT must be set too"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_place_among_ranks_that_cannot_be_is_one_line(
+    variables: dict[str, str | None],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("trainables.deepspeed_llm.torchrun.train_as_one_rank", must_not_start)
+    monkeypatch.setattr(command, "_run_here", must_not_start)
+    for name, value in {**ONE_OF_ONE, **variables}.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert command_line(command.main, ONE_RANK) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and sentence in errors and errors.count("\n") == 1
+
+
+def must_not_start(*_: object, **__: object) -> None:
+    raise AssertionError("something was started")
+
+
+def test_variables_that_name_no_rank_are_not_a_launchers() -> None:
+    environment = {"MASTER_ADDR": "somewhere", "WORLD_SIZE": "8"}
+    status, lines, errors = run(*ONE_RANK, environment=environment)
+    assert status == 0 and lines[-1]["outcome"] == "ok", errors
+
+
+@pytest.mark.parametrize(("more", "status"), [((), 0), (("--fail",), 1)])
+def test_a_rendezvous_whose_port_is_taken_is_a_failure_that_is_told(
+    more: tuple[str, ...], status: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = run(*ONE_RANK, *more, environment={**ONE_OF_ONE, "MASTER_PORT": port})
+    assert ended[0] == status and [line["outcome"] for line in ended[1]] == ["crashed"]
+
+
+@pytest.mark.parametrize("streams", ["> /dev/full", ">&-"])
+@pytest.mark.parametrize("environment", [{}, ONE_OF_ONE], ids=["alone", "as a rank"])
+def test_results_that_cannot_be_printed_are_an_error(
+    environment: dict[str, str], streams: str
+) -> None:
+    words = shlex.join([sys.executable, "-m", WORKER, *ONE_RANK])
+    process = subprocess.run(
+        ["bash", "-c", f"{words} {streams}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.splitlines()[-1].startswith("error: the standard output cannot be writt")
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.parametrize(

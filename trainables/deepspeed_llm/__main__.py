@@ -1,13 +1,15 @@
 """`python -m trainables.deepspeed_llm`: train one layout without Ray and print the steps as JSON.
 
 Run directly, it starts all ranks of the layout on this machine. Run under torchrun, the process is
-one rank. Standard output gets one line of JSON per step, then one summary line.
+one rank. Standard output gets one line of JSON per step, then one summary line. The exit status is
+0 for every outcome, because a failed trial is a result; with --fail only for ok.
 """
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import click
@@ -24,11 +26,12 @@ from autotune.options.space_options import device_of_option
 from autotune.space import precision_on
 from autotune.trial.corpus import check_data
 from autotune.trial.deepspeed_config import worker_environment
-from autotune.trial.trial import Ended, StepReport, TrialSpec
+from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
+from trainables.deepspeed_llm.launched import launched
 from trainables.deepspeed_llm.output import step_line, summary_line
 
-_RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+_EXIT_FAILED = 1
 
 
 @click.command()
@@ -57,30 +60,36 @@ _RANK_VARIABLES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PO
     help="DeepSpeed configuration, instead of the one made from the layout.",
 )
 @click.option("--trial-timeout", type=SECONDS, metavar="SECONDS")
-def main(**options: Any) -> int:
+@click.option("--fail", is_flag=True, help="Exit with status 1 for any outcome but ok.")
+def main(*, deepspeed_config: str | None, fail: bool, **options: Any) -> int:
     """Train one layout for a few steps and print each step as JSON."""
-    spec = _spec(**options)
-    config = options["deepspeed_config"]
-    if config is not None and not _under_torchrun():
-        raise InputError("--deepspeed-config needs torchrun")
-    if _under_torchrun():
+    place = launched()
+    spec = _spec(**options, started=None if place is None else place.world_size)
+    status_of_failure = _EXIT_FAILED if fail else 0
+    if place is not None:
+        config = None
+        if deepspeed_config is not None:
+            config = read_json(deepspeed_config, what="--deepspeed-config")
         _set_environment(spec)
         from trainables.deepspeed_llm.torchrun import train_as_one_rank
 
-        overrides = None if config is None else read_json(config, what="--deepspeed-config")
-        train_as_one_rank(spec, overrides)
-        return 0
+        train_as_one_rank(spec, place, config, status_of_failure=status_of_failure)
+    if deepspeed_config is not None:
+        raise InputError("--deepspeed-config needs torchrun")
     steps: list[StepReport] = []
-    for event in _run_here(spec):
-        if isinstance(event, StepReport):
-            steps.append(event)
-            _print(step_line(event))
-        else:
-            _print(summary_line(spec, steps, event))
-    return 0
+    outcome = None
+    with contextlib.closing(_run_here(spec)) as events:
+        for event in events:
+            if isinstance(event, StepReport):
+                steps.append(event)
+                _print(step_line(event))
+            else:
+                outcome = event.outcome
+                _print(summary_line(spec, steps, event))
+    return 0 if outcome is Outcome.OK else status_of_failure
 
 
-def _run_here(spec: TrialSpec) -> Iterator[StepReport | Ended]:
+def _run_here(spec: TrialSpec) -> Generator[StepReport | Ended, None, None]:
     trainable = DeepSpeedLlm(device_kind=spec.cluster.device.kind)
     make_host = trainable.host_factory
     assert make_host is not None
@@ -89,17 +98,6 @@ def _run_here(spec: TrialSpec) -> Iterator[StepReport | Ended]:
         yield from trainable.run(spec, [host])
     finally:
         host.close()
-
-
-def _under_torchrun() -> bool:
-    """Whether torchrun (or a launcher that sets the same variables) started this process."""
-    return os.environ.keys() >= _RANK_VARIABLES
-
-
-def _check_torchrun(world_size: int) -> None:
-    started = os.environ["WORLD_SIZE"]
-    if started != str(world_size):
-        raise InputError(f"layout: needs {world_size} ranks, torchrun started {started}")
 
 
 def _set_environment(spec: TrialSpec) -> None:
@@ -126,8 +124,9 @@ def _spec(
     gpu: str | None,
     share_gpus: bool,
     trial_timeout: float | None,
-    deepspeed_config: str | None,
+    started: int | None,
 ) -> TrialSpec:
+    """The trial that the options ask for; `started`: ranks that a launcher started."""
     the_model = model_from_mapping(read_json(model, what="model"))
     the_layout = layout_from_mapping(read_json(layout, what="layout"), the_model)
     hardware = _device(device, gpu)
@@ -144,8 +143,9 @@ def _spec(
     if warmup >= steps:
         raise InputError(f"--warmup must be less than --steps, got {warmup} and {steps}")
     world_size = the_layout.world_size
-    if _under_torchrun():
-        _check_torchrun(world_size)
+    if started is not None:
+        if started != world_size:
+            raise InputError(f"layout: needs {world_size} ranks, torchrun started {started}")
     elif hardware.kind == "gpu" and world_size > (gpus := local_gpus()):
         if not share_gpus or not gpus:
             raise InputError(f"layout: needs {world_size} GPUs, this machine has {gpus}")

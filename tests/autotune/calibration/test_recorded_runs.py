@@ -104,7 +104,9 @@ def test_a_row_is_a_layout_of_the_papers_model_on_its_cluster(tmp_path: Path) ->
     ],
 )
 def test_models_have_the_papers_shapes(tmp_path: Path, model: str, parameters: int) -> None:
-    assert only_sweep(tmp_path, {"model": model}).model.parameters == parameters
+    assert (
+        only_sweep(tmp_path, {"model": model, "step_seconds": 100}).model.parameters == parameters
+    )
 
 
 def test_repetitions_are_merged_to_their_mean(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_the_recordings_names_become_ours(
 
 
 def test_a_file_can_hold_many_sweeps_and_a_folder_many_files(tmp_path: Path) -> None:
-    written(tmp_path / "a.csv", {}, {"sweep": "larger", "model": "30B"})
+    written(tmp_path / "a.csv", {}, {"sweep": "larger", "model": "30B", "step_seconds": 100})
     written(tmp_path / "b.csv", {"sweep": "longer", "sequence_length": 8192})
     (tmp_path / "notes.txt").write_text("not read")
     sweeps = {sweep.name: sweep.model for sweep in read_sweeps(tmp_path)}
@@ -223,6 +225,11 @@ def test_step_seconds_may_only_be_missing_where_nothing_ran(tmp_path: Path) -> N
         (
             {"sequence_parallel": "yes", "tensor_parallel": 1, "data_parallel": 32},
             "sequence_parallel must be True or False, got 'yes'",
+        ),
+        (
+            {"step_seconds": 18.69},
+            "step_seconds must be at least 18.7, which the arithmetic takes at the peak of "
+            "a100-80gb, got 18.69",
         ),
         (
             {"sweep": "a/b"},
