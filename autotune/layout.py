@@ -180,7 +180,7 @@ class Layout:
 
     def columns(self) -> dict[str, Any]:
         """The layout as plain values by column name."""
-        return dataclasses.asdict(self)
+        return {name: getattr(self, name) for name in LAYOUT_COLUMNS}
 
     def describe(self) -> str:
         """Short text, for example ``tp2 pp1 dp2 zero1 mb4 ckpt=none sdpa_flash``."""

@@ -2,11 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 from autotune.ledger.clock import Clock
-from autotune.ledger.plausibility import why_impossible
-from autotune.ledger.ranking import wrong_losses
+from autotune.ledger.plausibility import FinalLosses, final_loss, why_impossible
 from autotune.ledger.running import RunningTrial
 from autotune.ledger.search_setup import startup_seconds
 from autotune.request import Request
@@ -44,7 +42,7 @@ def record_of(
 
 
 def checked(
-    record: TrialRecord, running: RunningTrial, *, request: Request, earlier: Sequence[TrialRecord]
+    record: TrialRecord, running: RunningTrial, *, request: Request, final_losses: FinalLosses
 ) -> TrialRecord:
     """The record; its outcome becomes `invalid` where its figures are implausible."""
     reason = why_not_measured(record.measurement, record.outcome)
@@ -52,12 +50,11 @@ def checked(
         reason = why_impossible(
             running.spec, record.measurement, running.steps, request.description.trainer
         )
-    if reason is None and record.outcome is Outcome.OK:
+    loss = final_loss(record)
+    if reason is None and record.outcome is Outcome.OK and loss is not None:
         # Two trials must agree on another loss, because a single one may itself be wrong.
         # Outcomes that are already recorded are not changed.
-        precision = request.space.precision
-        wrong = wrong_losses(precision, [*earlier, record], votes=2)
-        reason = wrong.get(record.trial_id)
+        reason = final_losses.why_wrong(loss, votes=2)
     if reason is None:
         return record
     return dataclasses.replace(record, outcome=Outcome.INVALID, reason=reason)

@@ -11,12 +11,17 @@ from autotune.layout import Layout
 from autotune.ledger.clock import Clock, SystemClock
 from autotune.ledger.deadline import Deadline
 from autotune.ledger.finished import checked, record_of
-from autotune.ledger.ranking import fastest, next_to_confirm, ranked, summary, warning
+from autotune.ledger.ranking import Ranking
 from autotune.ledger.running import Listener, RunningTrial
 from autotune.ledger.schedule import Schedule
-from autotune.ledger.search_setup import CONFIRMATION_STEPS, counts_of, search_for
+from autotune.ledger.search_setup import (
+    CONFIRMATION_STEPS,
+    counts_of,
+    observation_of,
+    search_for,
+)
 from autotune.request import Request
-from autotune.search import Observation, Pruned, prune
+from autotune.search import Pruned, Unpruned
 from autotune.store.record import Purpose, TrialRecord
 from autotune.store.run_directory import RunStore
 from autotune.trial.slow_devices import SlowDevice, slow_device
@@ -44,17 +49,18 @@ class Ledger:
         self._listener = listener
         self._clock = clock or SystemClock()
         self._schedule = Schedule(self.request, self._clock, deadline)
-        self._layouts = self.request.all_layouts()
-        self._candidates = set(self._layouts)
-        self._search = search_for(self.request, self._layouts)
+        layouts = self.request.all_layouts()
+        self._search = search_for(self.request, layouts)
         self._stopping = SlowerThanBest(self.request.stop_factor)
         self._exploring = True
         self._running: dict[str, RunningTrial] = {}
         self._to_repeat: list[TrialSpec] = []
         self._next: tuple[Layout, Purpose] | None = None
+        self._unpruned = Unpruned(layouts)
         self._pruned: list[Pruned] = []
-        self.records: list[TrialRecord] = []
-        """All finished trials, oldest first."""
+        self._ranking = Ranking(self.request.space.precision)
+        self._explored = 0
+        self._gpu_seconds = 0.0
         self.stopped_because = INTERRUPTED
         """Why the search ended."""
         for record in store.trials():
@@ -62,18 +68,23 @@ class Ledger:
         self._next_number = 1 + max((int(r.trial_id) for r in self.records), default=0)
 
     @property
+    def records(self) -> list[TrialRecord]:
+        """All finished trials, oldest first."""
+        return self._ranking.records
+
+    @property
     def best(self) -> list[TrialRecord]:
         """Records of the layouts that ran, best first."""
-        return ranked(self.request.space.precision, self.records)
+        return list(self._ranking.in_order())
 
     @property
     def warning(self) -> str | None:
         """A warning that the best layout failed its confirmation; None where it did not."""
-        return warning(self.request.space.precision, self.records)
+        return self._ranking.warning
 
     def summary(self) -> dict[str, Any] | None:
         """The content of best.json; None while no layout has run."""
-        return summary(self.request, self.records, self.stopped_because)
+        return self._ranking.summary(self.request, self.stopped_because)
 
     @property
     def is_out_of_time(self) -> bool:
@@ -135,7 +146,7 @@ class Ledger:
     def _next_to_confirm(self) -> Layout | None:
         if self._running or self._gpu_hours_spent():
             return None
-        explored = next_to_confirm(self.request.space.precision, self.records)
+        explored = self._ranking.next_to_confirm()
         return None if explored is None else explored.layout
 
     def _hand_out(self, layout: Layout, purpose: Purpose) -> TrialSpec:
@@ -186,7 +197,7 @@ class Ledger:
         """Seconds that a trial may take, so that the search ends in time; 0: too few for it."""
         if purpose != "confirm":
             prediction = self._search.prediction(layout)
-            return self._schedule.seconds_to_explore(layout, prediction, self.records)
+            return self._schedule.seconds_to_explore(layout, prediction, self._ranking)
         explored = next(r for r in self.records if r.layout == layout)
         return self._schedule.seconds_to_confirm(explored.measurement.step_seconds or 0.0)
 
@@ -246,7 +257,8 @@ class Ledger:
         if slow is not None:
             running.slow_devices.append(slow)
         record = record_of(running, ended, request=self.request, clock=self._clock)
-        record = checked(record, running, request=self.request, earlier=self.records)
+        final_losses = self._ranking.final_losses
+        record = checked(record, running, request=self.request, final_losses=final_losses)
         self.store.add_trial(record, running.steps)
         self._update(record)
         self.store.write_pruned(self._pruned)
@@ -261,41 +273,30 @@ class Ledger:
             self.store.remove_best()
 
     def _update(self, record: TrialRecord) -> None:
-        self.records.append(record)
+        self._ranking.add(record)
+        self._explored += record.purpose != "confirm"
+        self._gpu_seconds += record.gpu_seconds
         if record.purpose == "confirm":
             if record.outcome is not Outcome.OOM:
                 return
             # The layout ran out of memory in its longer trial: tell the search and explore again.
             self._exploring = True
             self.stopped_because = INTERRUPTED
-        observation = Observation(
-            layout=record.layout,
-            outcome=record.outcome,
-            step_seconds=record.measurement.step_seconds if _was_timed(record) else None,
-            peak_memory_gib=record.measurement.peak_memory_gib if _was_timed(record) else None,
-        )
-        self._candidates.discard(record.layout)
+        observation = observation_of(record)
         self._search.tell(observation)
-        candidates = (layout for layout in self._layouts if layout in self._candidates)
-        pruned = prune(observation, candidates)
+        pruned = self._unpruned.rule_out(observation)
         self._pruned += pruned
-        self._candidates.difference_update(ruled_out.layout for ruled_out in pruned)
-        self._search.discard(ruled_out.layout for ruled_out in pruned)
-        self._stopping.best_step_seconds = fastest(self.request.space.precision, self.records)
+        self._search.discard(found.layout for found in pruned)
+        self._stopping.best_step_seconds = self._ranking.fastest_seconds
 
     def _budget_spent(self) -> str | None:
-        explored = sum(record.purpose != "confirm" for record in self.records)
-        if explored + len(self._running) >= self.request.max_trials:
+        if self._explored + len(self._running) >= self.request.max_trials:
             return f"max_trials reached ({self.request.max_trials})"
         return self._gpu_hours_spent()
 
     def _gpu_hours_spent(self) -> str | None:
         limit = self.request.gpu_hours
-        hours = sum(record.gpu_seconds for record in self.records) / 3600
+        hours = self._gpu_seconds / 3600
         if limit is not None and hours >= limit:
             return f"gpu_hours spent ({hours:.3g} of {limit:g})"
         return None
-
-
-def _was_timed(record: TrialRecord) -> bool:
-    return record.outcome in (Outcome.OK, Outcome.STOPPED)

@@ -4,6 +4,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.cost.columns import Array
 from autotune.cost.minimum import minimum_step_seconds
 from autotune.cost.trainers import trainer_named
 from autotune.store.record import TrialRecord
@@ -80,32 +84,82 @@ def final_loss(record: TrialRecord) -> FinalLoss | None:
     )
 
 
-def contradicted(precision: str, losses: Sequence[FinalLoss], *, votes: int = 1) -> dict[str, str]:
-    """Trials whose final loss is wrong: reason by trial_id.
+class FinalLosses:
+    """The final losses of a search's trials, and which of them are wrong.
 
     Trials with the same number of steps and sequences per step must have the same final loss. The
-    reference is the loss that most of them agree on; on a tie, that of the earliest trial. Trials
-    are marked wrong only if at least `votes` trials agree on the reference.
+    reference is the loss that most of them agree on; on a tie, that of the earliest trial.
     """
-    groups: dict[tuple[int, int], list[FinalLoss]] = {}
-    for trial in losses:
-        groups.setdefault((trial.sequences, trial.steps), []).append(trial)
-    wrong = {}
-    for trials in groups.values():
-        agreeing = {
-            trial.trial_id: sum(_same(precision, trial.loss, other.loss) for other in trials)
-            for trial in trials
+
+    def __init__(self, precision: str) -> None:
+        """`precision` gives the tolerance."""
+        self._groups: dict[tuple[int, int], _EqualLosses] = {}
+        self._tolerance = _LOSS_TOLERANCE[precision]
+        self.wrong: set[str] = set()
+        """Ids of the trials whose loss is wrong."""
+
+    def add(self, trial: FinalLoss) -> bool:
+        """Add a trial; return whether any earlier one is judged differently from now on."""
+        before = self._group(trial).contradicted()
+        self._groups[trial.sequences, trial.steps] = group = self._group(trial).joined_by(trial)
+        after = group.contradicted()
+        self.wrong = (self.wrong - before.keys()) | after.keys()
+        return before.keys() != after.keys() - {trial.trial_id}
+
+    def why_wrong(self, trial: FinalLoss, *, votes: int) -> str | None:
+        """Why the loss of a trial that is not added yet is wrong, by at least `votes` trials that
+        agree on another; None: it is not."""
+        return self._group(trial).joined_by(trial).contradicted(votes).get(trial.trial_id)
+
+    def _group(self, trial: FinalLoss) -> "_EqualLosses":
+        return self._groups.get(
+            (trial.sequences, trial.steps), _EqualLosses(tolerance=self._tolerance)
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _EqualLosses:
+    """Final losses that should be the same; n trials, earliest first."""
+
+    tolerance: float
+    trial_ids: tuple[str, ...] = ()
+    losses: Array = dataclasses.field(default_factory=lambda: np.empty(0))
+    """[n]"""
+    agreeing: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
+    """[n] number of trials that agree with each, itself included."""
+
+    def joined_by(self, trial: FinalLoss) -> "_EqualLosses":
+        """The group with another trial."""
+        same = self._same(trial.loss)
+        return dataclasses.replace(
+            self,
+            trial_ids=(*self.trial_ids, trial.trial_id),
+            losses=np.append(self.losses, trial.loss),
+            agreeing=np.append(self.agreeing + same, 1 + np.count_nonzero(same)),
+        )
+
+    def contradicted(self, votes: int = 1) -> dict[str, str]:
+        """Trials whose loss is not that of at least `votes` others: reason by trial_id."""
+        if not self.trial_ids:
+            return {}
+        reference = int(self.agreeing.argmax())  # the first of several
+        if self.agreeing[reference] < votes:
+            return {}
+        loss = self.losses[reference]
+        return {
+            self.trial_ids[index]: (
+                f"loss of the last step must be that of trial {self.trial_ids[reference]} "
+                f"({loss:.5g}: same seed, same batch), got {self.losses[index]:.5g}"
+            )
+            for index in np.flatnonzero(~self._same(loss))
         }
-        reference = max(trials, key=lambda trial: agreeing[trial.trial_id])
-        if agreeing[reference.trial_id] < votes:
-            continue
-        for trial in trials:
-            if not _same(precision, trial.loss, reference.loss):
-                wrong[trial.trial_id] = (
-                    f"loss of the last step must be that of trial {reference.trial_id} "
-                    f"({reference.loss:.5g}: same seed, same batch), got {trial.loss:.5g}"
-                )
-    return wrong
+
+    def _same(self, loss: float) -> NDArray[np.bool_]:
+        """[n] whether each is `loss` within the tolerance, as `math.isclose` decides."""
+        largest = np.maximum(np.abs(self.losses), abs(loss))
+        with np.errstate(over="ignore"):  # an infinite difference is one all the same
+            result: NDArray[np.bool_] = np.abs(self.losses - loss) <= self.tolerance * largest
+        return result
 
 
 def _same(precision: str, loss: float, reference: float) -> bool:

@@ -1,10 +1,13 @@
 """Ranking of the measured layouts, and the content of best.json."""
 
-from collections.abc import Sequence
+import bisect
+import itertools
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from autotune.layout import Layout
-from autotune.ledger.plausibility import contradicted, final_loss
+from autotune.ledger.plausibility import FinalLosses, final_loss
 from autotune.ledger.search_setup import CONFIRMED
 from autotune.request import Request
 from autotune.store.record import TrialRecord
@@ -15,117 +18,147 @@ _LONGEST_REASON = 100
 _NOT_A_FAILURE = frozenset({Outcome.OK, Outcome.TIMEOUT, Outcome.LOST})
 
 
-def wrong_losses(
-    precision: str, records: Sequence[TrialRecord], *, votes: int = 1
-) -> dict[str, str]:
-    """Trials whose final loss differs from one that `votes` trials agree on: reason by trial_id."""
-    losses = [loss for loss in map(final_loss, records) if loss is not None]
-    return contradicted(precision, losses, votes=votes)
+class Ranking:
+    """The finished trials of a search and the order of their layouts.
 
-
-def ranked(precision: str, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Records of the layouts that ran: confirmed ones first, then by step time.
-
-    Trials with a wrong loss are left out. So are layouts that failed their confirmation, unless no
-    layout was confirmed: then they come last. A confirmation that ended by a timeout or a lost node
-    does not count as a failure.
+    The order is kept, not made anew: a trial is added in a time that does not grow with their
+    number, unless its final loss changes which of the earlier ones are wrong.
     """
-    wrong = wrong_losses(precision, records)
-    valid = [r for r in records if r.outcome is Outcome.OK and r.trial_id not in wrong]
-    confirmed = {r.layout: r for r in valid if r.purpose == "confirm"}
-    failed = failed_confirmations(precision, records)
-    explored = {r.layout: r for r in valid if r.purpose != "confirm" and r.layout not in confirmed}
-    passed = [*confirmed.values(), *(r for r in explored.values() if r.layout not in failed)]
-    last_resort = [] if confirmed else [r for r in explored.values() if r.layout in failed]
 
-    def order(record: TrialRecord) -> tuple[bool, bool, float | None, str]:
-        seconds = record.measurement.step_seconds
-        return (record.layout in failed, record.purpose != "confirm", seconds, record.trial_id)
+    def __init__(self, precision: str) -> None:
+        """`precision` is that of the trials."""
+        self.records: list[TrialRecord] = []
+        """All trials, oldest first."""
+        self.final_losses = FinalLosses(precision)
+        """The losses of the trials, and which are wrong."""
+        self._forget_order()
 
-    return sorted([*passed, *last_resort], key=order)
+    def add(self, record: TrialRecord) -> None:
+        """Add a finished trial."""
+        self.records.append(record)
+        loss = final_loss(record)
+        if loss is not None and self.final_losses.add(loss):
+            self._forget_order()
+            for earlier in self.records:
+                self._place(earlier)
+        else:
+            self._place(record)
+
+    def in_order(self, *, up_to_seconds: float = math.inf) -> Iterator[TrialRecord]:
+        """Records of the layouts that ran: confirmed ones first, then by step time.
+
+        Trials with a wrong loss are left out. So are layouts that failed their confirmation, unless
+        no layout was confirmed: then they come last. A confirmation that ended by a timeout or a
+        lost node does not count as a failure. Step times above `up_to_seconds` are left out.
+        """
+
+        def in_time(records: Iterable[TrialRecord]) -> Iterator[TrialRecord]:
+            return itertools.takewhile(lambda r: _step_seconds(r) <= up_to_seconds, records)
+
+        yield from in_time(sorted(self._confirmed.values(), key=_by_time))
+        for record in in_time(self._explored):
+            if record.layout not in self._confirmed and record.layout not in self._failed:
+                yield record
+        if self._failed and not self._confirmed:
+            yield from (r for r in in_time(self._explored) if r.layout in self._failed)
+
+    @property
+    def fastest_seconds(self) -> float | None:
+        """Step time of the fastest valid exploring trial; running trials are compared to it."""
+        valid = (_step_seconds(r) for r in self._explored if r.layout not in self._failed)
+        return next((seconds for seconds in valid if math.isfinite(seconds)), None)
+
+    def to_confirm(self) -> list[TrialRecord]:
+        """Exploring trials of the first `CONFIRMED` layouts, fastest first, confirmed or not."""
+        eligible = {r.layout for r in self.in_order()} - self._failed.keys()
+        explored = [
+            r
+            for r in self.records
+            if r.purpose != "confirm" and r.outcome is Outcome.OK and r.layout in eligible
+        ]
+        return sorted(explored, key=_by_time)[:CONFIRMED]
+
+    def next_to_confirm(self) -> TrialRecord | None:
+        """The exploring trial of the fastest layout without a confirmation; None: all have one."""
+        tried = self.confirmed_layouts
+        return next((r for r in self.to_confirm() if r.layout not in tried), None)
+
+    @property
+    def confirmed_layouts(self) -> set[Layout]:
+        """Layouts that had a longer trial, whatever its outcome."""
+        return {r.layout for r in self.records if r.purpose == "confirm"}
+
+    def summary(self, request: Request, stopped_because: str) -> dict[str, Any] | None:
+        """The content of best.json; None while no layout has run."""
+        first, second = itertools.islice(itertools.chain(self.in_order(), (None, None)), 2)
+        if first is None:
+            return None
+        # Twice the largest: it only bounds what is compared.
+        near = self.in_order(up_to_seconds=_step_seconds(first) + 2 * self._largest_spread)
+        equal = [r.trial_id for r in near if r is not first and equal_within_noise(first, r)]
+        return {
+            **_brief(first),
+            "trainable": request.trainable,
+            "simulated": request.simulated,
+            "runner_up": None if second is None else _brief(second),
+            "equal_within_noise": equal,
+            "slow_devices": sorted(self._slow_devices),
+            "stopped_because": stopped_because,
+            "warning": self.warning,
+        }
+
+    @property
+    def warning(self) -> str | None:
+        """A warning that the best layout failed its confirmation; None where it did not."""
+        first = next(self.in_order(), None)
+        if first is None or first.layout not in self._failed:
+            return None
+        confirmation = self._failed[first.layout]
+        return (
+            f"the best layout is not confirmed: its longer trial {confirmation.trial_id} ended as "
+            f"{confirmation.outcome} ({confirmation.reason[:_LONGEST_REASON]})"
+        )
+
+    def _forget_order(self) -> None:
+        self._explored: list[TrialRecord] = []
+        """Valid exploring trials by step time, one of a layout."""
+        self._explored_of: dict[Layout, TrialRecord] = {}
+        self._confirmed: dict[Layout, TrialRecord] = {}
+        self._failed: dict[Layout, TrialRecord] = {}
+        """The layouts that failed their confirmation, each with the record of that trial."""
+        self._slow_devices: set[str] = set()
+        self._largest_spread = 0.0
+        """The largest interquartile range of a trial's step times."""
+
+    def _place(self, record: TrialRecord) -> None:
+        """Put a record where it belongs in the order."""
+        layout = record.layout
+        self._largest_spread = max(self._largest_spread, record.measurement.step_seconds_iqr or 0.0)
+        if record.slow_device is not None:
+            self._slow_devices.add(record.slow_device)
+        is_wrong = record.trial_id in self.final_losses.wrong
+        is_valid = record.outcome is Outcome.OK and not is_wrong
+        if record.purpose != "confirm":
+            if is_valid:
+                if layout in self._explored_of:
+                    self._explored.remove(self._explored_of[layout])
+                self._explored_of[layout] = record
+                bisect.insort(self._explored, record, key=_by_time)
+        elif is_valid:
+            self._confirmed[layout] = record
+            self._failed.pop(layout, None)
+        elif layout not in self._confirmed and (is_wrong or record.outcome not in _NOT_A_FAILURE):
+            self._failed[layout] = record
 
 
-def failed_confirmations(
-    precision: str, records: Sequence[TrialRecord]
-) -> dict[Layout, TrialRecord]:
-    """Layouts that failed their confirmation, each with the record of that trial."""
-    wrong = wrong_losses(precision, records)
-    confirmations = [r for r in records if r.purpose == "confirm"]
-    passed = {
-        r.layout for r in confirmations if r.outcome is Outcome.OK and r.trial_id not in wrong
-    }
-    return {
-        r.layout: r
-        for r in confirmations
-        if r.layout not in passed and (r.outcome not in _NOT_A_FAILURE or r.trial_id in wrong)
-    }
+def _step_seconds(record: TrialRecord) -> float:
+    """For sorting: infinite where no step was measured."""
+    seconds = record.measurement.step_seconds
+    return math.inf if seconds is None else seconds
 
 
-def fastest(precision: str, records: Sequence[TrialRecord]) -> float | None:
-    """Step time of the fastest valid exploring trial; running trials are compared to it."""
-    wrong = wrong_losses(precision, records)
-    failed = failed_confirmations(precision, records)
-    times = (
-        record.measurement.step_seconds
-        for record in records
-        if record.purpose != "confirm"
-        and record.outcome is Outcome.OK
-        and record.trial_id not in wrong
-        and record.layout not in failed
-    )
-    return min((seconds for seconds in times if seconds is not None), default=None)
-
-
-def to_confirm(precision: str, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Exploring trials of the first `CONFIRMED` layouts, fastest first, confirmed or not."""
-    eligible = {r.layout for r in ranked(precision, records)}
-    eligible -= failed_confirmations(precision, records).keys()
-    explored = [
-        r
-        for r in records
-        if r.purpose != "confirm" and r.outcome is Outcome.OK and r.layout in eligible
-    ]
-    explored.sort(key=lambda r: (r.measurement.step_seconds, r.trial_id))
-    return explored[:CONFIRMED]
-
-
-def next_to_confirm(precision: str, records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The exploring trial of the fastest layout without a confirmation; None: all have one."""
-    tried = {r.layout for r in records if r.purpose == "confirm"}
-    return next((r for r in to_confirm(precision, records) if r.layout not in tried), None)
-
-
-def summary(
-    request: Request, records: Sequence[TrialRecord], stopped_because: str
-) -> dict[str, Any] | None:
-    """The content of best.json; None while no layout has run."""
-    best = ranked(request.space.precision, records)
-    if not best:
-        return None
-    first, *others = best
-    return {
-        **_brief(first),
-        "trainable": request.trainable,
-        "simulated": request.simulated,
-        "runner_up": _brief(others[0]) if others else None,
-        "equal_within_noise": [r.trial_id for r in others if equal_within_noise(first, r)],
-        "slow_devices": sorted({r.slow_device for r in records if r.slow_device is not None}),
-        "stopped_because": stopped_because,
-        "warning": warning(request.space.precision, records),
-    }
-
-
-def warning(precision: str, records: Sequence[TrialRecord]) -> str | None:
-    """A warning that the best layout failed its confirmation; None where it did not."""
-    best = ranked(precision, records)
-    failed = failed_confirmations(precision, records)
-    if not best or best[0].layout not in failed:
-        return None
-    confirmation = failed[best[0].layout]
-    return (
-        f"the best layout is not confirmed: its longer trial {confirmation.trial_id} ended as "
-        f"{confirmation.outcome} ({confirmation.reason[:_LONGEST_REASON]})"
-    )
+def _by_time(record: TrialRecord) -> tuple[float, str]:
+    return _step_seconds(record), record.trial_id
 
 
 def equal_within_noise(first: TrialRecord, second: TrialRecord) -> bool:

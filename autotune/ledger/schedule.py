@@ -2,12 +2,11 @@
 
 import collections
 import math
-from collections.abc import Sequence
 
 from autotune.layout import Layout
 from autotune.ledger.clock import Clock
 from autotune.ledger.deadline import Deadline
-from autotune.ledger.ranking import to_confirm
+from autotune.ledger.ranking import Ranking
 from autotune.ledger.running import RunningTrial
 from autotune.ledger.search_setup import (
     CONFIRMATION_STEPS,
@@ -18,7 +17,6 @@ from autotune.ledger.search_setup import (
 )
 from autotune.request import Request
 from autotune.search import Prediction
-from autotune.store.record import TrialRecord
 from autotune.trial.trial import Ended, Outcome
 
 # Expected seconds are multiplied by this: a trial that is cut short was in vain.
@@ -64,20 +62,22 @@ class Schedule:
             self._besides_steps.append(seconds / (len(running.spec.micro_batch_counts) or 1))
 
     def seconds_to_explore(
-        self, layout: Layout, prediction: Prediction | None, records: Sequence[TrialRecord]
+        self, layout: Layout, prediction: Prediction | None, ranking: Ranking
     ) -> float:
         """Seconds that may pass until an exploring trial of the layout ends: infinite without a
         deadline, not above zero where it would probably not be finished in time."""
         if self._deadline is None:
             return math.inf
-        known = [seconds for r in records if (seconds := r.measurement.step_seconds) is not None]
+        known = [
+            seconds for r in ranking.records if (seconds := r.measurement.step_seconds) is not None
+        ]
         # A prediction may be far off: no layout is expected to be faster than the fastest.
         predicted = prediction.step_seconds if prediction else max(known, default=0.0)
         predicted = max(predicted, min(known, default=0.0))
         parts = len(counts_of(self._request, layout)) or 1
         _, steps = trial_seconds(self._request, layout)
         expected = self._expected(steps, predicted, parts=parts)
-        left = self.seconds_left - self._to_confirm_all(predicted, records)
+        left = self.seconds_left - self._to_confirm_all(predicted, ranking)
         return left if left >= min(expected, self._request.trial_timeout_seconds) else 0.0
 
     def seconds_to_confirm(self, step_seconds: float) -> float:
@@ -92,11 +92,11 @@ class Schedule:
             return False
         return self._clock.monotonic() - running.started >= limit
 
-    def _to_confirm_all(self, predicted: float, records: Sequence[TrialRecord]) -> float:
+    def _to_confirm_all(self, predicted: float, ranking: Ranking) -> float:
         """Seconds for the confirmations that are due if the next layout is as fast as predicted."""
-        first = to_confirm(self._request.space.precision, records)
-        confirmed = {r.layout for r in records if r.purpose == "confirm"}
-        times = [r.measurement.step_seconds or 0.0 for r in first if r.layout not in confirmed]
+        confirmed = ranking.confirmed_layouts
+        to_confirm = [r for r in ranking.to_confirm() if r.layout not in confirmed]
+        times = [r.measurement.step_seconds or 0.0 for r in to_confirm]
         due = sorted([*times, predicted])[:CONFIRMED]
         return sum(map(self._expected_confirmation, due))
 

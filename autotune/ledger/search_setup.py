@@ -1,4 +1,5 @@
-"""Creates the search that a request asks for, and estimates the cost of its trials."""
+"""Creates the search that a request asks for, estimates the cost of its trials, and says what the
+search is told of them."""
 
 import functools
 from collections.abc import Sequence
@@ -9,8 +10,10 @@ from autotune.cost.model import CostModel
 from autotune.errors import InputError
 from autotune.layout import Layout
 from autotune.request import Request
-from autotune.search import NEED_PRIOR, Prior, Search, TrialCost, make_search
+from autotune.search import NEED_PRIOR, Observation, Prior, Search, TrialCost, make_search
+from autotune.store.record import TrialRecord
 from autotune.trial.reduced import reduced_counts
+from autotune.trial.trial import Outcome
 
 # Assumed start-up of a trial (processes, process groups, first allocations). Replays use "gpu".
 _STARTUP_SECONDS = {"gpu": 120.0, "cpu": 1.0}
@@ -38,6 +41,17 @@ def search_for(request: Request, layouts: Sequence[Layout]) -> Search:
         training_steps=_TOKENS_PER_PARAMETER * space.model.parameters / space.model.tokens_per_step,
     )
     return make_search(request.search, layouts, seed=request.seed, prior=prior, cost=cost)
+
+
+def observation_of(record: TrialRecord) -> Observation:
+    """What the search is told of a finished trial."""
+    timed = record.outcome in (Outcome.OK, Outcome.STOPPED)
+    return Observation(
+        layout=record.layout,
+        outcome=record.outcome,
+        step_seconds=record.measurement.step_seconds if timed else None,
+        peak_memory_gib=record.measurement.peak_memory_gib if timed else None,
+    )
 
 
 def cost_model_of(request: Request) -> CostModel:

@@ -4,7 +4,7 @@ from autotune.search.factory import NEED_PRIOR, SEARCHES, WITHOUT_PRIOR, make_se
 from autotune.search.guided import TrialCost
 from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import Observation, Search
-from autotune.search.pruning import Pruned, prune
+from autotune.search.pruning import Pruned, Unpruned, prune
 
 __all__ = [
     "NEED_PRIOR",
@@ -16,6 +16,7 @@ __all__ = [
     "Pruned",
     "Search",
     "TrialCost",
+    "Unpruned",
     "make_search",
     "prune",
 ]

@@ -5,13 +5,12 @@ on all pairs of runs that differ in nothing else (385, 83, 60 and 53 pairs).
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from autotune.layout import Layout
+from autotune.layout import LAYOUT_COLUMNS, Layout
 from autotune.search.protocol import Observation
 from autotune.trial.trial import Outcome
-
-_RAN = frozenset({Outcome.OK, Outcome.STOPPED})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,36 +28,70 @@ def prune(observation: Observation, candidates: Iterable[Layout]) -> list[Pruned
     return [Pruned(layout=layout, reason=reason) for layout, reason in reasons if reason]
 
 
+class Unpruned:
+    """The layouts that are neither tried nor ruled out, in groups: a result concerns only one.
+
+    A group has the layouts that are equal in every dimension in which no rule allows a difference.
+    """
+
+    def __init__(self, layouts: Iterable[Layout]) -> None:
+        """`layouts` gives the order in which `rule_out` returns them; duplicates are dropped."""
+        self._groups: dict[tuple[Any, ...], dict[Layout, None]] = {}
+        for layout in layouts:
+            self.like(layout)[layout] = None
+
+    def like(self, layout: Layout) -> dict[Layout, None]:
+        """The group of a layout: all that a trial of it can rule out, whatever its result."""
+        return self._groups.setdefault(_values(layout, _ALWAYS_EQUAL), {})
+
+    def rule_out(self, observation: Observation) -> list[Pruned]:
+        """Remove the tried layout and those that the observation rules out; return the latter."""
+        group = self.like(observation.layout)
+        group.pop(observation.layout, None)
+        pruned = prune(observation, group)
+        for found in pruned:
+            del group[found.layout]
+        return pruned
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """Which layouts a tried one rules out."""
+
+    outcomes: frozenset[Outcome]
+    """Outcomes of the tried layout from which the rule concludes."""
+    may_differ: tuple[str, ...]
+    """Dimensions in which the layouts may differ; all others must be equal."""
+    excludes: Callable[[Layout, Layout], bool]
+    """Whether a layout is ruled out by a tried one that is equal in all other dimensions."""
+    reason: str
+    """Why, with {tried} for the tried layout."""
+
+
 def _reason(observation: Observation, layout: Layout) -> str | None:
     tried = observation.layout
     if layout == tried:
         return None
-    if observation.outcome is Outcome.OOM and _needs_as_much_memory(layout, tried):
-        return f"needs at least the memory of {tried.describe()}, which ran out"
-    if observation.outcome in _RAN and _only_recomputes_more(layout, tried):
-        return f"recomputes more than {tried.describe()}, which ran: it can only be slower"
+    for rule in _RULES:
+        if (
+            observation.outcome in rule.outcomes
+            and _equal_except(rule.may_differ, layout, tried)
+            and rule.excludes(layout, tried)
+        ):
+            return rule.reason.format(tried=tried.describe())
     return None
 
 
 def _needs_as_much_memory(layout: Layout, tried: Layout) -> bool:
     """Whether `layout` has at least the micro-batch size of `tried`, at most its recomputation and
-    no more sequence parallelism, all else equal. Then it needs at least as much memory."""
+    no more sequence parallelism. Then it needs at least as much memory."""
     if layout.micro_batch_size < tried.micro_batch_size:
         return False
     if layout.micro_batch_size > tried.micro_batch_size and not _accumulate_alike(layout, tried):
         return False
     if layout.recomputes > tried.recomputes:
         return False
-    if layout.sequence_parallel and not tried.sequence_parallel:
-        return False
-    return _equal_except(
-        layout,
-        tried,
-        "micro_batch_size",
-        "gradient_accumulation_steps",
-        "activation_checkpointing",
-        "sequence_parallel",
-    )
+    return tried.sequence_parallel or not layout.sequence_parallel
 
 
 def _accumulate_alike(layout: Layout, tried: Layout) -> bool:
@@ -71,13 +104,37 @@ def _accumulate_alike(layout: Layout, tried: Layout) -> bool:
 
 
 def _only_recomputes_more(layout: Layout, tried: Layout) -> bool:
-    return (
-        tried.recomputes == 0
-        and layout.recomputes > 0
-        and _equal_except(layout, tried, "activation_checkpointing")
-    )
+    return tried.recomputes == 0 and layout.recomputes > 0
 
 
-def _equal_except(layout: Layout, tried: Layout, *dimensions: str) -> bool:
-    same = {dimension: getattr(tried, dimension) for dimension in dimensions}
-    return dataclasses.replace(layout, **same) == tried
+def _equal_except(dimensions: Sequence[str], layout: Layout, tried: Layout) -> bool:
+    others = [name for name in LAYOUT_COLUMNS if name not in dimensions]
+    return _values(layout, others) == _values(tried, others)
+
+
+def _values(layout: Layout, dimensions: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(getattr(layout, name) for name in dimensions)
+
+
+_RULES = (
+    _Rule(
+        outcomes=frozenset({Outcome.OOM}),
+        may_differ=(
+            "micro_batch_size",
+            "gradient_accumulation_steps",
+            "activation_checkpointing",
+            "sequence_parallel",
+        ),
+        excludes=_needs_as_much_memory,
+        reason="needs at least the memory of {tried}, which ran out",
+    ),
+    _Rule(
+        outcomes=frozenset({Outcome.OK, Outcome.STOPPED}),
+        may_differ=("activation_checkpointing",),
+        excludes=_only_recomputes_more,
+        reason="recomputes more than {tried}, which ran: it can only be slower",
+    ),
+)
+_ALWAYS_EQUAL = tuple(
+    name for name in LAYOUT_COLUMNS if all(name not in rule.may_differ for rule in _RULES)
+)

@@ -1,12 +1,15 @@
 """What cannot be true is recognised; what can be is not."""
 
 import dataclasses
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autotune.cost.minimum import minimum_step_seconds
 from autotune.cost.model import CostModel
-from autotune.ledger.plausibility import FinalLoss, contradicted, why_impossible
+from autotune.ledger.plausibility import FinalLoss, FinalLosses, why_impossible
 from autotune.named_spaces import load_space
 from autotune.trial.measurement import measure, why_not_measured
 from autotune.trial.slow_devices import slow_device
@@ -137,16 +140,74 @@ def losses(*values: float, sequences: int = 8) -> list[FinalLoss]:
     ]
 
 
+def wrong(precision: str, trials: list[FinalLoss]) -> set[str]:
+    final_losses = FinalLosses(precision)
+    for trial in trials:
+        final_losses.add(trial)
+    return final_losses.wrong
+
+
+def is_refused(precision: str, trials: list[FinalLoss]) -> bool:
+    """Whether two of the others contradict the last trial."""
+    final_losses = FinalLosses(precision)
+    *others, last = trials
+    for trial in others:
+        final_losses.add(trial)
+    return final_losses.why_wrong(last, votes=2) is not None
+
+
 def test_most_losses_stand_and_the_first_among_equals() -> None:
-    assert contradicted("fp32", losses(9.0, 9.0, 9.00001)) == {}
-    assert set(contradicted("fp32", losses(9.0, 8.0))) == {"0002"}
-    assert set(contradicted("fp32", losses(9.0, 8.0, 8.0))) == {"0001"}
-    assert set(contradicted("fp32", losses(9.0, 8.99))) == {"0002"}
-    assert contradicted("bf16", losses(9.0, 8.99)) == {}
-    assert contradicted("fp32", losses(9.0, 8.0), votes=2) == {}
-    assert set(contradicted("fp32", losses(9.0, 9.0, 8.0), votes=2)) == {"0003"}
+    assert wrong("fp32", losses(9.0, 9.0, 9.00001)) == set()
+    assert wrong("fp32", losses(9.0, 8.0)) == {"0002"}
+    assert wrong("fp32", losses(9.0, 8.0, 8.0)) == {"0001"}
+    assert wrong("fp32", losses(9.0, 8.99)) == {"0002"}
+    assert wrong("bf16", losses(9.0, 8.99)) == set()
     others = [dataclasses.replace(x, trial_id="0009") for x in losses(7.0, sequences=16)]
-    assert contradicted("fp32", [*losses(9.0), *others]) == {}, "another batch, another loss"
+    assert wrong("fp32", [*losses(9.0), *others]) == set(), "another batch, another loss"
+    assert not is_refused("fp32", losses(9.0, 8.0))
+    assert is_refused("fp32", losses(9.0, 9.0, 8.0))
+    assert not is_refused("fp32", losses(8.0, 9.0, 8.0)), "it is the one that is agreed on"
+
+
+def plainly_wrong(precision: str, trials: list[FinalLoss]) -> set[str]:
+    """Each trial compared to each."""
+    tolerance = {"fp32": 1e-3, "bf16": 2e-2}[precision]
+
+    def agree(one: FinalLoss, other: FinalLoss) -> bool:
+        return math.isclose(one.loss, other.loss, rel_tol=tolerance)
+
+    found = set()
+    for trial in trials:
+        group = [t for t in trials if (t.sequences, t.steps) == (trial.sequences, trial.steps)]
+        reference = max(group, key=lambda one: sum(agree(one, other) for other in group))
+        if not agree(trial, reference):
+            found.add(trial.trial_id)
+    return found
+
+
+LOSSES = st.one_of(
+    st.sampled_from([9.0, 8.991, 9.009, 8.99, 8.82, 9.18, 7.0, 0.0, -9.0]),
+    st.floats(8.9, 9.1),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+
+
+@given(
+    precision=st.sampled_from(["fp32", "bf16"]),
+    trials=st.lists(st.tuples(LOSSES, st.sampled_from([8, 8, 16])), max_size=12),
+)
+def test_losses_that_are_added_one_by_one_are_judged_as_all_at_once(
+    precision: str, trials: list[tuple[float, int]]
+) -> None:
+    final_losses = FinalLosses(precision)
+    added: list[FinalLoss] = []
+    for number, (loss, sequences) in enumerate(trials):
+        trial = FinalLoss(trial_id=f"{number:04d}", sequences=sequences, steps=5, loss=loss)
+        before = plainly_wrong(precision, added)
+        added.append(trial)
+        after = plainly_wrong(precision, added)
+        assert final_losses.add(trial) == (before != after - {trial.trial_id})
+        assert final_losses.wrong == after
 
 
 def probed(*probes: tuple[float, ...]) -> list[StepReport]:

@@ -1,11 +1,15 @@
 """What a result rules out, and what it must not."""
 
 import dataclasses
+import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autotune.layout import Layout
-from autotune.search import Observation, prune
+from autotune.named_spaces import load_space
+from autotune.search import Observation, Unpruned, prune
 from autotune.trial.trial import Outcome
 
 SEEN = Layout(
@@ -78,3 +82,36 @@ def test_the_reason_names_the_layout_that_ran_out() -> None:
     observation = Observation(layout=SEEN, outcome=Outcome.OOM, step_seconds=None)
     (pruned,) = prune(observation, [changed(**LARGER_BATCH)])
     assert SEEN.describe() in pruned.reason
+
+
+offered = load_space("tiny").replaced({"zero_stage": (0, 1, 2)}, what=None).layouts()
+layouts = st.sampled_from(offered)
+results = st.lists(st.tuples(layouts, st.sampled_from(Outcome)), max_size=30)
+
+
+@given(results=results, order=st.randoms(use_true_random=False))
+def test_looking_only_at_the_group_rules_out_what_looking_at_all_does(
+    results: list[tuple[Layout, Outcome]], order: random.Random
+) -> None:
+    shuffled = order.sample(offered, len(offered))
+    unpruned, all_left = Unpruned(shuffled), dict.fromkeys(shuffled)
+    for layout, outcome in results:
+        observation = Observation(layout=layout, outcome=outcome, step_seconds=None)
+        all_left.pop(layout, None)
+        expected = prune(observation, all_left)
+        assert unpruned.rule_out(observation) == expected
+        for found in expected:
+            del all_left[found.layout]
+
+
+def test_a_larger_space_has_more_groups_not_larger_ones() -> None:
+    """So the layouts that a result is compared to do not grow with the space."""
+    few = load_space("llm13b")
+    many = few.replaced({"zero_stage": (0, 1, 2, 3), "torch_compile": (False, True)}, what=None)
+    assert len(many.layouts()) > 1.5 * len(few.layouts())
+    largest = [
+        max(len(groups.like(layout)) for layout in space.layouts())
+        for space in (few, many)
+        for groups in [Unpruned(space.layouts())]
+    ]
+    assert largest[0] == largest[1] <= 24, "micro-batch sizes x checkpointing x sequence parallel"
