@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 from autotune.ledger.clock import Clock
-from autotune.ledger.plausibility import FinalLosses, final_loss, why_impossible
+from autotune.ledger.plausibility import final_loss, why_impossible
+from autotune.ledger.ranking import Ranking
 from autotune.ledger.running import RunningTrial
 from autotune.ledger.search_setup import startup_seconds
 from autotune.request import Request
@@ -42,9 +43,9 @@ def record_of(
 
 
 def checked(
-    record: TrialRecord, running: RunningTrial, *, request: Request, final_losses: FinalLosses
+    record: TrialRecord, running: RunningTrial, *, request: Request, ranking: Ranking
 ) -> TrialRecord:
-    """The record; its outcome becomes `invalid` where its figures are implausible."""
+    """The record, before it is ranked; its outcome becomes `invalid` where it is implausible."""
     reason = why_not_measured(record.measurement, record.outcome)
     if reason is None and record.outcome is Outcome.OK:
         reason = why_impossible(
@@ -54,7 +55,7 @@ def checked(
     if reason is None and record.outcome is Outcome.OK and loss is not None:
         # Two trials must agree on another loss, because a single one may itself be wrong.
         # Outcomes that are already recorded are not changed.
-        reason = final_losses.why_wrong(loss, votes=2)
+        reason = ranking.final_losses.why_wrong(loss, votes=2)
     if reason is None:
         return record
     return dataclasses.replace(record, outcome=Outcome.INVALID, reason=reason)

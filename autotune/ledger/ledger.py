@@ -257,8 +257,7 @@ class Ledger:
         if slow is not None:
             running.slow_devices.append(slow)
         record = record_of(running, ended, request=self.request, clock=self._clock)
-        final_losses = self._ranking.final_losses
-        record = checked(record, running, request=self.request, final_losses=final_losses)
+        record = checked(record, running, request=self.request, ranking=self._ranking)
         self.store.add_trial(record, running.steps)
         self._update(record)
         self.store.write_pruned(self._pruned)
