@@ -15,13 +15,7 @@ from scipy import stats
 from autotune.cost.columns import Array
 from autotune.cost.model import fit_probability
 from autotune.layout import Layout
-from autotune.search.candidates import Candidates
-from autotune.search.correction import (
-    Covariance,
-    corrected_memory,
-    corrected_time,
-    features_of,
-)
+from autotune.search.correction import Covariance, MemoryCorrection, Regression, features_of
 from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import NOTHING_LEFT, Observation
 from autotune.trial.trial import Outcome
@@ -32,6 +26,7 @@ _LOCAL_TIME = 0.5
 _LOCAL_MEMORY = 1.0
 _NOISE = 0.25
 _LEAST_NOISE = 0.01
+_LEAST_VARIANCE = 1e-8
 # The noise of a stopped trial is larger by this factor: it has few steps.
 _NOISE_OF_STOPPED = 3
 # Layouts whose acquisition values differ by less (relative) are tied; the seed breaks ties.
@@ -62,27 +57,26 @@ class GuidedSearch:
         self._prior = prior
         self._cost = cost
         self._seed = seed
-        self._candidates = Candidates(prior.layouts)
-        self._size = len(self._candidates)
+        # Recorded runs may have a layout twice.
+        indices = [self._index(layout) for layout in dict.fromkeys(prior.layouts)]
+        self._indices = np.array(indices, dtype=np.int64)
+        self._is_open = np.ones(len(prior.layouts), dtype=np.bool_)
         costs = np.array([cost.seconds(layout) for layout in prior.layouts]).reshape(-1, 2)
         self._startup_seconds, self._steps = costs.T
         features = features_of(prior.layouts)
-        self._time = Covariance(prior.time_factors, features, _LOCAL_TIME * prior.time_spread)
-        self._memory = Covariance(
-            prior.memory_factors, features, _LOCAL_MEMORY * prior.memory_spread
-        )
+        time = Covariance(prior.time_factors, features, _LOCAL_TIME * prior.time_spread)
+        memory = Covariance(prior.memory_factors, features, _LOCAL_MEMORY * prior.memory_spread)
+        self._time = Regression(time)
+        self._memory = MemoryCorrection(memory, prior.log_memory, prior.memory_spread)
         self._noise = max(_LEAST_NOISE, _NOISE * prior.time_spread)
-        self._time_observations: list[tuple[int, float, float]] = []
-        self._memory_observations: dict[int, tuple[bool, float | None]] = {}
         self._finished: dict[int, float] = {}
         self.stopped_because = NOTHING_LEFT
-        self._correct()
 
     def ask(self) -> Layout | None:
         """The layout with the best acquisition value; None where no trial pays off any more."""
-        if not len(self._candidates):
+        indices = self._indices[self._is_open[self._indices]]
+        if not len(indices):
             return None
-        indices = np.array([self._index(layout) for layout in self._candidates])
         improvement, probability, seconds = self._expectations(indices)
         gain = improvement * probability
         # Until a first layout has run, the trial's cost is ignored.
@@ -90,22 +84,21 @@ class GuidedSearch:
         chosen = int(indices[self._choose(value)])
         if self._does_not_pay(gain, seconds):
             return None
-        layout = self._prior.layouts[chosen]
-        self._candidates.remove([layout])
-        return layout
+        self._is_open[chosen] = False
+        return self._prior.layouts[chosen]
 
     def tell(self, observation: Observation) -> None:
         """Update the Gaussian processes with the result."""
-        self._candidates.remove([observation.layout])
         index = self._prior.place(observation.layout)
         if index is None:
             return
+        self._is_open[index] = False
         seconds = observation.step_seconds
         if seconds is not None:
             finished = observation.outcome is Outcome.OK
             error = float(np.log(seconds)) - float(self._prior.log_seconds[index])
             noise = self._noise * (1 if finished else _NOISE_OF_STOPPED)
-            self._time_observations.append((index, error, noise))
+            self._time.measure(index, error, noise)
             if finished:
                 self._finished[index] = seconds
         ran_out = observation.outcome is Outcome.OOM
@@ -116,46 +109,35 @@ class GuidedSearch:
             share = None
             if peak is not None and not ran_out:
                 share = float(np.log(peak / self._prior.estimates.capacity_gib))
-            self._memory_observations[index] = (ran_out, share)
-        self._correct()
+            self._memory.observe(index, ran_out=ran_out, peak=share)
 
     def discard(self, layouts: Iterable[Layout]) -> None:
         """Never propose these."""
-        self._candidates.remove(layouts)
+        for index in map(self._prior.place, layouts):
+            if index is not None:
+                self._is_open[index] = False
 
     def prediction(self, layout: Layout) -> Prediction | None:
         """The corrected prediction for a layout."""
         index = self._prior.place(layout)
         if index is None:
             return None
-        return self._prior.prediction_at(index, self._log_seconds, self._log_memory)
+        prior = self._prior
+        log_seconds = prior.log_seconds[index] + self._time.mean[index]
+        log_memory = prior.log_memory[index] + self._memory.mean[index]
+        return prior.prediction_of(log_seconds, log_memory)
 
     @property
     def _best(self) -> float | None:
         """Step time of the fastest layout that ran."""
         return min(self._finished.values(), default=None)
 
-    def _correct(self) -> None:
-        mean, self._deviation = corrected_time(
-            self._time,
-            [index for index, _, _ in self._time_observations],
-            [error for _, error, _ in self._time_observations],
-            [noise for _, _, noise in self._time_observations],
-        )
-        self._log_seconds = self._prior.log_seconds + mean
-        self._log_memory = self._prior.log_memory + corrected_memory(
-            self._memory,
-            list(self._memory_observations),
-            self._prior.log_memory,
-            [ran_out for ran_out, _ in self._memory_observations.values()],
-            [peak for _, peak in self._memory_observations.values()],
-            self._prior.memory_spread,
-        )
-
     def _expectations(self, indices: NDArray[np.int64]) -> tuple[Array, Array, Array]:
         """Expected improvement (of log time), probability to fit, expected seconds of a trial."""
-        mean, deviation = self._log_seconds[indices], self._deviation[indices]
-        probability = fit_probability(np.exp(self._log_memory[indices]), self._prior.memory_spread)
+        mean = self._prior.log_seconds[indices] + self._time.mean[indices]
+        deviation = np.sqrt(np.maximum(self._time.variance[indices], _LEAST_VARIANCE))
+        memory = self._prior.log_memory[indices] + self._memory.mean[indices]
+        probability = fit_probability(np.exp(memory), self._prior.memory_spread)
         if self._best is None:
             # No layout has run yet: speed relative to the fastest candidate.
             improvement = np.exp(mean.min() - mean)
@@ -171,7 +153,8 @@ class GuidedSearch:
         """Index of the largest value; ties are broken at random, by the seed."""
         tied = np.flatnonzero(value >= value.max() * (1 - _TIE_TOLERANCE))
         # Seeded by the number of layouts no longer candidates: a resumed search draws the same.
-        random = np.random.default_rng((self._seed, self._size - len(self._candidates)))
+        closed = len(self._indices) - int(np.count_nonzero(self._is_open[self._indices]))
+        random = np.random.default_rng((self._seed, closed))
         return int(random.choice(tied))
 
     def _does_not_pay(self, gain: Array, seconds: Array) -> bool:

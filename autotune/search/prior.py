@@ -79,13 +79,13 @@ class Prior:
         index = self.place(layout)
         if index is None:
             return None
-        return self.prediction_at(index, self.log_seconds, self.log_memory)
+        return self.prediction_of(self.log_seconds[index], self.log_memory[index])
 
-    def prediction_at(self, index: int, log_seconds: Array, log_memory: Array) -> Prediction:
-        """The prediction for the layout at `index`, from (corrected) logarithms."""
-        probability = fit_probability(np.exp(log_memory[[index]]), self.memory_spread)
+    def prediction_of(self, log_seconds: float, log_memory: float) -> Prediction:
+        """The prediction for a layout, from (corrected) logarithms of its time and memory."""
+        memory_share = np.exp(log_memory)
         return Prediction(
-            step_seconds=float(np.exp(log_seconds[index])),
-            peak_memory_gib=float(np.exp(log_memory[index])) * self.estimates.capacity_gib,
-            fit_probability=float(probability[0]),
+            step_seconds=float(np.exp(log_seconds)),
+            peak_memory_gib=float(memory_share) * self.estimates.capacity_gib,
+            fit_probability=float(fit_probability(memory_share, self.memory_spread)),
         )

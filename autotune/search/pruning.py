@@ -63,7 +63,7 @@ class _Rule:
     may_differ: tuple[str, ...]
     """Dimensions in which the layouts may differ; all others must be equal."""
     excludes: Callable[[Layout, Layout], bool]
-    """Whether a layout is ruled out by a tried one that is equal in all other dimensions."""
+    """Whether a layout is ruled out by a tried one, if they are equal in all other dimensions."""
     reason: str
     """Why, with {tried} for the tried layout."""
 
@@ -75,8 +75,8 @@ def _reason(observation: Observation, layout: Layout) -> str | None:
     for rule in _RULES:
         if (
             observation.outcome in rule.outcomes
-            and _equal_except(rule.may_differ, layout, tried)
             and rule.excludes(layout, tried)
+            and _equal_except(rule.may_differ, layout, tried)
         ):
             return rule.reason.format(tried=tried.describe())
     return None

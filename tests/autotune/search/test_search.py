@@ -153,6 +153,19 @@ def fit_of(search: Search, layout: Layout) -> float:
     return predicted.fit_probability
 
 
+def test_many_trials_against_the_prediction_of_memory_are_believed() -> None:
+    """With full steps of Newton's method nothing was learned: they went to and fro."""
+    search = make("guided", LAYOUTS)
+    needs = prior_of(tuple(LAYOUTS)).log_memory
+    smallest = [LAYOUTS[index] for index in np.argsort(needs)[:40]]
+    before = [fit_of(search, layout) for layout in smallest]
+    assert min(before) > 0.5
+    for count, layout in enumerate(smallest, start=1):
+        search.tell(Observation(layout=layout, outcome=Outcome.OOM, step_seconds=None))
+        if count >= 8:
+            assert max(fit_of(search, told) for told in smallest[:count]) < 0.5
+
+
 def test_a_search_that_saves_less_than_a_trial_costs_ends() -> None:
     short = dataclasses.replace(EVERY_TRIAL_PAYS, training_gpu_hours=0.001)
     search = make("guided", LAYOUTS, cost=short)
