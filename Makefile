@@ -34,7 +34,7 @@ test-all: .venv/installed-dev
 
 # Every fault, also those that take minutes; writes the table of docs/reliability.md.
 faults: .venv/installed-dev
-	$(BIN)/python -m pytest tests/faults --faults-table replace
+	FAULTS_TABLE=replace $(BIN)/python -m pytest tests/faults
 
 soak: .venv/installed-dev
 	$(BIN)/python benchmarks/soak.py

@@ -1,8 +1,12 @@
-"""The table of the fault suite: tests add rows; pytest prints them at the end of its output, and
-`make faults` writes them into docs/reliability.md."""
+"""The table of the fault suite: tests add rows, and pytest prints them at the end of its output.
+
+With FAULTS_TABLE=replace, as of `make faults`, they are written into docs/reliability.md; with
+FAULTS_TABLE=update those of the same faults are replaced there, and new ones added.
+"""
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -37,14 +41,6 @@ def row(request: pytest.FixtureRequest) -> Callable[[Row], None]:
     return request.config.stash.setdefault(ROWS, []).append
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--faults-table",
-        choices=["replace", "update"],
-        help="Write the rows into docs/reliability.md, instead of all rows or of the same faults'.",
-    )
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows = terminalreporter.config.stash.get(ROWS, [])
     if not rows:
@@ -53,10 +49,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("faults")
     for line in made.values():
         terminalreporter.line(line)
-    how = terminalreporter.config.getoption(
-        "--faults-table", default=None
-    )  # unknown in `make test`
+    how = os.environ.get("FAULTS_TABLE")
     if how is not None:
+        assert how in ("replace", "update"), "all rows, or those of the same faults"
         text = PAGE.read_text(encoding="utf-8")
         PAGE.write_text(with_rows(text, made, update=how == "update"), encoding="utf-8")
 
