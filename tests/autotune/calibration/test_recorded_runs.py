@@ -176,7 +176,7 @@ def test_the_recordings_names_become_ours(
 
 def test_a_file_can_hold_many_sweeps_and_a_folder_many_files(tmp_path: Path) -> None:
     written(tmp_path / "a.csv", {}, {"sweep": "larger", "model": "30B", "step_seconds": 100})
-    written(tmp_path / "b.csv", {"sweep": "longer", "sequence_length": 8192})
+    written(tmp_path / "b.csv", {"sweep": "longer", "sequence_length": 8192, "step_seconds": 100})
     (tmp_path / "notes.txt").write_text("not read")
     sweeps = {sweep.name: sweep.model for sweep in read_sweeps(tmp_path)}
     assert list(sweeps) == ["mine", "larger", "longer"]
