@@ -251,12 +251,10 @@ def _refuse_if_nothing_fits(request: Request, place: Place) -> None:
 
 
 def _write_result(ledger: Ledger) -> None:
-    """Write best.json, and export the best layout."""
-    if not ledger.best:
-        return
+    """Write what follows from the finished trials, and export the best layout."""
+    ledger.write_results()
     store, request = ledger.store, ledger.request
-    ledger.write_best()
-    if request.description.exportable:
+    if ledger.best and request.description.exportable:
         with store.writing():
             export_layout(store.directory / "export", ledger.best[0].layout, request)
 

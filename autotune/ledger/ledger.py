@@ -260,12 +260,12 @@ class Ledger:
         record = checked(record, running, request=self.request, ranking=self._ranking)
         self.store.add_trial(record, running.steps)
         self._update(record)
-        self.store.write_pruned(self._pruned)
-        self.write_best()
+        self.write_results()
         self._listener.trial_finished(record)
 
-    def write_best(self) -> None:
-        """Write best.json, or delete it while no layout has run."""
+    def write_results(self) -> None:
+        """Write pruned.parquet and best.json, which follow from the finished trials."""
+        self.store.write_pruned(self._pruned)
         if (summary := self.summary()) is not None:
             self.store.write_best(summary)
         else:

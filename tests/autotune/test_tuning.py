@@ -68,6 +68,22 @@ def test_a_finished_search_is_shown_without_ray(
     assert (tmp_path / "export" / "launch.sh").exists()
 
 
+def test_what_follows_from_the_last_trial_is_written_after_a_kill(
+    no_ray: None, tmp_path: Path
+) -> None:
+    """A search killed just after its last trial's file was written: best.json and pruned.parquet
+    are those of the trial before."""
+    request = {"trainable": "simulated", "max_trials": 12, "search": "random"}
+    finished = run_to_the_end(new_store(tmp_path, **request))
+    pruned = finished.store.pruned()
+    assert pruned
+    finished.store.write_pruned(pruned[:-1])
+    (tmp_path / "best.json").unlink()
+    assert run("--resume", tmp_path) == 0
+    assert open_run(tmp_path).pruned() == pruned
+    assert json.loads((tmp_path / "best.json").read_text()) == finished.summary()
+
+
 def test_a_resumed_search_may_be_given_more_trials(
     no_ray: None, tmp_path: Path, capsys: Capture
 ) -> None:
