@@ -169,7 +169,7 @@ def measure_ledger(trials: int) -> dict[str, float]:
     and the seconds in which that search is resumed."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "run"
-        ledger = Ledger(create_run(directory, _request("random", trials), {}), _Silent())
+        ledger = Ledger(create_run(directory, _request("random", trials)), _Silent())
         milliseconds = []
         while (took := _milliseconds_of_a_trial(ledger)) is not None:
             milliseconds.append(took)
@@ -212,7 +212,7 @@ def measure_guided() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         # Recorded by a random search, whose results disagree with the predictions most.
         request = _request("random", _TOLD)
-        ledger = Ledger(create_run(Path(scratch) / "run", request, {}), _Silent())
+        ledger = Ledger(create_run(Path(scratch) / "run", request), _Silent())
         while _milliseconds_of_a_trial(ledger) is not None:
             pass
     search = search_for(dataclasses.replace(request, search="guided"), ledger.request.all_layouts())
