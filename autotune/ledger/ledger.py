@@ -14,12 +14,7 @@ from autotune.ledger.finished import checked, record_of
 from autotune.ledger.ranking import Ranking
 from autotune.ledger.running import Listener, RunningTrial
 from autotune.ledger.schedule import Schedule
-from autotune.ledger.search_setup import (
-    CONFIRMATION_STEPS,
-    counts_of,
-    observation_of,
-    search_for,
-)
+from autotune.ledger.search_setup import CONFIRMATION_STEPS, counts_of, observation_of, search_for
 from autotune.request import Request
 from autotune.search import Pruned, Unpruned
 from autotune.store.record import Purpose, TrialRecord
@@ -116,11 +111,11 @@ class Ledger:
         if self._to_repeat:
             return self._to_repeat.pop()
         chosen, self._next = self._next or self._choose_next(), None
-        while chosen is not None and self._seconds_left(*chosen) <= 0:
+        while chosen is not None and (left := self._seconds_left(*chosen)) <= 0:
             self.stopped_because = self._schedule.reason
             was_exploring, self._exploring = self._exploring, False
             chosen = self._choose_next() if was_exploring else None
-        return None if chosen is None else self._hand_out(*chosen)
+        return None if chosen is None else self._hand_out(*chosen, left)
 
     def _choose_next(self) -> tuple[Layout, Purpose] | None:
         """The layout to run next and its purpose, or None."""
@@ -149,13 +144,13 @@ class Ledger:
         explored = self._ranking.next_to_confirm()
         return None if explored is None else explored.layout
 
-    def _hand_out(self, layout: Layout, purpose: Purpose) -> TrialSpec:
+    def _hand_out(self, layout: Layout, purpose: Purpose, left: float) -> TrialSpec:
+        """Start a trial that may take the seconds that are `left` for it."""
         request, space = self.request, self.request.space
         multiple = CONFIRMATION_STEPS if purpose == "confirm" else 1
         trial_id = f"{self._next_number:04d}"
         self._next_number += 1
         timeout = self._timeout_seconds(layout, purpose)
-        left = self._seconds_left(layout, purpose)
         spec = TrialSpec(
             trial_id=trial_id,
             layout=layout,

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pydantic
 
 from autotune.errors import InputError, RunDirectoryFailed, RunDirectoryReplaced, first_line
@@ -32,16 +33,15 @@ from autotune.store.files import (
     write_atomically,
 )
 from autotune.store.json_files import json_bytes, read_json
+from autotune.store.pruned_file import PrunedFile
 from autotune.store.record import (
-    PRUNED_SCHEMA,
     STEP_SCHEMA,
     TRIAL_SCHEMA,
     TrialRecord,
-    layout_from_row,
     record_from_row,
 )
 from autotune.store.stored_trials import check_trials
-from autotune.store.tables import read_rows, write_table
+from autotune.store.tables import read_rows, table_of, write_table
 from autotune.trial.trial import StepReport, to_json
 
 _SCHEMA_VERSION = 2
@@ -68,6 +68,7 @@ class RunStore:
         self.nodes = nodes
         """Descriptions of the nodes that the search was begun on; empty where it is simulated."""
         self._run_file = run_file
+        self._pruned = PrunedFile(directory / "pruned.parquet", run_id)
 
     def raise_limits(self, *, max_trials: int | None, gpu_hours: float | None) -> None:
         """Raise the limits of the search for this resumption; None keeps a limit.
@@ -110,8 +111,13 @@ class RunStore:
         ]
         name = f"{record.trial_id}.parquet"
         with self.writing():
-            write_table(self.directory / "steps" / name, rows, STEP_SCHEMA, self.run_id)
-            write_table(self.directory / "trials" / name, [record.row()], TRIAL_SCHEMA, self.run_id)
+            self._write("steps", name, rows, STEP_SCHEMA)
+            self._write("trials", name, [record.row()], TRIAL_SCHEMA)
+
+    def _write(
+        self, folder: str, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
+    ) -> None:
+        write_table(self.directory / folder / name, table_of(rows, schema, self.run_id))
 
     def trials(self) -> list[TrialRecord]:
         """All finished trials in the order in which they finished.
@@ -128,18 +134,14 @@ class RunStore:
             raise InputError(f"{error} (move it away to have its trial run again)") from None
         return list(in_order.values())
 
-    def write_pruned(self, pruned: Sequence[Pruned]) -> None:
+    def write_pruned(self, pruned: list[Pruned]) -> None:
         """Replace the list of layouts that were ruled out."""
-        rows = [{**item.layout.columns(), "reason": item.reason} for item in pruned]
         with self.writing():
-            write_table(self.directory / "pruned.parquet", rows, PRUNED_SCHEMA, self.run_id)
+            self._pruned.write(pruned)
 
     def pruned(self) -> list[Pruned]:
         """The layouts that were ruled out."""
-        file = self.directory / "pruned.parquet"
-        if not file.exists():
-            return []
-        return read_rows(file, PRUNED_SCHEMA, self.run_id, _pruned_from_row)
+        return self._pruned.read()
 
     def write_best(self, summary: Mapping[str, Any]) -> None:
         """Replace best.json."""
@@ -207,10 +209,6 @@ def _trial(file: Path, run_id: str | None) -> TrialRecord:
         found = shown(", ".join(record.trial_id for record in records) or "no row")
         raise InputError(f"{str(file)!r} must hold the one row of trial {file.stem}, got {found}")
     return records[0]
-
-
-def _pruned_from_row(row: Mapping[str, Any]) -> Pruned:
-    return Pruned(layout=layout_from_row(row), reason=row["reason"])
 
 
 def _refuse_lower(name: str, begun_with: float | None, value: float | None) -> None:

@@ -29,14 +29,16 @@ T = TypeVar("T")
 _ADDED_LATER = frozenset({"measured_micro_batches"})
 
 
-def write_table(
-    path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema, run_id: str | None
-) -> None:
-    """Write the rows atomically. Raises OSError."""
-    table = pa.Table.from_pylist([{**row, "run_id": run_id} for row in rows], schema=schema)
+def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, run_id: str | None) -> pa.Table:
+    """The rows as a table, each with the run's id."""
+    return pa.Table.from_pylist([{**row, "run_id": run_id} for row in rows], schema=schema)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write the table atomically. Raises OSError."""
     buffer = io.BytesIO()
     with pq.ParquetWriter(
-        buffer, schema, store_schema=False, use_dictionary=False, write_statistics=False
+        buffer, table.schema, store_schema=False, use_dictionary=False, write_statistics=False
     ) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({DIGEST: BLANK_DIGEST})

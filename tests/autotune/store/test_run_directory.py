@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from autotune.errors import InputError
 from autotune.layout import LAYOUT_COLUMNS
 from autotune.named_spaces import load_space
+from autotune.search import Pruned
 from autotune.store.files import write_atomically
 from autotune.store.lock import new_directory, sole_user
 from autotune.store.record import TRIAL_SCHEMA, TrialRecord
@@ -193,3 +194,11 @@ def test_a_directory_in_which_no_run_began_is_removed_again(tmp_path: Path) -> N
     with new_directory(tmp_path / "mine"):
         pass
     assert not list((tmp_path / "mine").iterdir())
+
+
+def test_the_list_of_pruned_layouts_may_grow_shrink_and_change(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    items = [Pruned(layout=a, reason=f"{n}") for n, a in enumerate(fake_request().all_layouts())]
+    for pruned in (items[:2], items[:2], items[:5], items[:1], [], items[3:6], items[2:7]):
+        store.write_pruned(pruned)
+        assert store.pruned() == pruned
