@@ -10,6 +10,7 @@ import autotune.tuning
 from autotune.commands.run import main
 from autotune.errors import InputError, NothingFits
 from autotune.options.command_line import command_line
+from autotune.store.lock import sole_user
 from autotune.store.run_directory import open_run
 from tests.autotune.simulate import new_store, run_to_the_end
 
@@ -83,6 +84,21 @@ def test_what_follows_from_the_last_trial_is_written_after_a_kill(
     assert open_run(tmp_path).pruned() == pruned
     best = json.loads((tmp_path / "best.json").read_text())
     assert best.items() > finished.summary().items()
+
+
+def test_resuming_removes_what_a_killed_search_was_writing(no_ray: None, tmp_path: Path) -> None:
+    run_to_the_end(new_store(tmp_path, trainable="simulated", max_trials=4, search="grid"))
+    torn = tmp_path / "trials" / ".0005.parquet.77.tmp"
+    torn.write_bytes(b"PAR1")
+    assert run("--resume", tmp_path) == 0
+    assert not torn.exists()
+
+
+def test_a_run_that_is_in_use_is_not_resumed(no_ray: None, tmp_path: Path, capsys: Capture) -> None:
+    run_to_the_end(new_store(tmp_path, trainable="simulated", max_trials=4, search="grid"))
+    with sole_user(tmp_path):
+        assert run("--resume", tmp_path) == 2
+    assert "--resume: another search is at work in" in capsys.readouterr().err
 
 
 def test_a_resumed_search_may_be_given_more_trials(

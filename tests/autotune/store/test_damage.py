@@ -20,7 +20,7 @@ from autotune.named_spaces import load_space
 from autotune.store.files import remove_temporary_files
 from autotune.store.results import load
 from autotune.store.run_directory import open_run
-from tests.autotune.simulate import Silent, new_store, run_one, run_to_the_end, without_digests
+from tests.autotune.simulate import Silent, new_store, run_to_the_end, without_digests
 from tests.conftest import scaled
 from trainables.fake import FakeTrainable
 
@@ -232,7 +232,7 @@ def test_a_directory_that_goes_away_ends_the_search(
         if spec is None:
             ledger.next_trial()
         elif moment == "at a step":
-            run_one(ledger, FakeTrainable(), spec)
+            ledger.step_done(spec.trial_id, next(FakeTrainable().run(spec, [])))
         else:
             ledger.trial_ended(spec.trial_id, events[-1])
     assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
