@@ -24,8 +24,8 @@ class Cluster:
     """Links and network of the nodes; None: those that nodes of this device usually have."""
 
     @property
-    def links(self) -> Network | None:
-        """The given network, or the usual one of the device; None where neither is known."""
+    def links(self) -> Network:
+        """The given network, or the usual one of the device."""
         return self.network or usual_network(self.device)
 
     @property

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.errors import InputError
-from autotune.inputs import PositiveInt, read_json, shown, validated
+from autotune.inputs import Flag, PositiveInt, read_json, shown, validated
 
 Precision = Literal["fp32", "bf16"]
 
@@ -49,13 +49,13 @@ class Model:
     hidden_size: PositiveInt
     """Width of the residual stream."""
     intermediate_size: PositiveInt
-    """Width of the feed-forward network (SwiGLU, three matrices)."""
+    """Width of the feed-forward network."""
     num_attention_heads: PositiveInt
     """Query heads."""
     num_key_value_heads: PositiveInt
     """Key and value heads; fewer than query heads is grouped-query attention."""
     vocab_size: PositiveInt
-    """Rows of each of the two (untied) embedding matrices."""
+    """Rows of each embedding matrix."""
     sequence_length: PositiveInt
     """Tokens per sequence."""
     global_batch_size: PositiveInt
@@ -64,6 +64,10 @@ class Model:
     """Epsilon of RMSNorm, added to the mean square."""
     rope_theta: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
     """Base of the rotary embedding frequencies."""
+    gated_feed_forward: Flag = True
+    """Whether the feed-forward network has a gate (SwiGLU: three matrices); else it has two."""
+    tie_word_embeddings: Flag = False
+    """Whether the output matrix is the input embedding: one matrix in place of two."""
     precision: Precision | None = None
     """Precision of weights and activations; None: bf16 on GPUs and fp32 on CPUs."""
 
@@ -99,14 +103,25 @@ class Model:
         """Parameters of one transformer block, its two norms included."""
         key_value_size = self.head_size * self.num_key_value_heads
         attention = 2 * self.hidden_size * self.hidden_size + 2 * self.hidden_size * key_value_size
-        feed_forward = 3 * self.hidden_size * self.intermediate_size
+        feed_forward = self.feed_forward_matrices * self.hidden_size * self.intermediate_size
         return attention + feed_forward + 2 * self.hidden_size
 
     @property
+    def feed_forward_matrices(self) -> int:
+        """Weight matrices of a feed-forward network."""
+        return 3 if self.gated_feed_forward else 2
+
+    @property
     def parameters(self) -> int:
-        """All parameters, both embeddings included."""
-        embeddings = 2 * self.vocab_size * self.hidden_size
-        return self.num_hidden_layers * self.layer_parameters + embeddings + self.hidden_size
+        """All parameters, embeddings included."""
+        blocks = self.num_hidden_layers * self.layer_parameters
+        return blocks + self.embedding_parameters + self.hidden_size
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of the input embedding and the output matrix."""
+        matrices = 1 if self.tie_word_embeddings else 2
+        return matrices * self.vocab_size * self.hidden_size
 
     @property
     def model_flops_per_token(self) -> float:
@@ -126,7 +141,7 @@ class Model:
         """
         norms = (2 * self.num_hidden_layers + 1) * self.hidden_size
         head = self.vocab_size * self.hidden_size
-        blocks = self.parameters - 2 * head - norms
+        blocks = self.parameters - self.embedding_parameters - norms
         forward_attention = 2 * self.num_hidden_layers * self.hidden_size * self.sequence_length
         forward = 2 * (blocks + head) + forward_attention
         recomputed = {

@@ -12,8 +12,9 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 
 from autotune.cluster import Cluster
-from autotune.cost.constants import constants_for, known_constants
+from autotune.cost.constants import known_constants
 from autotune.cost.model import CostModel
+from autotune.cost.trainers import constants_for
 from autotune.layout import Layout
 from autotune.trial.trainable import RankHost, TrainableDescription
 from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec

@@ -16,8 +16,9 @@ from scipy import optimize, stats
 from autotune.calibration.recorded_runs import RecordedRun, Sweep
 from autotune.cluster import Cluster
 from autotune.cost.columns import Array
-from autotune.cost.constants import Constants, constants_for, known_constants
+from autotune.cost.constants import Constants, known_constants
 from autotune.cost.model import CostModel, Prepared
+from autotune.cost.trainers import constants_for
 from autotune.hardware import Device, Measured, Network
 from autotune.trial.trial import Outcome
 
@@ -202,9 +203,8 @@ def _likeliest_spread(excess: Array, ran_out: NDArray[np.bool_]) -> float:
 
 def constants_before_any_fit(cluster: Cluster, trainer: str) -> Constants:
     """The constants of the cluster's device and network without any fitted ones."""
-    network = cluster.links
     return constants_for(
-        before_any_fit(cluster.device), trainer, network and network_before_any_fit(network)
+        before_any_fit(cluster.device), trainer, network_before_any_fit(cluster.links)
     )
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from autotune.calibration.fit import fit
 from autotune.calibration.recorded_runs import Sweep, read_sweeps
-from autotune.cost.constants import Constants, constants_for
+from autotune.cost.constants import Constants
+from autotune.cost.trainers import constants_for
 from autotune.errors import InputError
 from autotune.inputs import shown
 

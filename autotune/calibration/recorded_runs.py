@@ -25,13 +25,14 @@ from autotune.calibration.rows import (
 from autotune.calibration.spreadsheets import spreadsheet_rows
 from autotune.cluster import Cluster
 from autotune.errors import InputError, first_line, in_field, shortened
-from autotune.hardware import device_named
+from autotune.hardware import device_named, network_named
 from autotune.inputs import LARGEST_TABLE, opened, shown, validated
 from autotune.layout import Layout, layout_from_mapping, why_illegal
 from autotune.model import Model, Precision
 from autotune.trial.trial import Outcome
 
 _GPUS_PER_NODE = 8
+_NETWORK = "hagemann2023"
 _KERNELS = {"torch": "math", "megatron": "megatron", "flash1": "flash1", "flash2": "flash2"}
 _CHECKPOINTING = {"none": "none", "disabled": "none", "every_layer": "full"}
 
@@ -152,7 +153,12 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]]) -> Sweep:
         )
     cluster = validated(
         Cluster,
-        {"nodes": nodes, "gpus_per_node": _GPUS_PER_NODE, "device": device_named("a100-80gb")},
+        {
+            "nodes": nodes,
+            "gpus_per_node": _GPUS_PER_NODE,
+            "device": device_named("a100-80gb"),
+            "network": network_named(_NETWORK),
+        },
         what=first["where"],
     )
     runs_by_layout: dict[Layout, list[RecordedRun]] = collections.defaultdict(list)

@@ -62,7 +62,7 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
         for s in sweeps
     ]
     _only({sweep.trainer for sweep in sweeps}, "trainer")
-    _only({links.name for sweep in sweeps if (links := sweep.cluster.links)} or {""}, "network")
+    _only({sweep.cluster.links.name for sweep in sweeps}, "network")
     trainer = sweeps[0].trainer
     out = out or Path(f"{device.name}.json")
     _refuse_unwritable(out)

@@ -8,7 +8,7 @@ from autotune.cost.columns import Array, Columns, total_of
 from autotune.cost.constants import Constants
 from autotune.cost.setting import GIB, Setting
 from autotune.cost.stages import Stages
-from autotune.cost.states import StatesOf
+from autotune.cost.states import STATES
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +35,11 @@ class PeakMemory:
 
 
 def peak_memory(
-    columns: Columns, stages: Stages, setting: Setting, constants: Constants, states_of: StatesOf
+    columns: Columns, stages: Stages, setting: Setting, constants: Constants
 ) -> PeakMemory:
     """Peak memory: the larger of forward and backward passes and the update, on the worst stage."""
     parameters = setting.stage_parameters(stages) / columns.tensor_parallel[:, None]
-    states = states_of(columns, parameters, setting, constants)
+    states = STATES[setting.trainer.states](columns, parameters, setting, constants)
     activations, temporary, recomputed, logits = _activations(columns, stages, setting, constants)
     static = states.weights + states.optimiser
     # Gradients are allocated while activations are freed: the passes end with all gradients and the
@@ -86,21 +86,25 @@ def block_activation_bytes(
     4.2, for SwiGLU, rotary embeddings and grouped-query attention: queries and keys, values, the
     attention's output and its log-sum-exp (fp32); gate and up. Some trainers also keep queries and
     keys before their rotation, and the activated gate and its product with up. Outside: residuals
-    and norms, and the inputs of the two regions, which sequence parallelism does not shard.
+    and norms, and the inputs of the two regions, of which some trainers keep only the shard with
+    sequence parallelism.
     """
     model, size = setting.model, columns.tensor_parallel
     tokens = columns.micro_batch_size * model.sequence_length
+    # Without a gate there is one tensor for two: the activation's input, and its result.
+    gate = constants["gate_activations"] / (1 if model.gated_feed_forward else 2)
     hidden, grouped = model.hidden_size, model.num_key_value_heads * model.head_size
     sharded = (
         constants["rotated_activations"] * (hidden + grouped)
         + grouped
         + hidden
-        + constants["gate_activations"] * model.intermediate_size
+        + gate * model.intermediate_size
     )
     norms = constants["plain_norm_activations"] * columns.plain_norm
     residual = constants["residual_activations"] + norms
+    input_shards = 1.0 if setting.trainer.keeps_gathered_inputs else columns.sequence_shards
     tensors = (
-        2 * hidden
+        2 * hidden / input_shards
         + residual * hidden / columns.sequence_shards
         + constants["sharded_activations"] * sharded / size
     )

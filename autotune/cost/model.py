@@ -7,12 +7,12 @@ import numpy as np
 
 from autotune.cluster import Cluster
 from autotune.cost.columns import Array, Columns, columns_of
-from autotune.cost.constants import Constants, constants_for
+from autotune.cost.constants import Constants
 from autotune.cost.memory import PeakMemory, peak_memory
 from autotune.cost.setting import setting_of
 from autotune.cost.stages import Stages, stages_of
 from autotune.cost.time import StepTime, step_time
-from autotune.cost.trainers import trainer_named
+from autotune.cost.trainers import constants_for, trainer_named
 from autotune.layout import Layout
 from autotune.model import Model, Precision
 
@@ -55,15 +55,16 @@ class CostModel:
     ) -> None:
         """`constants` replace those of the cluster's device and network. Raises InputError where a
         needed figure of the device is unknown."""
-        self.setting = setting_of(model, precision, cluster)
         self.trainer_name = trainer
-        self.trainer = trainer_named(trainer)
+        self.setting = setting_of(model, precision, cluster, trainer_named(trainer))
         self.constants = constants or constants_for(cluster.device, trainer, cluster.network)
 
     def prepare(self, layouts: Sequence[Layout]) -> Prepared:
         """Convert legal layouts to arrays once, to estimate them with different constants."""
         columns = columns_of(layouts)
-        return Prepared(columns, stages_of(columns, self.setting.model, self.trainer.partition))
+        return Prepared(
+            columns, stages_of(columns, self.setting.model, self.setting.trainer.partition)
+        )
 
     def estimate(
         self, layouts: Sequence[Layout] | Prepared, constants: Constants | None = None
@@ -74,7 +75,11 @@ class CostModel:
         memory = self.memory(prepared, constants)
         peak, capacity = memory.total, self.capacity_gib(constants)
         time = step_time(
-            prepared.columns, prepared.stages, self.setting, constants, peak / capacity
+            prepared.columns,
+            prepared.stages,
+            self.setting,
+            constants,
+            peak / capacity,
         )
         return Estimates(
             time=time,
@@ -87,9 +92,7 @@ class CostModel:
 
     def memory(self, prepared: Prepared, constants: Constants) -> PeakMemory:
         """Predict only the memory."""
-        return peak_memory(
-            prepared.columns, prepared.stages, self.setting, constants, self.trainer.states
-        )
+        return peak_memory(prepared.columns, prepared.stages, self.setting, constants)
 
     def capacity_gib(self, constants: Constants) -> float:
         """Memory that a rank can allocate: the nominal memory times `usable_memory`."""

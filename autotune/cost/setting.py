@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import numpy as np
+
 from autotune.cluster import Cluster
 from autotune.cost.columns import Array
 from autotune.cost.stages import Stages
+from autotune.cost.trainers import Trainer
 from autotune.errors import InputError
 from autotune.inputs import listed
 from autotune.model import Model, Precision
@@ -18,9 +21,10 @@ _BF16_BYTES = 2
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One model in one precision on one cluster."""
+    """One model in one precision on one cluster, trained by one trainer."""
 
     model: Model
+    trainer: Trainer
     precision: Precision
     devices: int
     devices_per_node: int
@@ -32,6 +36,12 @@ class Setting:
     """Units that each compute one tile of a matrix product at a time."""
     capacity_gib: float
     """Nominal memory per device, or the budget per rank."""
+    link_bytes_per_second: float
+    """Nominal bandwidth of a device's links, in one direction."""
+    link_domain: int
+    """Devices that such links join."""
+    node_bytes_per_second: float
+    """Nominal bandwidth of a node's network cards together, in one direction."""
 
     @property
     def element_bytes(self) -> int:
@@ -44,13 +54,17 @@ class Setting:
         return self.element_bytes / _BF16_BYTES
 
     def stage_parameters(self, stages: Stages) -> Array:
-        """Parameters of each stage [n, s], before tensor parallelism divides them."""
+        """Parameters of each stage [n, s], before tensor parallelism divides them.
+
+        First and last stage have a copy each of a matrix that both embeddings share.
+        """
         matrix = self.model.vocab_size * self.model.hidden_size
-        embeddings = (stages.embedding + stages.head) * matrix
+        both = stages.embedding + stages.head
+        embeddings = (np.minimum(both, 1) if self.model.tie_word_embeddings else both) * matrix
         return stages.blocks * self.model.layer_parameters + embeddings
 
 
-def setting_of(model: Model, precision: Precision, cluster: Cluster) -> Setting:
+def setting_of(model: Model, precision: Precision, cluster: Cluster, trainer: Trainer) -> Setting:
     """The setting of a model on a cluster. Raises InputError for unknown figures of the device."""
     device = cluster.device
     required = {
@@ -69,8 +83,10 @@ def setting_of(model: Model, precision: Precision, cluster: Cluster) -> Setting:
     peak = peak or required["peak_bf16_tflops"]
     assert peak and device.memory_gb_per_second and device.multiprocessors
     assert required["memory_gib"]
+    links = cluster.links
     return Setting(
         model=model,
+        trainer=trainer,
         precision=precision,
         devices=cluster.devices,
         devices_per_node=cluster.gpus_per_node,
@@ -78,4 +94,7 @@ def setting_of(model: Model, precision: Precision, cluster: Cluster) -> Setting:
         memory_bytes_per_second=device.memory_gb_per_second * GB,
         multiprocessors=device.multiprocessors,
         capacity_gib=required["memory_gib"],
+        link_bytes_per_second=links.link_gb_per_second * GB,
+        link_domain=links.link_domain or cluster.gpus_per_node,
+        node_bytes_per_second=links.node_gb_per_second(cluster.gpus_per_node) * GB,
     )

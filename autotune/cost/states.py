@@ -91,3 +91,58 @@ def recorded_states(
         buffers=np.zeros_like(parameters),
         update_buffers=np.minimum(3 * GB, 6 * parameters),
     )
+
+
+def megatron_states(
+    columns: Columns, parameters: Array, setting: Setting, constants: Constants
+) -> States:
+    """Megatron-LM with fp32 gradients: 6 bytes per parameter, and 12 more that the distributed
+    optimiser (ZeRO 1) shards (Megatron-LM, docs/source/api-guide/dist_optimizer)."""
+    shard = np.where(
+        columns.zero_stage[:, None] >= 1, parameters / columns.data_parallel[:, None], parameters
+    )
+    zeros = np.zeros_like(parameters)
+    return States(
+        weights=setting.element_bytes * parameters,
+        gradients=_MASTER_BYTES * parameters,
+        gradients_before=_MASTER_BYTES
+        * parameters,  # one buffer for all, made before the first step
+        optimiser=(_MASTER_BYTES + _MOMENT_BYTES) * shard,
+        update=zeros,
+        buffers=zeros,
+        update_buffers=zeros,
+    )
+
+
+def fsdp_states(
+    columns: Columns, parameters: Array, setting: Setting, constants: Constants
+) -> States:
+    """PyTorch FSDP: weights, gradients and moments in fp32, sharded; without sharding (stage 0,
+    DDP) all of them whole. Blocks are gathered in the precision of the activations: two at a time
+    with resharding after the forward pass (stage 3), all of them without (stage 2). The gradients
+    of one block are whole until they are reduced."""
+    stage, replicas = columns.zero_stage[:, None], columns.data_parallel[:, None]
+    shard = np.where(stage >= 2, parameters / replicas, parameters)
+    block = np.minimum(
+        setting.model.layer_parameters / columns.tensor_parallel[:, None], parameters
+    )
+    gathered = np.select([stage >= 3, stage == 2], [2 * block, parameters], parameters)
+    whole_gradients = np.where(stage >= 2, _MASTER_BYTES * block, 0.0)
+    return States(
+        weights=_MASTER_BYTES * shard,
+        gradients=_MASTER_BYTES * shard,
+        gradients_before=np.where(columns.micro_batches[:, None] > 1, _MASTER_BYTES * shard, 0.0),
+        optimiser=_MOMENT_BYTES * shard,
+        update=np.zeros_like(parameters),
+        buffers=setting.element_bytes * gathered + whole_gradients,
+        update_buffers=np.zeros_like(parameters),
+    )
+
+
+STATES: dict[str, StatesOf] = {
+    "deepspeed": deepspeed_states,
+    "recorded": recorded_states,
+    "megatron": megatron_states,
+    "fsdp": fsdp_states,
+}
+"""The formulas by the name that trainers' files give."""

@@ -9,9 +9,16 @@ import dataclasses
 import numpy as np
 
 from autotune.cost.columns import Array, Columns, total_of
+from autotune.cost.communication import (
+    Passes,
+    data_parallel_seconds,
+    stage_transfer_seconds,
+    tensor_parallel_seconds,
+    tensor_parallel_speed,
+)
 from autotune.cost.constants import Constants
 from autotune.cost.matrix_products import linear_seconds
-from autotune.cost.setting import GB, Setting
+from autotune.cost.setting import Setting
 from autotune.cost.stages import Stages
 
 
@@ -70,9 +77,9 @@ def step_time(
     memory_share: Array,
 ) -> StepTime:
     """Step time of every layout; `memory_share` [n] is peak memory / capacity."""
-    block = _block(columns, setting, constants)
+    block, forward = _block(columns, setting, constants)
     head = _head(columns, setting, constants)
-    transfer = _stage_transfer(columns, setting, constants)
+    transfer = stage_transfer_seconds(columns, setting, constants)
     per_stage = (
         stages.blocks * block.total[:, None]
         + stages.head * head[:, None]
@@ -89,13 +96,19 @@ def step_time(
         return columns.micro_batches * np.take_along_axis(counts, slowest[:, None], 1)[:, 0]
 
     blocks = of_slowest(stages.blocks)
+    # Without collectives on the links: data-parallel communication waits for those.
+    computing = block.total - block.tensor_parallel
+    per_micro_batch = blocks / columns.micro_batches
+    passes = Passes(
+        forward=per_micro_batch * forward, backward=per_micro_batch * (computing - forward)
+    )
     parameters = _parameters_of_largest_stage(stages, columns, setting)
     parts = {
         **{cause.name: blocks * getattr(block, cause.name) for cause in dataclasses.fields(block)},
         "embedding_and_head": of_slowest(stages.head) * head,
         "stage_transfers": of_slowest(stages.neighbours) * transfer,
         "pipeline_bubble": all_stages - per_stage.max(axis=1),
-        "data_parallel": _data_parallel(columns, parameters, setting, constants),
+        "data_parallel": data_parallel_seconds(columns, parameters, passes, setting, constants),
         "optimiser": _optimiser(columns, parameters, setting, constants),
         "other": np.full(len(columns), constants["step_seconds"]),
     }
@@ -105,8 +118,8 @@ def step_time(
     return StepTime(**parts, memory_pressure=pressure)
 
 
-def _block(columns: Columns, setting: Setting, constants: Constants) -> _Parts:
-    """Forward, backward and recomputation of one block.
+def _block(columns: Columns, setting: Setting, constants: Constants) -> tuple[_Parts, Array]:
+    """Forward, backward and recomputation of one block; and the forward pass without collectives.
 
     FLOPs after Korthikanti et al. 2022 (arXiv 2205.05198), for SwiGLU and grouped-query attention.
     """
@@ -116,11 +129,11 @@ def _block(columns: Columns, setting: Setting, constants: Constants) -> _Parts:
     grouped = 2 * model.num_key_value_heads * model.head_size
     inner = model.intermediate_size / tensor
     forward = backward = np.zeros(len(columns))
+    into_feed_forward = [(hidden, inner)] * (model.feed_forward_matrices - 1)
     for inputs, outputs in (
         (hidden, (hidden + grouped) / tensor),
         (hidden / tensor, hidden),
-        (hidden, inner),
-        (hidden, inner),
+        *into_feed_forward,
         (inner, hidden),
     ):
         layer_forward, layer_backward = linear_seconds(
@@ -134,17 +147,39 @@ def _block(columns: Columns, setting: Setting, constants: Constants) -> _Parts:
     attention_forward, attention_backward = _attention(columns, tokens, setting, constants)
     traffic = tokens * _element_wise_bytes(columns, setting, constants)
     element_wise = traffic / setting.memory_bytes_per_second
-    collectives = _tensor_parallel(columns, tokens, setting, constants)
+    collectives = tensor_parallel_seconds(columns, tokens, setting, constants)
     launch = constants["launch_seconds"]
     recomputed = columns.recompute_block
-    return _Parts(
+    parts = _Parts(
         matrix_products=forward * (1 + recomputed) + backward,
         attention=attention_forward * (1 + columns.recompute_attention) + attention_backward,
         # One third of the traffic is in the forward pass.
         element_wise=element_wise * (1 + recomputed / 3),
-        tensor_parallel=collectives * (2 + recomputed),
+        tensor_parallel=_exposed_collectives(
+            collectives, forward, backward, recomputed, setting, constants
+        ),
         launch=launch * (3 + recomputed) + constants["checkpoint_seconds"] * recomputed,
     )
+    return parts, forward + attention_forward + element_wise / 3 + launch
+
+
+def _exposed_collectives(
+    collectives: Array,
+    forward: Array,
+    backward: Array,
+    recomputed: Array,
+    setting: Setting,
+    constants: Constants,
+) -> Array:
+    """Tensor-parallel communication of a block that matrix products do not hide.
+
+    `collectives` are those of one pass. In the backward pass the products for the gradients of the
+    weights, half of it, need no other rank.
+    """
+    hides, share = setting.trainer.hides_tensor_parallel, constants["overlap"]
+    in_forward = share * np.minimum(collectives, forward) * (hides == "passes")
+    in_backward = share * np.minimum(collectives, backward / 2) * (hides != "never")
+    return collectives * (2 + recomputed) - in_forward * (1 + recomputed) - in_backward
 
 
 def _attention(
@@ -161,6 +196,9 @@ def _attention(
     fused = score_traffic == 0
     length = model.sequence_length
     efficiency = efficiency * length / (length + columns.of_kernel(constants, "half_length"))
+    # Without fused kernels, rows that are not aligned to 16 bytes cannot use tensor cores.
+    if model.head_size % 8 and setting.multiprocessors > 1:
+        efficiency = efficiency * np.where(fused, 1.0, constants["unaligned_speed"])
     flops = 4 * tokens * length * model.hidden_size / columns.tensor_parallel
     forward = flops * np.where(fused, 0.5, 1.0) / (efficiency * setting.flops_per_second)
     backward = forward * np.where(fused, 2.5, 2.0)
@@ -174,34 +212,17 @@ def _element_wise_bytes(columns: Columns, setting: Setting, constants: Constants
     model = setting.model
     residual = constants["residual_traffic"] + constants["plain_norm_traffic"] * columns.plain_norm
     sharded = constants["sharded_traffic"] + columns.of_kernel(constants, "sharded_traffic")
+    activation = constants["gate_traffic" if model.gated_feed_forward else "activation_traffic"]
     rotated = model.hidden_size + model.num_key_value_heads * model.head_size
     tensor_parallel_traffic = (
         sharded * model.hidden_size
         + constants["rotation_traffic"] * rotated
-        + constants["gate_traffic"] * model.intermediate_size
+        + activation * model.intermediate_size
     )
     compiled = np.where(columns.compiled > 0, constants["compiled_traffic"], 1.0)
     residual_stream_traffic = residual * model.hidden_size / columns.sequence_shards
     traffic = residual_stream_traffic + tensor_parallel_traffic / columns.tensor_parallel
     return traffic * compiled * setting.element_scale
-
-
-def _tensor_parallel(
-    columns: Columns, tokens: Array, setting: Setting, constants: Constants
-) -> Array:
-    """Time of the two all-reduces of a block's forward pass (the backward pass has two more).
-
-    A ring all-reduce over t ranks moves 2 (t - 1) / t of the tensor. Sequence parallelism does
-    all-gathers and reduce-scatters instead, of the same volume.
-    """
-    size = columns.tensor_parallel
-    volume = 2 * (size - 1) / size * tokens * setting.model.hidden_size * setting.element_bytes
-    speed = _tensor_parallel_speed(columns, setting, constants)
-    relative_time = np.where(
-        columns.sequence_shards > 1, constants["sequence_parallel_traffic"], 1.0
-    )
-    latency = constants["link_latency_seconds"] * (size > 1)
-    return 2 * (volume / (speed * GB) * relative_time + latency)
 
 
 def _head(columns: Columns, setting: Setting, constants: Constants) -> Array:
@@ -223,60 +244,8 @@ def _head(columns: Columns, setting: Setting, constants: Constants) -> Array:
         forward
         + backward
         + loss / setting.memory_bytes_per_second
-        + gathered / (_tensor_parallel_speed(columns, setting, constants) * GB)
+        + gathered / tensor_parallel_speed(columns, setting, constants)
     )
-
-
-def _tensor_parallel_speed(columns: Columns, setting: Setting, constants: Constants) -> Array:
-    """Bandwidth of a tensor-parallel collective in GB/s: within a node, or between nodes."""
-    return np.where(
-        columns.tensor_parallel <= setting.devices_per_node,
-        constants["link_gb_per_second"],
-        constants["network_gb_per_second"],
-    )
-
-
-def _stage_transfer(columns: Columns, setting: Setting, constants: Constants) -> Array:
-    """Time to exchange activations and gradients with a neighbouring stage, per micro-batch."""
-    model = setting.model
-    tokens = columns.micro_batch_size * model.sequence_length
-    volume = tokens * model.hidden_size * setting.element_bytes / columns.sequence_shards
-    stage_devices = columns.tensor_parallel * columns.data_parallel
-    # The ranks of a stage are consecutive: two stages are on one node only where both fit.
-    same_node = 2 * stage_devices <= setting.devices_per_node
-    speed = np.where(same_node, constants["link_gb_per_second"], constants["stage_gb_per_second"])
-    return constants["stage_latency_seconds"] + volume / (speed * GB)
-
-
-def _data_parallel(
-    columns: Columns, parameters: Array, setting: Setting, constants: Constants
-) -> Array:
-    """Time per step to reduce gradients and to gather weights.
-
-    Volumes per parameter after Rajbhandari et al. 2020 (arXiv 1910.02054), section 7: an all-reduce
-    without ZeRO; a reduce-scatter and an all-gather at stage 1 (the same volume); stage 2
-    reduce-scatters after every micro-batch; stage 3 also gathers the weights for every forward and
-    backward pass.
-    """
-    size, stage = columns.data_parallel, columns.zero_stage
-    per_pass = setting.element_bytes
-    per_step = columns.micro_batches * per_pass
-    exposed = 1 - constants["overlap"]
-    volume = np.select(
-        [stage <= 1, stage == 2],
-        [2 * per_pass * np.ones(len(columns)), per_pass + per_step * exposed],
-        3 * per_step * exposed,
-    )
-    nodes = np.maximum(size * columns.tensor_parallel / setting.devices_per_node, 1)
-    network = (
-        constants["network_gb_per_second"]
-        * (columns.tensor_parallel / 2) ** -constants["network_tensor_exponent"]
-        * (nodes / 8) ** -constants["network_nodes_exponent"]
-        * (setting.devices / 128) ** -constants["network_devices_exponent"]
-    )
-    link = constants["link_gb_per_second"]
-    speed = np.where(nodes > 1, np.minimum(network, link), link)
-    return (size - 1) / size * volume * parameters / (speed * GB)
 
 
 def _optimiser(

@@ -1,34 +1,130 @@
-"""The trainers (training code) that the cost model knows; each has its own constants."""
+"""The trainers (training code) that the cost model knows, one JSON file each in `data/trainers`.
 
-import dataclasses
+A file says what the trainer sends and what it hides behind computation, which precision its
+gradients have, and its own values of constants, each with its source.
+"""
 
+import functools
+import importlib.resources
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from autotune.cost.constants import Constants, bounds_of, known_constants
 from autotune.cost.stages import Partition
-from autotune.cost.states import StatesOf, deepspeed_states, recorded_states
 from autotune.errors import InputError
-from autotune.inputs import shown
+from autotune.hardware import Device, Measured, Network, usual_network
+from autotune.hardware.constants import ConstantsOfFile
+from autotune.inputs import Flag, Name, json_object, shown, validated
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
+class Sharding:
+    """What the replicas exchange at one ZeRO stage."""
+
+    reduction: Literal["all_reduce", "reduce_scatter"]
+    """How gradients are summed. An all-reduce moves twice as much."""
+    reduced: Literal["step", "micro_batch"]
+    """Whether gradients are reduced once per step or after every micro-batch."""
+    gathered: Literal["never", "update", "forward", "passes"]
+    """When weights are gathered: once per step after the update; or for every micro-batch, for its
+    forward pass or for both passes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Trainer:
-    """What the formulas need of a trainer besides its constants."""
+    """What the formulas need of a trainer."""
 
+    name: Name
+    """Lower-case name, the same as the file's."""
+    source: str
+    """Which code it is, and where its figures come from."""
     partition: Partition
     """How it distributes layers over pipeline stages."""
-    states: StatesOf
-    """Memory of its weights, gradients and optimiser states."""
+    states: str
+    """Its formula of the memory of weights, gradients and optimiser states
+    (`autotune.cost.states.STATES`)."""
+    gradient_bytes: Literal[2, 4] | None = None
+    """Bytes per element of gradients that are accumulated and reduced in mixed precision; null:
+    those of the weights."""
+    sharding: Mapping[int, Sharding]
+    """By ZeRO stage."""
+    hides_in_backward: Flag
+    """Whether gradients are reduced, and weights gathered, while a backward pass computes."""
+    hides_in_forward: Flag
+    """Whether weights are gathered while a forward pass computes."""
+    partitions_transfers: Flag
+    """Whether tensor-parallel ranks send a part each to the next stage, gathered there."""
+    hides_tensor_parallel: Literal["never", "backward", "passes"]
+    """Whether tensor-parallel collectives run beside matrix products: in no pass, in the backward
+    pass, or in both."""
+    keeps_gathered_inputs: Flag
+    """Whether sequence parallelism keeps the gathered inputs of the tensor-parallel regions for the
+    backward pass; else their shards, which are gathered again."""
+    constants: ConstantsOfFile = Field(default_factory=dict)
+    """Its values of constants, on every device."""
 
 
-TRAINERS = {
-    "deepspeed_llm": Trainer(partition="blocks", states=deepspeed_states),
-    # The recorded runs (arXiv 2311.05610). Their partition by parameters is inferred: it explains
-    # their step times better than a partition by blocks (DECISIONS.md).
-    "hagemann2023": Trainer(partition="parameters", states=recorded_states),
-}
-"""The DeepSpeed worker (`trainables.deepspeed_llm`) and the code of the recorded runs."""
+@functools.cache
+def known_trainers() -> dict[str, Trainer]:
+    """All trainers with a file in `data/trainers`, by name."""
+    folder = importlib.resources.files(__package__) / "data" / "trainers"
+    return {
+        file.name.removesuffix(".json"): validated(
+            Trainer,
+            json_object(file.read_text(encoding="utf-8"), what=f"trainer {file.name}"),
+            what=f"trainer {file.name}",
+        )
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+    }
 
 
 def trainer_named(name: str) -> Trainer:
     """The trainer of that name. Raises InputError for an unknown name."""
-    if name not in TRAINERS:
-        raise InputError(f"trainer must be one of {', '.join(TRAINERS)}, got {shown(name)}")
-    return TRAINERS[name]
+    if name not in known_trainers():
+        raise InputError(f"trainer must be one of {', '.join(known_trainers())}, got {shown(name)}")
+    return known_trainers()[name]
+
+
+def assumed_constants(trainer: str) -> dict[str, float]:
+    """The values of that trainer where nothing is known of device and network."""
+    values = {name: constant.value for name, constant in known_constants().items()}
+    own = trainer_named(trainer)
+    return {**values, **_checked(f"trainer {own.name}", own.constants)}
+
+
+def constants_for(device: Device, trainer: str, network: Network | None = None) -> Constants:
+    """The constants of that trainer on that device and network (None: the device's usual one).
+
+    Constants in the device's file override those of the network: a file that `autotune calibrate`
+    writes has constants of both. Raises InputError for unknown names.
+    """
+    if unknown := device.trainers.keys() - known_trainers().keys():
+        raise InputError(
+            f"hardware {device.name}: trainer must be one of {', '.join(known_trainers())}, "
+            f"got {shown(min(unknown))}"
+        )
+    links = network or usual_network(device)
+    return {
+        **assumed_constants(trainer),
+        **_checked(f"network {links.name}", links.constants),
+        **_checked(f"hardware {device.name}", device.constants),
+        **_checked(f"hardware {device.name}", device.trainers.get(trainer, {})),
+    }
+
+
+def _checked(what: str, constants: Mapping[str, Measured]) -> dict[str, float]:
+    """Values by name. Raises InputError for a name or a value that the formulas do not know."""
+    for name, measured in constants.items():
+        if name not in known_constants():
+            raise InputError(
+                f"{what}: constant must be one of those of constants.json, got {shown(name)}"
+            )
+        lower, upper = bounds_of(name)
+        if not lower <= measured.value <= upper:
+            raise InputError(
+                f"{what}: {name} must be from {lower:g} to {upper:g}, got {measured.value:g}"
+            )
+    return {name: measured.value for name, measured in constants.items()}

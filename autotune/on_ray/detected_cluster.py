@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autotune.cost.setting import setting_of
+from autotune.cost.trainers import trainer_named
 from autotune.errors import InputError
 from autotune.hardware import device_of_accelerator
 from autotune.inputs import shown
@@ -94,7 +95,9 @@ def _with_usable_search(fitted: Fitted) -> Fitted:
     if request.search not in NEED_PRIOR:
         return fitted
     try:
-        setting_of(space.model, space.precision, space.cluster)
+        setting_of(
+            space.model, space.precision, space.cluster, trainer_named(request.description.trainer)
+        )
     except InputError:
         return fitted.changed(
             dataclasses.replace(request, search=WITHOUT_PRIOR),

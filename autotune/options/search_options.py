@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.calibration.recorded_runs import Sweep, read_sweeps
-from autotune.cost.constants import constants_for
+from autotune.cost.trainers import constants_for
 from autotune.errors import ClusterTooSmall, InputError, in_field, shortened
 from autotune.inputs import default_of, shown, validated
 from autotune.layout import SEARCHED, Layout

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from autotune.cost.constants import assumed_constants, known_constants
+from autotune.cost.constants import known_constants
 from autotune.cost.matrix_products import tile_efficiency
+from autotune.cost.trainers import assumed_constants
 from autotune.hardware import Device, Measured, Stated
 
 # Constant of memory traffic -> the bandwidth measurements that it is scaled by.

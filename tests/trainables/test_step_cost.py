@@ -12,7 +12,7 @@ import pytest
 
 from autotune.cluster import Cluster
 from autotune.cost import states
-from autotune.cost.constants import assumed_constants
+from autotune.cost.trainers import assumed_constants
 from autotune.cost.model import CostModel
 from autotune.hardware import device_named
 from autotune.layout import layout_from_mapping

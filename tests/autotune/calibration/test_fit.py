@@ -15,8 +15,9 @@ from autotune.calibration.fit import accuracy, before_any_fit, fit, leave_one_ou
 from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
 from autotune.cluster import Cluster
 from autotune.commands.calibrate import main, with_constants
-from autotune.cost.constants import assumed_constants, constants_for, known_constants
+from autotune.cost.constants import known_constants
 from autotune.cost.model import CostModel
+from autotune.cost.trainers import assumed_constants, constants_for
 from autotune.errors import InputError
 from autotune.hardware import (
     Device,

@@ -29,7 +29,7 @@ def test_it_is_read(old: Path) -> None:
 
 def test_its_constants_are_those_of_today(old: Path) -> None:
     """They were all in the device's file; some are in that of its network now."""
-    from autotune.cost.constants import constants_for
+    from autotune.cost.trainers import constants_for
 
     device = load(old).request.space.cluster.device
     today = constants_for(device_named("a100-80gb"), "deepspeed_llm")
