@@ -8,7 +8,7 @@ import numpy as np
 from autotune.cost.columns import Array, Columns
 from autotune.cost.constants import Constants
 from autotune.cost.setting import GB, Setting
-from autotune.trial.deepspeed_config import LARGEST_BUCKET, SMALLEST_BUCKET
+from autotune.trial.deepspeed_config import SMALLEST_BUCKET
 
 # Bytes per parameter of AdamW in mixed precision: fp32 weights and two moments (Rajbhandari et al.
 # 2020, arXiv 1910.02054, section 3.1).
@@ -48,15 +48,18 @@ def deepspeed_states(
     10^9 gathered parameters; for the update bf16 makes an fp32 copy of the gradient shard, and
     stages 1 and 2 also flatten that shard into a new tensor; buckets are added (two while the last
     one is reduced, before the update begins). The first micro-batch's backward pass allocates the
-    gradients. The pipeline engine does the same.
+    gradients. The pipeline engine does the same. Gradients that are accumulated in fp32 are held in
+    a buffer of their own, not sharded.
     """
     stage, replicas = columns.zero_stage[:, None], columns.data_parallel[:, None]
     element = setting.element_bytes
     mixed_precision = setting.precision == "bf16"
-    bucket = np.clip(parameters, SMALLEST_BUCKET, LARGEST_BUCKET)
+    bucket = np.clip(parameters, SMALLEST_BUCKET, constants["message_parameters"])
     weights = element * np.where(stage >= 3, parameters / replicas, parameters)
     gathered = element * np.where(stage >= 3, np.minimum(parameters, 1e9), 0)
     gradients = element * np.where(stage >= 2, parameters / replicas, parameters)
+    if mixed_precision and setting.trainer.gradient_bytes == _MASTER_BYTES:
+        gradients = gradients + _MASTER_BYTES * parameters
     shard = np.where(stage >= 1, parameters / replicas, parameters)
     masters = np.where(stage >= 1, _MASTER_BYTES, 0)
     copies = np.where(stage >= 1, constants["update_bytes"], 0.0)
