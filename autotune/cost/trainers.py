@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from autotune.cost.constants import Constants, bounds_of, known_constants
 from autotune.cost.stages import Partition
 from autotune.errors import InputError
-from autotune.hardware import Device, Measured, Network, usual_network
+from autotune.hardware import Device, Kind, Measured, Network, usual_network
 from autotune.hardware.constants import ConstantsOfFile
 from autotune.inputs import Flag, Name, json_object, shown, validated
 
@@ -113,6 +113,31 @@ def constants_for(device: Device, trainer: str, network: Network | None = None) 
         **_checked(f"hardware {device.name}", device.constants),
         **_checked(f"hardware {device.name}", device.trainers.get(trainer, {})),
     }
+
+
+# Standard deviation of a constant, as a share of its `spread`, by the origin of its value.
+_KNOWN = {"fitted": 0.2, "stated": 0.5, "assumed": 1.0}
+
+
+def spreads_for(device: Device, trainer: str, network: Network | None = None) -> dict[str, float]:
+    """Standard deviation of the logarithm of each constant of `constants_for`."""
+    kinds: dict[str, Kind] = {}
+    for constants in (
+        trainer_named(trainer).constants,
+        (network or usual_network(device)).constants,
+        device.constants,
+        device.trainers.get(trainer, {}),
+    ):
+        kinds.update({name: constant.kind for name, constant in constants.items()})
+    return {
+        name: constant.spread * _KNOWN[kinds.get(name, "assumed")]
+        for name, constant in known_constants().items()
+    }
+
+
+def spreads_after_a_fit() -> dict[str, float]:
+    """Standard deviation of the logarithm of each constant where all were fitted to runs."""
+    return {name: known.spread * _KNOWN["fitted"] for name, known in known_constants().items()}
 
 
 def _checked(what: str, constants: Mapping[str, Measured]) -> dict[str, float]:

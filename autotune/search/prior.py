@@ -8,12 +8,8 @@ import numpy as np
 from autotune.cost.columns import Array
 from autotune.cost.constants import known_constants
 from autotune.cost.model import CostModel, Estimates, fit_probability
+from autotune.cost.uncertainty import sensitivities
 from autotune.layout import Layout
-
-# Standard deviation of a constant after calibration, as a share of its `spread`.
-_CALIBRATED = 0.2
-# Step of the finite differences, in units of a constant's `spread`.
-_DIFFERENCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,18 +46,12 @@ class Prior:
         self.memory_spread: float = model.constants["memory_spread"]
         self.time_spread: float = model.constants["time_spread"]
         time, memory = [], []
-        for name, constant in known_constants().items():
-            value = model.constants[name]
-            if not constant.spread or not value:
-                continue
-            moved = {**model.constants, name: value * float(np.exp(_DIFFERENCE * constant.spread))}
-            changed = model.estimate(prepared, moved)
-            scale = _CALIBRATED / _DIFFERENCE
-            if constant.predicts == "time":
-                time.append((np.log(changed.step_seconds) - self.log_seconds) * scale)
+        known = known_constants()
+        for name, of_time, of_memory in sensitivities(model, prepared):
+            if known[name].predicts == "time":
+                time.append(of_time)
             else:
-                share = changed.peak_memory_gib / changed.capacity_gib
-                memory.append((np.log(share) - self.log_memory) * scale)
+                memory.append(of_memory)
         # Errors that all layouts have in common, such as a slow machine or a wrong capacity.
         time.append(np.full(len(self.layouts), self.time_spread))
         memory.append(np.full(len(self.layouts), self.memory_spread))
