@@ -2,15 +2,18 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.cost.columns import Array
 from autotune.cost.feasibility import HOPELESS, why_nothing_fits
 from autotune.cost.model import CostModel, Estimates
+from autotune.cost.uncertainty import step_time_interval
+from autotune.errors import InputError
 from autotune.layout import Layout
 from autotune.named_spaces import load_space
 from autotune.space import Excluded, SearchSpace
@@ -47,8 +50,11 @@ class Plan:
 
     def rows(self, top: int | None = None) -> list[dict[str, Any]]:
         """The `top` best layouts (None: all) as dictionaries of predictions, with the keys layout,
-        step_seconds, mfu (None where the peak is unknown), peak_memory_gib and fit_probability."""
-        estimates = self.estimates
+        step_seconds, mfu (None where the peak is unknown), peak_memory_gib, fit_probability, and
+        low_step_seconds and high_step_seconds, which hold the step time with a probability of 80 %.
+        """
+        estimates, order = self.estimates, self.order[:top]
+        low, high = self.intervals(order)
         return [
             {
                 "layout": self.layouts[index].columns(),
@@ -56,9 +62,16 @@ class Plan:
                 "mfu": predicted_mfu(self.space, float(estimates.step_seconds[index])),
                 "peak_memory_gib": float(estimates.peak_memory_gib[index]),
                 "fit_probability": float(estimates.fit_probability[index]),
+                "low_step_seconds": float(low[place]),
+                "high_step_seconds": float(high[place]),
             }
-            for index in self.order[:top]
+            for place, index in enumerate(order)
         ]
+
+    def intervals(self, indices: Sequence[int] | NDArray[np.intp]) -> tuple[Array, Array]:
+        """Bounds in seconds that hold the step times of those layouts with a probability of 80 %."""
+        prepared = self.model.prepare([self.layouts[index] for index in indices])
+        return step_time_interval(self.model, prepared)
 
 
 def plan(space: SearchSpace | str | Path, model: CostModel | None = None) -> Plan:
@@ -75,11 +88,15 @@ def plan(space: SearchSpace | str | Path, model: CostModel | None = None) -> Pla
     for candidate in space.walk():
         if isinstance(candidate, Excluded):
             dropped[candidate.rule] += candidate.combinations
+        elif reason := model.setting.trainer.why_unsupported(candidate):
+            dropped[reason] += 1
         else:
             layouts.append(candidate)
     if not layouts:
         space.check_not_empty()
-    estimates = model.estimate(layouts)
+        raise InputError(f"{space.name} has no legal layout: {dropped.most_common(1)[0][0]}")
+    prepared = model.prepare(layouts)
+    estimates = model.estimate(prepared)
     score = np.log(estimates.step_seconds) - np.log(estimates.fit_probability)
     order = np.argsort(score, kind="stable")
     hopeless = estimates.fit_probability[order] < HOPELESS

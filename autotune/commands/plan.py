@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from autotune.cost.model import CostModel, Estimates
-from autotune.errors import InputError
+from autotune.cost.trainers import known_trainers, trainer_named
+from autotune.cost.uncertainty import step_time_interval
+from autotune.errors import InputError, in_field
 from autotune.hardware import Device, device_named, known_devices, unknown_gpu
 from autotune.inputs import read_json, validated
 from autotune.layout import Layout, layout_from_mapping, why_illegal
@@ -35,6 +37,12 @@ _DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multipr
 @click.option("--memory-gib", type=AMOUNT, metavar="X", help="Memory per device.")
 @click.option("--memory-bandwidth", type=AMOUNT, metavar="X", help="In GB/s per device.")
 @click.option("--multiprocessors", type=COUNT, metavar="N", help="Streaming multiprocessors.")
+@click.option(
+    "--trainer",
+    default="deepspeed_llm",
+    metavar="NAME",
+    help="Training code to predict: " + ", ".join(known_trainers()) + ".",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def main(
     top: int,
@@ -43,6 +51,7 @@ def main(
     memory_gib: float | None,
     memory_bandwidth: float | None,
     multiprocessors: int | None,
+    trainer: str,
     as_json: bool,
     **given: Any,
 ) -> int:
@@ -56,20 +65,25 @@ def main(
     }
     options = SpaceOptions(**given)
     space = space_from_options(options, device=_device(options.gpu, stated))
-    model = CostModel(space.model, space.precision, space.cluster)
+    with in_field("trainer"):
+        trainer_named(trainer)
+    model = CostModel(space.model, space.precision, space.cluster, trainer=trainer)
     console = plain_console()
     if explain is not None:
         layout = _layout_to_explain(explain, space)
-        estimates = model.estimate([layout])
+        prepared = model.prepare([layout])
+        estimates = model.estimate(prepared)
+        low, high = (float(bound[0]) for bound in step_time_interval(model, prepared))
         if as_json:
-            print(json.dumps(_explained(layout, estimates, space), indent=2))
+            print(json.dumps(_explained(layout, estimates, space, (low, high)), indent=2))
         else:
-            print_explained(console, space, layout, estimates)
+            print_explained(console, space, layout, estimates, (low, high))
         return 0
     ranked = make_plan(space, model)
     if as_json:
         content = {
             "predicted": True,
+            "trainer": trainer,
             "layouts": ranked.rows(top),
             "dropped": dict(ranked.dropped),
             "nothing_fits": ranked.nothing_fits,
@@ -124,7 +138,9 @@ def _layout_to_explain(text: str, space: SearchSpace) -> Layout:
     return layout
 
 
-def _explained(layout: Layout, estimates: Estimates, space: SearchSpace) -> dict[str, Any]:
+def _explained(
+    layout: Layout, estimates: Estimates, space: SearchSpace, interval: tuple[float, float]
+) -> dict[str, Any]:
     def parts(causes: Any) -> dict[str, float]:
         return {f.name: float(getattr(causes, f.name)[0]) for f in dataclasses.fields(causes)}
 
@@ -133,6 +149,8 @@ def _explained(layout: Layout, estimates: Estimates, space: SearchSpace) -> dict
         "predicted": True,
         "layout": layout.columns(),
         "step_seconds": seconds,
+        "low_step_seconds": interval[0],
+        "high_step_seconds": interval[1],
         "mfu": predicted_mfu(space, seconds),
         "peak_memory_gib": float(estimates.peak_memory_gib[0]),
         "capacity_gib": estimates.capacity_gib,

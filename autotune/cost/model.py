@@ -13,6 +13,7 @@ from autotune.cost.setting import setting_of
 from autotune.cost.stages import Stages, stages_of
 from autotune.cost.time import StepTime, step_time
 from autotune.cost.trainers import constants_for, spreads_after_a_fit, spreads_for, trainer_named
+from autotune.errors import InputError
 from autotune.layout import Layout
 from autotune.model import Model, Precision
 
@@ -65,7 +66,13 @@ class CostModel:
         )
 
     def prepare(self, layouts: Sequence[Layout]) -> Prepared:
-        """Convert legal layouts to arrays once, to estimate them with different constants."""
+        """Convert legal layouts to arrays once, to estimate them with different constants.
+
+        Raises InputError for a layout that the trainer does not support.
+        """
+        for layout in layouts:
+            if reason := self.setting.trainer.why_unsupported(layout):
+                raise InputError(f"layout {layout.describe()}: {reason}")
         columns = columns_of(layouts)
         return Prepared(
             columns, stages_of(columns, self.setting.model, self.setting.trainer.partition)

@@ -17,7 +17,8 @@ from autotune.cost.stages import Partition
 from autotune.errors import InputError
 from autotune.hardware import Device, Kind, Measured, Network, usual_network
 from autotune.hardware.constants import ConstantsOfFile
-from autotune.inputs import Flag, Name, json_object, shown, validated
+from autotune.inputs import Flag, Name, json_object, listed, shown, validated
+from autotune.layout import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
@@ -65,6 +66,13 @@ class Trainer:
     backward pass; else their shards, which are gathered again."""
     constants: ConstantsOfFile = Field(default_factory=dict)
     """Its values of constants, on every device."""
+
+    def why_unsupported(self, layout: Layout) -> str | None:
+        """Why the trainer cannot train the layout, or None."""
+        if layout.data_parallel == 1 or layout.zero_stage in self.sharding:
+            return None
+        stages = listed([str(stage) for stage in self.sharding])
+        return f"trainer {self.name} has ZeRO stage {stages} only, got {layout.zero_stage}"
 
 
 @functools.cache

@@ -144,6 +144,7 @@ def _recorded_sweep(options: SearchOptions) -> Sweep:
         "--model": options.model,
         "--gpu": options.gpu,
         "--network": options.network,
+        "--network-gbit": options.network_gbit,
         "--precision": options.precision,
         "--sequence-length": options.sequence_length,
         "--global-batch-size": options.global_batch_size,

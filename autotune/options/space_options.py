@@ -15,7 +15,7 @@ from autotune.hardware import Device, Network, device_named, network_named
 from autotune.inputs import Name, read_json, shown, validated
 from autotune.model import Precision, model_from_mapping
 from autotune.named_spaces import load_space
-from autotune.options.command_line import COUNT
+from autotune.options.command_line import AMOUNT, COUNT
 from autotune.space import SearchSpace
 
 T = TypeVar("T")
@@ -39,6 +39,7 @@ class SpaceOptions:
     gpus_per_node: int | None = None
     gpu: str | Device | None = None
     network: str | Network | None = None
+    network_gbit: float | None = None
     precision: str | None = None
     sequence_length: int | None = None
     global_batch_size: int | None = None
@@ -57,6 +58,12 @@ def space_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--network",
             metavar="NAME|FILE.json",
             help="Links and network of the nodes, if not the usual ones of the device.",
+        ),
+        click.option(
+            "--network-gbit",
+            type=AMOUNT,
+            metavar="X",
+            help="Network of a node in Gb/s, all its cards together, if not that network's.",
         ),
         click.option(
             "--precision", type=click.Choice(get_args(Precision)), help="What the model trains in."
@@ -86,6 +93,11 @@ def space_from_options(
         current_device = changes.get("device", space.cluster.device)
         changes["device"] = _without_network(current_device)
         changes["network"] = network_of_option(options.network)
+    if options.network_gbit is not None:
+        links = _changed(space.cluster, changes).links
+        speed = {"nic_gbit_per_second": options.network_gbit, "nics_per_node": 1}
+        with in_field("network_gbit"):
+            changes["network"] = _changed(links, {**speed, "oversubscription": 1.0})
     sizes = {
         "sequence_length": options.sequence_length,
         "global_batch_size": options.global_batch_size,

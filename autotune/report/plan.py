@@ -29,14 +29,17 @@ def print_ranked(console: Console, plan: Plan, top: int) -> None:
         return
     table = Table(title="Predicted, most promising first")
     table.add_column("layout", no_wrap=True)
-    for heading in ("step s", "MFU", f"GiB of {estimates.capacity_gib:.1f}", "fits"):
+    for heading in ("step s", "80 % within", "MFU", f"GiB of {estimates.capacity_gib:.1f}", "fits"):
         table.add_column(heading, justify="right")
     table.add_column("other kernels")
-    for best, others in list(_by_layout(plan))[:top]:
+    groups = list(_by_layout(plan))[:top]
+    low, high = plan.intervals([best for best, _ in groups])
+    for place, (best, others) in enumerate(groups):
         seconds = float(estimates.step_seconds[best])
         table.add_row(
             plan.layouts[best].describe(),
             f"{seconds:.3g}",
+            f"{low[place]:.3g} to {high[place]:.3g}",
             _percent(predicted_mfu(space, seconds)),
             f"{estimates.peak_memory_gib[best]:.3g}",
             f"{estimates.fit_probability[best]:.0%}",
@@ -78,7 +81,11 @@ def print_not_ranked(console: Console, reasons: Mapping[str, int], what: str) ->
 
 
 def print_explained(
-    console: Console, space: SearchSpace, layout: Layout, estimates: Estimates
+    console: Console,
+    space: SearchSpace,
+    layout: Layout,
+    estimates: Estimates,
+    interval: tuple[float, float],
 ) -> None:
     """Print one layout's step time and memory by cause."""
     console.print(headline(space), soft_wrap=True)
@@ -87,7 +94,8 @@ def print_explained(
     console.print(_parts("Predicted seconds per step", estimates.time, "s"))
     console.print(_parts("Predicted peak memory of the worst rank", estimates.memory, "GiB"))
     console.print(
-        f"predicted: {seconds:.3g} s per step, MFU {_percent(predicted_mfu(space, seconds))}; "
+        f"predicted: {seconds:.3g} s per step, {interval[0]:.3g} to {interval[1]:.3g} s with a "
+        f"probability of 80 %, MFU {_percent(predicted_mfu(space, seconds))}; "
         f"{estimates.peak_memory_gib[0]:.3g} of {estimates.capacity_gib:.3g} GiB, fits with "
         f"probability {estimates.fit_probability[0]:.0%}",
         soft_wrap=True,
