@@ -30,11 +30,20 @@ class Measured(Stated):
     """The value that the fit replaced; null where there was none."""
 
 
-def _with_kinds(constants: Any) -> Any:
-    """The constants, with a `kind` added where an older file has none."""
+# Constants of a law that version 0.2 replaced by the nominal figures of a network's file.
+_RETIRED = frozenset(
+    {"link_gb_per_second", "network_gb_per_second", "stage_gb_per_second"}
+    | {"network_tensor_exponent", "network_nodes_exponent", "network_devices_exponent"}
+)
+
+
+def _as_of_today(constants: Any) -> Any:
+    """The constants of an older file: each with a `kind`, and without those that were retired."""
     if not isinstance(constants, Mapping):
         return constants
-    return {name: _with_kind(constant) for name, constant in constants.items()}
+    return {
+        name: _with_kind(constant) for name, constant in constants.items() if name not in _RETIRED
+    }
 
 
 def _with_kind(constant: Any) -> Any:
@@ -46,5 +55,5 @@ def _with_kind(constant: Any) -> Any:
     return {**constant, "kind": next(kinds, "stated"), **unfitted}
 
 
-ConstantsOfFile = Annotated[Mapping[str, Measured], BeforeValidator(_with_kinds)]
+ConstantsOfFile = Annotated[Mapping[str, Measured], BeforeValidator(_as_of_today)]
 """Constants by name, as a hardware file has them."""

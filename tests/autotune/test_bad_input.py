@@ -700,14 +700,9 @@ BAD_DEVICES: list[tuple[tuple[str, ...], object, str]] = [
     (("memory_gib",), float("nan"), "numbers must be finite, got NaN"),
     (("attention_kernels",), ["flash_atn"], "attention_kernels must be 'math', 'sdpa_flash'"),
     (("constants", "speed"), UNLIKELY, "constant must be one of those of constants.json, got 'sp"),
-    (("constants", "link_gb_per_second"), UNLIKELY, "link_gb_per_second must be from 1e-09 to"),
+    (("constants", "link_efficiency"), UNLIKELY, "link_efficiency must be from 1e-09 to"),
     (("constants", "overlap"), {**UNLIKELY, "value": 2}, "overlap must be from 0 to 1, got 2"),
-    (
-        ("constants", "network_nodes_exponent"),
-        {**UNLIKELY, "value": 99},
-        "network_nodes_exponent must be from 0 to 10, got 99",
-    ),
-    (("trainers", "megatron"), {}, "trainer must be one of deepspeed_llm, hagemann2023, got 'meg"),
+    (("trainers", "mine"), {}, "trainer must be one of deepspeed, deepspeed_fp32_gradients, "),
 ]
 
 

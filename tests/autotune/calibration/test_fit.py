@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.calibration.fit import accuracy, before_any_fit, fit, leave_one_out
+from autotune.calibration.fit import (
+    accuracy,
+    before_any_fit,
+    fit,
+    leave_one_out,
+    network_before_any_fit,
+)
 from autotune.calibration.recorded_runs import RecordedRun, Sweep, read_sweeps
 from autotune.cluster import Cluster
 from autotune.commands.calibrate import main, with_constants
@@ -25,6 +31,7 @@ from autotune.hardware import (
     device_from_json,
     device_named,
     device_to_json,
+    network_named,
 )
 from autotune.layout import Layout
 from autotune.named_spaces import load_space
@@ -50,18 +57,19 @@ SPACE = load_space("llm13b").restricted(
     }
 )
 MODEL = dataclasses.replace(SPACE.model, precision="bf16")
-CLUSTER = Cluster(nodes=8, gpus_per_node=8, device=A100)
+NETWORK = network_before_any_fit(network_named("hagemann2023"))
+CLUSTER = Cluster(nodes=8, gpus_per_node=8, device=A100, network=NETWORK)
 LAYOUTS = [
     dataclasses.replace(
         layout, attention_kernel="math" if layout.attention_kernel == "math" else "flash2"
     )
     for layout in SPACE.layouts()
 ]
-ASSUMED = assumed_constants("hagemann2023")
+ASSUMED = constants_for(A100, "hagemann2023", NETWORK)
 TRUE = {
     **ASSUMED,
     "gemm_efficiency": 0.85 * ASSUMED["gemm_efficiency"],
-    "link_gb_per_second": 1.15 * ASSUMED["link_gb_per_second"],
+    "link_efficiency": 1.15 * ASSUMED["link_efficiency"],
     "sharded_activations": 1.3 * ASSUMED["sharded_activations"],
 }
 
@@ -137,7 +145,7 @@ def test_a_fit_improves_the_accuracy(sweep: Sweep, fitted: dict[str, float]) -> 
 
 
 def test_the_constants_that_moved_are_found(fitted: dict[str, float]) -> None:
-    for name, tolerance in (("gemm_efficiency", 0.02), ("link_gb_per_second", 0.05)):
+    for name, tolerance in (("gemm_efficiency", 0.02), ("link_efficiency", 0.05)):
         assert fitted[name] == pytest.approx(TRUE[name], rel=tolerance)
 
 
@@ -353,7 +361,7 @@ def test_the_written_hardware_file_gives_the_fitted_constants(
     runs, out = written(tmp_path / "runs.csv", sweep), tmp_path / "mine.json"
     assert calibrated(runs, "--gpu", hardware_file(tmp_path / "plain.json"), "--out", out) == 0
     device = device_named(str(out))
-    found = constants_for(device, "hagemann2023")
+    found = constants_for(device, "hagemann2023", NETWORK)
     # Four digits are written, and what moved by less than a thousandth is not.
     assert found == pytest.approx(fitted, rel=1e-3)
     assert dataclasses.replace(device, constants={}, trainers={}) == A100
@@ -361,7 +369,8 @@ def test_the_written_hardware_file_gives_the_fitted_constants(
     assert device.constants["gemm_efficiency"].source == (
         f"fitted on {ran} layouts that ran and {out_of_memory} that ran out of memory: synthetic"
     )
-    assert "attention.flash2.efficiency" in device.trainers["hagemann2023"]
+    assert "attention.flash2.efficiency" in device.constants
+    assert "sharded_activations" in device.trainers["hagemann2023"]
     assert "usable_memory" not in device.constants
     shown = capsys.readouterr().out
     assert "fitted on itself" in shown and f"wrote {out}; use it with --gpu {out}" in shown
@@ -381,9 +390,7 @@ def test_a_second_calibration_does_not_build_on_the_first(
 def test_a_second_calibration_starts_where_the_first_did(
     tmp_path: Path, sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stated = {
-        "stage_gb_per_second": Measured(value=100, kind="stated", source="as the maker states")
-    }
+    stated = {"stage_efficiency": Measured(value=1, kind="stated", source="as the maker states")}
     start = dataclasses.replace(A100, constants=stated)
     first = tmp_path / "first.json"
     runs = written(tmp_path / "runs.csv", sweep)

@@ -13,6 +13,7 @@ from autotune.cost.columns import columns_of
 from autotune.cost.matrix_products import tile_efficiency
 from autotune.cost.memory import block_activation_bytes
 from autotune.cost.model import CostModel, Estimates, fit_probability
+from autotune.cost.trainers import known_trainers
 from autotune.errors import InputError
 from autotune.hardware import device_named, unknown_gpu
 from autotune.layout import Layout
@@ -58,7 +59,10 @@ def cases(draw: st.DrawFn, **fixed: st.SearchStrategy[Any]) -> tuple[CostModel, 
     }
     layout = Layout(**{name: draw(strategy) for name, strategy in values.items()})
     sharded = layout.tensor_parallel > 1 and draw(st.booleans())
-    stage = draw(st.sampled_from([1, 2, 3])) if layout.pipeline_parallel == 1 else 1
+    trainer = draw(st.sampled_from(sorted(known_trainers())))
+    stages = known_trainers()[trainer].sharding
+    most = 3 if layout.pipeline_parallel == 1 else 1
+    stage = draw(st.sampled_from([stage for stage in stages if stage <= most]))
     layout = dataclasses.replace(layout, sequence_parallel=sharded, zero_stage=stage)
     heads = draw(st.sampled_from([32, 40, 64]))
     model = Model(
@@ -73,7 +77,6 @@ def cases(draw: st.DrawFn, **fixed: st.SearchStrategy[Any]) -> tuple[CostModel, 
             layout.data_parallel * layout.micro_batch_size * layout.gradient_accumulation_steps
         ),
     )
-    trainer = draw(st.sampled_from(["deepspeed_llm", "hagemann2023"]))
     return CostModel(model, "bf16", on(layout.world_size), trainer=trainer), layout
 
 
@@ -336,8 +339,10 @@ def test_twice_the_peak_halves_matrix_products_and_nothing_that_memory_decides(
         for device in (A100, faster)
     )
     assert after["matrix_products"] == before["matrix_products"] / 2
-    for cause in ("element_wise", "tensor_parallel", "launch", "data_parallel", "optimiser"):
+    for cause in ("element_wise", "tensor_parallel", "launch", "optimiser"):
         assert after[cause] == before[cause]
+    # A shorter backward pass hides less.
+    assert after["data_parallel"] >= before["data_parallel"]
 
 
 def test_twice_the_memory_bandwidth_halves_element_wise_work_and_the_optimiser() -> None:
@@ -410,8 +415,9 @@ def test_collectives_in_blocks_by_hand() -> None:
     # Two all-reduces forward and two backward of 4096 tokens x 4096 x 2 bytes; at size 4 a ring
     # moves 3/2 of that: 4 x 50,331,648 bytes in each of 32 blocks, for 16 micro-batches.
     layout = Layout(tensor_parallel=4, gradient_accumulation_steps=16)
-    found = seconds(LLAMA, on(4), layout, link_gb_per_second=100, link_latency_seconds=0)
-    assert found["tensor_parallel"] == pytest.approx(4 * 50_331_648 * 32 * 16 / 100e9)
+    found = seconds(LLAMA, on(4), layout, link_efficiency=0.5, link_latency_seconds=0)
+    # Half of the A100's 300 GB/s in one direction.
+    assert found["tensor_parallel"] == pytest.approx(4 * 50_331_648 * 32 * 16 / 150e9)
 
 
 def test_attention_by_hand() -> None:
@@ -433,12 +439,17 @@ def test_attention_by_hand() -> None:
 
 
 def test_reduction_of_gradients_by_hand() -> None:
-    # ZeRO 1 over 8 replicas: 7/8 of the bf16 gradients once to and once fro. Parameters of a block:
-    # 2 x 4096^2 + 2 x 4096 x 1024 + 3 x 4096 x 14336 + 2 x 4096; of an embedding 32768 x 4096.
+    # DeepSpeed's ZeRO 1 over 8 replicas: 7/8 of the bf16 gradients to and fro, then of the weights.
+    # Parameters of a block: 2 x 4096^2 + 2 x 4096 x 1024 + 3 x 4096 x 14336 + 2 x 4096; of an
+    # embedding 32768 x 4096.
     parameters = 32 * 218_112_000 + 2 * 134_217_728
     layout = Layout(data_parallel=8, gradient_accumulation_steps=8)
-    found = seconds(LLAMA, on(8), layout, link_gb_per_second=100)
-    assert found["data_parallel"] == pytest.approx(2 * 7 / 8 * 2 * parameters / 100e9)
+    found = seconds(
+        LLAMA, on(8), layout, link_efficiency=0.5, overlap=0, message_parameters=parameters
+    )
+    latencies = 3 * (8.4e-6 + 7 * 3.4e-6)
+    seconds_expected = 3 * 7 / 8 * 2 * parameters / 150e9 + latencies
+    assert found["data_parallel"] == pytest.approx(seconds_expected)
 
 
 def test_the_optimiser_by_hand() -> None:

@@ -175,14 +175,20 @@ def test_the_update_needs_two_copies_of_the_ranks_gradients() -> None:
 
 
 def test_volumes_of_zero_per_parameter() -> None:
-    # Section 7: stages 1 and 2 move twice the gradients' volume, stage 3 three times.
-    cost = CostModel(SEVEN_AND_A_HALF_BILLION, "bf16", on(64))
+    # Section 7: stages 1 and 2 move twice the gradients' volume, stage 3 three times. DeepSpeed's
+    # stages 1 and 2 reduce with an all-reduce, so they move three times as well.
     layouts = [Layout(data_parallel=64, zero_stage=stage) for stage in (1, 2, 3)]
-    first, second, third = cost.estimate(
-        layouts, {**cost.constants, "overlap": 0}
-    ).time.data_parallel
+
+    def exchanged(trainer: str, layouts: list[Layout]) -> Any:
+        cost = CostModel(SEVEN_AND_A_HALF_BILLION, "bf16", on(64), trainer=trainer)
+        exposed = {"overlap": 0, "message_parameters": 5e7, "message_parameters_per_replica": 0}
+        return cost.estimate(layouts, {**cost.constants, **exposed}).time.data_parallel
+
+    first, second, third = exchanged("deepspeed_llm", layouts)
+    (twice,) = exchanged("nemo", layouts[:1])
+    assert first == pytest.approx(1.5 * twice)
     assert second == pytest.approx(first)
-    assert third == pytest.approx(1.5 * first)
+    assert third == pytest.approx(first)
 
 
 # Pipelines: Narayanan et al. 2021 (arXiv 2104.04473), section 2.2.
@@ -194,7 +200,7 @@ def test_the_bubble_of_equal_stages_is_the_published_share(stages: int, micro_ba
     # thousandth; transfers are made free.
     model = dataclasses.replace(LLAMA, vocab_size=8)
     cost = CostModel(model, "bf16", on(stages))
-    free = {"stage_latency_seconds": 0.0, "stage_gb_per_second": 1e9, "link_gb_per_second": 1e9}
+    free = {"stage_latency_seconds": 0.0, "stage_efficiency": 1e9, "link_efficiency": 1e9}
     layout = Layout(pipeline_parallel=stages, gradient_accumulation_steps=micro_batches)
     time = cost.estimate([layout], {**cost.constants, **free}).time
     work = (

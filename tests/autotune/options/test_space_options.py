@@ -60,13 +60,13 @@ def test_a_network_that_is_named_is_taken_before_that_of_a_calibrated_device(
     tmp_path: Path,
 ) -> None:
     link = Measured(value=7.0, kind="fitted", source="somebody's runs")
-    device = dataclasses.replace(device_named("h100"), constants={"link_gb_per_second": link})
+    device = dataclasses.replace(device_named("h100"), constants={"link_efficiency": link})
     file = tmp_path / "mine.json"
     file.write_text(device_to_json(device))
     own = space(space="llm13b", gpu=str(file))
-    assert own.cluster.device.constants["link_gb_per_second"] == link
+    assert own.cluster.device.constants["link_efficiency"] == link
     other = space(space="llm13b", gpu=str(file), network="dgx-h100")
-    assert "link_gb_per_second" not in other.cluster.device.constants
+    assert "link_efficiency" not in other.cluster.device.constants
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_network_that_is_named_is_taken_before_that_of_a_calibrated_device(
         ({"fix": ("speed=3",)}, "^fix: dimension must be one of tensor_parallel, "),
         ({"fix": ("context_parallel=2",)}, "^fix: context parallelism .* is not offered yet"),
         ({"fix": ("gradient_accumulation_steps=2",)}, "^fix: dimension must be one of"),
-        ({"network": "dgx"}, "^network: network must be one of dgx-a100, "),
+        ({"network": "dgx"}, "^network: network must be one of a3-high, "),
     ],
 )
 def test_restrictions(options: dict[str, Any], sentence: str | None) -> None:

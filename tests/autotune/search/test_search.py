@@ -76,7 +76,7 @@ def world(*, slower: float, seed: int, memory: float = 0.95) -> dict[Layout, Obs
     wrong = {
         **MODEL.constants,
         "gemm_efficiency": MODEL.constants["gemm_efficiency"] / slower,
-        "link_gb_per_second": MODEL.constants["link_gb_per_second"] / slower**2,
+        "link_efficiency": MODEL.constants["link_efficiency"] / slower**2,
     }
     estimates = MODEL.estimate(LAYOUTS, wrong)
     seconds = estimates.step_seconds * np.exp(0.01 * random.standard_normal(len(LAYOUTS)))
