@@ -35,7 +35,6 @@ _REQUIRED_VALUE: dict[str, object] = {
     "attention_bias": False,
     "mlp_bias": False,
     "hidden_act": "silu",
-    "tie_word_embeddings": False,
 }
 _PRECISION_OF_DTYPE: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16"}
 

@@ -1,6 +1,6 @@
 """Predictions judged by training runs that others published: errors, intervals, order, memory.
 
-    python benchmarks/published.py --runs CSV [--json OUT] [--pictures FOLDER]
+    python benchmarks/published.py --runs CSV [--json OUT]
 
 CSV has the columns of `autotune.calibration.published_runs.COLUMNS`. No constant of the cost model
 is fitted to published runs, so no row is judged by a fit that saw it or its source.
@@ -100,6 +100,11 @@ def judge(run: PublishedRun) -> Judged:
     )
 
 
+def clean_rows(judged: Sequence[Judged]) -> list[Judged]:
+    """The rows whose step time judges the predictions."""
+    return [row for row in judged if row.run.clean and row.step_seconds is not None]
+
+
 def hardware_of(run: PublishedRun) -> str:
     """Device of a run that can be said."""
     assert run.training is not None
@@ -145,11 +150,10 @@ def _batch(judged: Judged) -> int:
 @click.command()
 @click.option("--runs", "path", type=click.Path(path_type=Path), required=True, metavar="CSV")
 @click.option("--json", "out", type=click.Path(path_type=Path), metavar="OUT")
-@click.option("--pictures", type=click.Path(path_type=Path), metavar="FOLDER")
-def main(path: Path, out: Path | None, pictures: Path | None) -> int:
+def main(path: Path, out: Path | None) -> int:
     """Print the prediction errors of published runs."""
     judged = [judge(run) for run in read_published_runs(path)]
-    clean = [row for row in judged if row.run.clean and row.step_seconds is not None]
+    clean = clean_rows(judged)
     console = Console(width=_WIDTH)
     for title, group in (
         ("source", lambda run: run.source),
@@ -161,10 +165,6 @@ def main(path: Path, out: Path | None, pictures: Path | None) -> int:
     if out is not None:
         rows = [row.as_json() for row in judged]
         out.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
-    if pictures is not None:
-        from benchmarks.published_pictures import draw
-
-        draw(clean, pictures)
     return 0
 
 
@@ -214,8 +214,8 @@ def _print_others(console: Console, judged: Sequence[Judged], clean: Sequence[Ju
     false_alarms = [row.run.id for row in fits if (row.fit_probability or 0) < 0.5]
     console.print(
         f"Out of memory: {len(out) - len(missed)} of {len(out)} predicted (missed: "
-        f"{', '.join(missed) or 'none'}); of {len(fits)} runs that fitted, {len(false_alarms)} were "
-        f"predicted not to ({', '.join(false_alarms) or 'none'})"
+        f"{', '.join(missed) or 'none'}); of {len(fits)} runs that fitted, "
+        f"{len(false_alarms)} were predicted not to ({', '.join(false_alarms) or 'none'})"
     )
     ratios: dict[str, list[float]] = collections.defaultdict(list)
     for row in known:

@@ -101,6 +101,7 @@ def request_from_options(options: SearchOptions) -> Request:
     # A hardware file may name constants that the cost model does not know.
     cluster = space.cluster
     constants_for(cluster.device, request.description.trainer, cluster.network)
+    request.description.check_model(space.model)
     return request
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from autotune.cluster import Cluster
 from autotune.layout import SEARCHED, Layout
+from autotune.model import Model
 from autotune.space import SearchSpace
 from autotune.trial.trial import Ended, StepReport, TrialSpec
 
@@ -82,6 +83,8 @@ class TrainableDescription:
     (`autotune.cost.trainers`)."""
     make: Callable[[TrainableSetup], Trainable]
     """Creates the trainable on the head; heavy imports belong here. Raises InputError."""
+    check_model: Callable[[Model], None] = lambda model: None
+    """Raises InputError for a model that it cannot train. Called before anything starts."""
     reduced_trials: bool = True
     """Whether it supports reduced trials, with fewer micro-batches per step."""
     exportable: bool = True

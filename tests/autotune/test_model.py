@@ -40,6 +40,20 @@ def test_hardware_flops_rise_with_recomputation_and_stay_below_twice_the_models(
     assert none < LLAMA_13B.model_flops_per_token
 
 
+def test_tied_embeddings_and_a_missing_gate_have_fewer_parameters() -> None:
+    whole = LLAMA_13B.parameters
+    matrix = LLAMA_13B.vocab_size * LLAMA_13B.hidden_size
+    gates = 40 * LLAMA_13B.hidden_size * LLAMA_13B.intermediate_size
+    tied = dataclasses.replace(LLAMA_13B, tie_word_embeddings=True)
+    ungated = dataclasses.replace(LLAMA_13B, gated_feed_forward=False)
+    assert (whole - tied.parameters, whole - ungated.parameters) == (matrix, gates)
+    # The output matrix still multiplies; the look-up never did.
+    assert tied.hardware_flops_per_token("none") == LLAMA_13B.hardware_flops_per_token("none")
+    assert ungated.hardware_flops_per_token("full") == pytest.approx(
+        LLAMA_13B.hardware_flops_per_token("full") - 8 * gates
+    )
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
@@ -48,7 +62,7 @@ def test_hardware_flops_rise_with_recomputation_and_stay_below_twice_the_models(
         ({"hidden_size": 5121}, "num_attention_heads must divide hidden_size, got 40 and 5121"),
         ({"num_key_value_heads": 7}, "num_key_value_heads must divide num_attention_heads"),
         ({"experts": 8}, "model: unknown key experts"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings must be False, got True"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings must be a valid boolean, got 1"),
         ({"torch_dtype": "float16"}, "torch_dtype must be float32 or bfloat16, got 'float16'"),
         ({"head_dim": 64}, "head_dim must be hidden_size / num_attention_heads = 128, got 64"),
         ({"vocab_size": True}, "vocab_size must be a valid integer, got True"),

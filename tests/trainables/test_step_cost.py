@@ -12,8 +12,8 @@ import pytest
 
 from autotune.cluster import Cluster
 from autotune.cost import states
-from autotune.cost.trainers import assumed_constants
 from autotune.cost.model import CostModel
+from autotune.cost.trainers import assumed_constants
 from autotune.hardware import device_named
 from autotune.layout import layout_from_mapping
 from autotune.model import Model

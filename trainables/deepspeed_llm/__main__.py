@@ -27,6 +27,7 @@ from autotune.space import precision_on
 from autotune.trial.corpus import check_data
 from autotune.trial.deepspeed_config import worker_environment
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
+from trainables.deepspeed_llm.description import check_model
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 from trainables.deepspeed_llm.launched import launched
 from trainables.deepspeed_llm.output import step_line, summary_line
@@ -128,6 +129,7 @@ def _spec(
 ) -> TrialSpec:
     """The trial that the options ask for; `started`: ranks that a launcher started."""
     the_model = model_from_mapping(read_json(model, what="model"))
+    check_model(the_model)
     the_layout = layout_from_mapping(read_json(layout, what="layout"), the_model)
     hardware = _device(device, gpu)
     precision = the_model.precision or precision_on(hardware.kind)

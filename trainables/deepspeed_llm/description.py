@@ -1,6 +1,18 @@
 """What the tuner knows of this trainable before it imports torch."""
 
+from autotune.errors import InputError
+from autotune.model import Model
 from autotune.trial.trainable import Trainable, TrainableDescription, TrainableSetup
+
+
+def check_model(model: Model) -> None:
+    """Raise InputError for a model that the worker does not train (the cost model plans it)."""
+    for name, required in (("tie_word_embeddings", False), ("gated_feed_forward", True)):
+        if getattr(model, name) != required:
+            raise InputError(
+                f"the DeepSpeed worker trains Llama models only: {name} must be {required}, "
+                f"got {not required}"
+            )
 
 
 def _make(setup: TrainableSetup) -> Trainable:
@@ -10,5 +22,5 @@ def _make(setup: TrainableSetup) -> Trainable:
 
 
 DESCRIPTION = TrainableDescription(
-    name="deepspeed", trains="real", trainer="deepspeed_llm", make=_make
+    name="deepspeed", trains="real", trainer="deepspeed_llm", make=_make, check_model=check_model
 )
