@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 RUNS ?= ../shared/paper_runs
 
-.PHONY: run test test-fast test-all faults soak check bench bench-gpu bench-recorded gpu-wheels docs clean
+.PHONY: run test test-fast test-all faults soak check bench bench-gpu bench-recorded bench-published gpu-wheels docs clean
 
 # As for a long training run: a short one would end the search after a handful of trials.
 run: .venv/installed
@@ -67,6 +67,13 @@ gpu-wheels: .venv/installed
 bench-recorded: .venv/installed
 	$(BIN)/python benchmarks/cost_accuracy.py --runs $(RUNS)
 	$(BIN)/python benchmarks/search_replay.py --runs $(RUNS)
+
+# Training runs that others published: PUBLISHED is a CSV with the columns of
+# autotune/calibration/published_runs.py.
+PUBLISHED ?= ../shared/published_runs/published.csv
+bench-published: .venv/installed-dev
+	$(BIN)/python benchmarks/published.py --runs $(PUBLISHED)
+	$(BIN)/python -m benchmarks.published_pictures --runs $(PUBLISHED) --out docs/results
 
 # Pages and pictures that are made from the code.
 docs: .venv/installed

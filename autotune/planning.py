@@ -69,7 +69,7 @@ class Plan:
         ]
 
     def intervals(self, indices: Sequence[int] | NDArray[np.intp]) -> tuple[Array, Array]:
-        """Bounds in seconds that hold the step times of those layouts with a probability of 80 %."""
+        """Bounds in seconds that hold the step times of those layouts with 80 % probability."""
         prepared = self.model.prepare([self.layouts[index] for index in indices])
         return step_time_interval(self.model, prepared)
 

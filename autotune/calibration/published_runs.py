@@ -31,49 +31,20 @@ _OTHER_TRAINER = "megatron"
 # Dtypes of the formulas: fp16 and bf16 have the same size and speed.
 _DTYPES = ("bf16", "fp16")
 
-COLUMNS = [
-    "id",
-    "source",
-    "hardware",
-    "gpus",
-    "gpus_per_node",
-    "nodes",
-    "layers",
-    "hidden",
-    "heads",
-    "kv_heads",
-    "ffn",
-    "ffn_gated",
-    "tied_embeddings",
-    "vocab",
-    "sequence_tokens",
-    "global_batch_sequences",
-    "micro_batch_sequences",
-    "tp",
-    "pp",
-    "vp",
-    "cp",
-    "dp",
-    "zero_stage",
-    "sharding_as_published",
-    "checkpointing",
-    "sequence_parallel",
-    "attention_kernel",
-    "norm",
-    "torch_compile",
-    "dtype",
-    "step_seconds",
-    "peak_memory_gib",
-    "memory_kind",
-    "oom",
-    "nvlink_gb_s_both_ways",
-    "network_gbit_s_per_gpu",
-    "device_memory_gib",
+# fmt: off
+COLUMNS = (
+    "id", "source", "hardware", "gpus", "gpus_per_node", "nodes",
+    "layers", "hidden", "heads", "kv_heads", "ffn", "ffn_gated", "tied_embeddings", "vocab",
+    "sequence_tokens", "global_batch_sequences", "micro_batch_sequences", "tp", "pp", "vp",
+    "cp", "dp", "zero_stage",
+    "sharding_as_published", "checkpointing", "sequence_parallel", "attention_kernel", "norm",
+    "torch_compile", "dtype",
+    "step_seconds", "peak_memory_gib", "memory_kind", "oom",
+    "nvlink_gb_s_both_ways", "network_gbit_s_per_gpu", "device_memory_gib",
     "device_memory_gb_s",
-    "status",
-    "why_not",
-    "doubt",
-]
+    "status", "why_not", "doubt",
+)
+# fmt: on
 """Columns that are read; a file may have others."""
 
 
