@@ -22,6 +22,7 @@ if __package__ in (None, ""):  # run as a script, and the project may not be ins
 import click
 from rich.console import Console
 
+from autotune.calibration.measured_device import measured_device
 from autotune.cluster import Cluster
 from autotune.errors import InputError
 from autotune.hardware import Device, device_named, device_of_accelerator, device_to_json
@@ -35,7 +36,6 @@ from autotune.trial.deepspeed_config import worker_environment
 from autotune.trial.trial import TrialSpec
 from benchmarks.on_gpu import curves, peers
 from benchmarks.on_gpu.children import ChildFailed, Children, ChildTookTooLong
-from benchmarks.on_gpu.hardware_file import measured_device
 from benchmarks.on_gpu.prediction import predict
 from benchmarks.on_gpu.report import markdown
 from benchmarks.on_gpu.results import Results

@@ -17,15 +17,8 @@ from autotune.layout import Layout, layout_from_mapping
 from autotune.model import Model
 from autotune.space import precision_on
 from autotune.trial.deepspeed_config import POINTWISE_SWITCH
+from trainables.probe.sizes import WIDTHS
 
-# Hidden size, feed-forward size, heads, key-value heads.
-WIDTHS = {
-    "7b": (4096, 11008, 32, 32),
-    "13b": (5120, 13824, 40, 40),
-    "30b": (6656, 17920, 52, 52),
-    "70b": (8192, 28672, 64, 8),
-    "small": (64, 192, 4, 2),
-}
 _MOST_LAYERS = 8
 _SHARE_AWAY_FROM_THE_EDGE = 0.7
 _CENTRE = {"width": "13b", "vocab_size": 32_000, "sequence_length": 4096, "micro_batch_size": 4}

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from autotune.calibration.measured_device import measured_device, saturation
 from autotune.errors import InputError
 from autotune.hardware import device_from_json, device_named
 from autotune.hardware.local_devices import local_gpus
 from benchmarks.on_gpu import rows as rows_module
 from benchmarks.on_gpu.children import ChildFailed, Children
-from benchmarks.on_gpu.hardware_file import measured_device, saturation
 from benchmarks.on_gpu.results import Results
 from benchmarks.on_gpu.rows import Planner
 from benchmarks.on_gpu.throughput import Worker

@@ -1,4 +1,4 @@
-"""Turns the curves of section 3 into constants of the device's hardware file.
+"""Turns curves of operations, each measured alone, into constants of the device's hardware file.
 
 Nothing is fitted to step times."""
 
