@@ -56,6 +56,33 @@ class Trainable(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One point of one curve."""
+
+    curve: str
+    """``facts``, ``bandwidth``, ``matrix_products``, ``attention KERNEL``, or an operation between
+    ranks and where its groups are, as in ``all_reduce within`` (`autotune.calibration.curves`)."""
+    point: Mapping[str, Any]
+    """Its figures by name; an ``error`` where the curve could not be measured any further."""
+
+
+class Prober(Protocol):
+    """Measures devices and network of a group of nodes."""
+
+    @property
+    def host_factory(self) -> Callable[..., RankHost]:
+        """Called once on each reserved node, with its `address`."""
+
+    def measure(
+        self, cluster: Cluster, hosts: Sequence[RankHost], *, seconds: float
+    ) -> Generator[Finding | None, None, None]:
+        """Measure for about so many seconds; None every second without news.
+
+        Closing the generator ends all ranks at once. Raises NodeCheckFailed and NodeLost.
+        """
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableSetup:
     """Arguments of a trainable's factory (`TrainableDescription.make`)."""
 
@@ -85,6 +112,9 @@ class TrainableDescription:
     """Creates the trainable on the head; heavy imports belong here. Raises InputError."""
     check_model: Callable[[Model], None] = lambda model: None
     """Raises InputError for a model that it cannot train. Called before anything starts."""
+    make_prober: Callable[[Literal["gpu", "cpu"], Mapping[str, str]], Prober] | None = None
+    """Creates what measures devices of that kind and their network, with such variables for its
+    ranks; None: it has no ranks."""
     reduced_trials: bool = True
     """Whether it supports reduced trials, with fewer micro-batches per step."""
     exportable: bool = True

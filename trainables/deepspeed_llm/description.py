@@ -1,8 +1,11 @@
 """What the tuner knows of this trainable before it imports torch."""
 
+from collections.abc import Mapping
+from typing import Literal
+
 from autotune.errors import InputError
 from autotune.model import Model
-from autotune.trial.trainable import Trainable, TrainableDescription, TrainableSetup
+from autotune.trial.trainable import Prober, Trainable, TrainableDescription, TrainableSetup
 
 
 def check_model(model: Model) -> None:
@@ -21,6 +24,17 @@ def _make(setup: TrainableSetup) -> Trainable:
     return DeepSpeedLlm(device_kind=setup.space.cluster.device.kind, env=setup.env)
 
 
+def _make_prober(device_kind: Literal["gpu", "cpu"], env: Mapping[str, str]) -> Prober:
+    from trainables.probe.launch import DeepSpeedProber
+
+    return DeepSpeedProber(device_kind=device_kind, env=env)
+
+
 DESCRIPTION = TrainableDescription(
-    name="deepspeed", trains="real", trainer="deepspeed_llm", make=_make, check_model=check_model
+    name="deepspeed",
+    trains="real",
+    trainer="deepspeed_llm",
+    make=_make,
+    check_model=check_model,
+    make_prober=_make_prober,
 )

@@ -45,7 +45,7 @@ class DeepSpeedLlm:
 
     def check(self, cluster: Cluster, hosts: Sequence[RankHost]) -> None:
         """Check each device with a small matrix product and all of them with an all-reduce."""
-        with Job("check", _check_spec(cluster), hosts) as job:
+        with Job("check", spec_of_all_ranks(cluster), hosts) as job:
             deadline = time.monotonic() + _CHECK_TIMEOUT_SECONDS
             waiting = set(range(job.world_size))
             consequences: list[str] = []
@@ -81,8 +81,8 @@ class DeepSpeedLlm:
                 if event is None:
                     yield progress.timeout()
                     return
-                if _is_failure(event):
-                    yield progress.failure(_collect_failures(event, job))
+                if is_failure(event):
+                    yield progress.failure(collect_failures(event, job))
                     return
                 if report := progress.record(event):
                     if not _is_finite(report):
@@ -168,32 +168,38 @@ class _Progress:
 
     def failure(self, failed: Sequence[Mapping[str, Any]]) -> Ended:
         """The outcome of the rank that caused the failure, not of ranks that failed as a result."""
-        cause = min(failed, key=_precedence)  # the earliest of equal precedence
-        if cause["event"] == "failed":
-            outcome, reason = Outcome(cause["outcome"]), cause["reason"]
-        else:
-            outcome, reason = Outcome.CRASHED, _exit_reason(cause["exit_code"])
-        return self.end(outcome, f"rank {cause['rank']}: {reason}")
+        return self.end(*cause_of(failed))
 
 
-def _collect_failures(first: Mapping[str, Any], job: Job) -> list[Mapping[str, Any]]:
+def cause_of(failed: Sequence[Mapping[str, Any]]) -> tuple[Outcome, str]:
+    """Outcome and reason of the failure that caused the others."""
+    cause = min(failed, key=_precedence)  # the earliest of equal precedence
+    if cause["event"] == "failed":
+        outcome, reason = Outcome(cause["outcome"]), cause["reason"]
+    else:
+        outcome, reason = Outcome.CRASHED, _exit_reason(cause["exit_code"])
+    return outcome, f"rank {cause['rank']}: {reason}"
+
+
+def collect_failures(first: Mapping[str, Any], job: Job) -> list[Mapping[str, Any]]:
     """The first failure and those shortly after it.
 
     If all of them are closed connections, wait for the cause: a node may have died, which is not
     the layout's failure. Raises NodeLost.
     """
-    failed = [first, *filter(_is_failure, job.events_during(_GRACE_SECONDS))]
+    failed = [first, *filter(is_failure, job.events_during(_GRACE_SECONDS))]
     deadline = time.monotonic() + _NODE_LOSS_SECONDS
     while all(map(_is_consequence, failed)) and len({e["rank"] for e in failed}) < job.world_size:
         event = job.next_event(deadline)
         if event is None:
             break
-        if _is_failure(event):
+        if is_failure(event):
             failed.append(event)
     return failed
 
 
-def _is_failure(event: Mapping[str, Any]) -> bool:
+def is_failure(event: Mapping[str, Any]) -> bool:
+    """Whether an event says that a rank failed."""
     return event["event"] == "failed" or bool(event.get("exit_code"))
 
 
@@ -220,8 +226,11 @@ def _without_envelope(event: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in event.items() if key not in ("event", "job_id")}
 
 
-def _check_spec(cluster: Cluster) -> TrialSpec:
-    """A minimal trial with one rank per device: the check uses only its ranks."""
+def spec_of_all_ranks(cluster: Cluster, seconds: float | None = None) -> TrialSpec:
+    """A minimal trial with one rank per device, for a job that does not train its model.
+
+    `seconds` is its time limit.
+    """
     model = Model(
         num_hidden_layers=1,
         hidden_size=2,
@@ -241,6 +250,7 @@ def _check_spec(cluster: Cluster) -> TrialSpec:
         warmup_steps=0,
         measured_steps=1,
         log_dir=None,
+        trial_timeout_seconds=seconds,
     )
 
 

@@ -50,13 +50,13 @@ class CudaPeakMemory:
         torch.cuda.reset_peak_memory_stats()
 
     def in_use(self) -> float:
-        return (torch.cuda.max_memory_allocated() + _non_torch_bytes()) / GIB
+        return (torch.cuda.max_memory_allocated() + non_torch_bytes()) / GIB
 
     def reserved(self) -> float:
-        return (torch.cuda.max_memory_reserved() + _non_torch_bytes()) / GIB
+        return (torch.cuda.max_memory_reserved() + non_torch_bytes()) / GIB
 
 
-def _non_torch_bytes() -> int:
+def non_torch_bytes() -> int:
     """Bytes in use on the current device outside torch's allocator."""
     free, total = torch.cuda.mem_get_info()
     return max(0, total - free - torch.cuda.memory_reserved())
@@ -75,7 +75,7 @@ def memory_limit(budget_gib: float | None, device: torch.device) -> Iterator[Non
     elif device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         # The CUDA context counts towards the limit, too.
-        tensors = max(0.0, budget_gib * GIB - _non_torch_bytes())
+        tensors = max(0.0, budget_gib * GIB - non_torch_bytes())
         torch.cuda.set_per_process_memory_fraction(min(1.0, tensors / total), device)
         yield
     else:

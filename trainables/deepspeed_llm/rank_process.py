@@ -44,6 +44,14 @@ def main(
         place = Place(rank=rank, local_rank=local_rank, world_size=job["world_size"], store=store)
         if job["task"] == "check":
             emit({"event": "checked", **_check(spec, place)})
+        elif job["task"] == "probe":
+            from trainables.probe.rank import probe
+
+            probe(
+                spec,
+                place,
+                lambda curve, point: emit({"event": "measured", "curve": curve, "point": point}),
+            )
         else:
             train(
                 spec,

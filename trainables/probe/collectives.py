@@ -1,0 +1,163 @@
+"""Times collectives and exchanges over message sizes: within nodes, between nodes, over all ranks.
+
+All groups of a kind run at once, as in training: every node's, and every chain of ranks of the
+same number across the nodes, which share the network cards. A time is the longest over all ranks.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_SECONDS_PER_BATCH = 0.05
+_BATCHES = 3
+_MOST_CALLS = 100
+
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")
+EXCHANGE = "exchange"
+"""Two ranks send each other a tensor of that size at the same time."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """What is measured: an operation in groups of ranks."""
+
+    operation: str
+    where: str
+    """within (a link domain), between (domains, a rank of each), all (ranks)."""
+    ranks: int
+    """Of one group."""
+    group: Any
+    """This rank's group; None: it has none, and only waits."""
+    peer: int | None = None
+    """The rank to exchange with."""
+
+
+def curves(rank: int, world_size: int, domain: int) -> list[Curve]:
+    """Make the groups and list the curves. All ranks must call it.
+
+    `domain`: consecutive ranks that share links, those of a node or of a rack.
+    """
+    domain = min(domain, world_size)
+    found: list[Curve] = []
+    if domain > 1:
+        found += _collectives("within", rank, _within(world_size, domain))
+    if world_size > domain:
+        found += _collectives("between", rank, _between(world_size, domain))
+        if domain > 1:
+            found += _collectives("all", rank, [list(range(world_size))])
+    if domain > 1:
+        pairs = [(first, first + 1) for nodes in _within(world_size, domain) for first in nodes[::2]]
+        pairs = [pair for pair in pairs if pair[0] // domain == pair[1] // domain]
+        found.append(_exchange("within", rank, pairs))
+    if world_size > domain:
+        pairs = [
+            (first, first + domain)
+            for start in range(0, world_size - domain, 2 * domain)
+            for first in range(start, start + domain)
+            if first + domain < world_size
+        ]
+        found.append(_exchange("between", rank, pairs))
+    return found
+
+
+def measure(
+    curve: Curve, sizes: Sequence[int], device: torch.device, enough: Callable[[], bool]
+) -> Iterator[dict[str, Any]]:
+    """A point per size in bytes, with the seconds of one call. All ranks must go through it.
+
+    `enough` is asked on all ranks at once after the first two points.
+    """
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    for number, size in enumerate(sizes):
+        if number >= 2 and enough():
+            return
+        elements = max(1, size // dtype.itemsize // curve.ranks) * curve.ranks
+        call = _call(curve, elements, device, dtype)
+        yield {
+            "ranks": curve.ranks,
+            "bytes": elements * dtype.itemsize,
+            "seconds": _seconds(call, device),
+        }
+
+
+def agreed(value: float, device: torch.device) -> float:
+    """The largest value over all ranks."""
+    tensor = torch.tensor([value], dtype=torch.float32, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return float(tensor)
+
+
+def _within(world_size: int, domain: int) -> list[list[int]]:
+    starts = range(0, world_size, domain)
+    return [list(range(start, min(start + domain, world_size))) for start in starts]
+
+
+def _between(world_size: int, domain: int) -> list[list[int]]:
+    return [list(range(first, world_size, domain)) for first in range(domain)]
+
+
+def _collectives(where: str, rank: int, groups: Sequence[Sequence[int]]) -> list[Curve]:
+    mine = None
+    for ranks in groups:
+        group = dist.new_group(list(ranks))
+        mine = group if rank in ranks else mine
+    size = len(groups[0])
+    return [Curve(operation=name, where=where, ranks=size, group=mine) for name in COLLECTIVES]
+
+
+def _exchange(where: str, rank: int, pairs: Sequence[tuple[int, int]]) -> Curve:
+    peers = {**dict(pairs), **{second: first for first, second in pairs}}
+    return Curve(operation=EXCHANGE, where=where, ranks=2, group=None, peer=peers.get(rank))
+
+
+def _call(
+    curve: Curve, elements: int, device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    """A function that does the operation once on tensors of so many elements."""
+    whole = torch.zeros(elements, device=device, dtype=dtype)
+    if curve.operation == EXCHANGE:
+        if curve.peer is None:
+            return lambda: None
+        received = torch.empty_like(whole)
+        both = [
+            dist.P2POp(dist.isend, whole, curve.peer),
+            dist.P2POp(dist.irecv, received, curve.peer),
+        ]
+
+        def exchange() -> None:
+            for work in dist.batch_isend_irecv(both):
+                work.wait()
+
+        return exchange
+    if curve.group is None:
+        return lambda: None
+    if curve.operation == "all_reduce":
+        return lambda: dist.all_reduce(whole, group=curve.group)
+    shard = torch.zeros(elements // curve.ranks, device=device, dtype=dtype)
+    if curve.operation == "all_gather":
+        return lambda: dist.all_gather_into_tensor(whole, shard, group=curve.group)
+    return lambda: dist.reduce_scatter_tensor(shard, whole, group=curve.group)
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call: the median over batches of calls of the longest mean over ranks."""
+    call()  # connects the ranks, and allocates buffers
+    once = agreed(_batch(call, 2, device), device)
+    calls = min(_MOST_CALLS, max(1, int(_SECONDS_PER_BATCH / once)))
+    return statistics.median(agreed(_batch(call, calls, device), device) for _ in range(_BATCHES))
+
+
+def _batch(call: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Mean seconds of successive calls on this rank."""
+    agreed(0.0, device)  # all ranks begin together
+    began = time.perf_counter()
+    for _ in range(calls):
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) / calls
