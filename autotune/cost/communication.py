@@ -14,8 +14,8 @@ from autotune.cost.columns import Array, Columns
 from autotune.cost.constants import Constants
 from autotune.cost.setting import Setting
 
-# NCCL's tuning model (src/graph/tuning.cc, ring, simple protocol): start of a collective.
-_START_SECONDS = 8.4e-6
+START_SECONDS = 8.4e-6
+"""Start of a collective (NCCL's tuning model, src/graph/tuning.cc, ring, simple protocol)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +142,7 @@ def _collective_seconds(
     seconds = (size - 1) / size * size_bytes / speed * slow_down
     hops = (domains - 1) * constants["network_hop_seconds"]
     hops = hops + (size - domains) * constants["link_hop_seconds"]
-    return seconds + messages * (_START_SECONDS + hops)
+    return seconds + messages * (START_SECONDS + hops)
 
 
 def _ring(size: Array, stride: Array, setting: Setting) -> tuple[Array, Array]:

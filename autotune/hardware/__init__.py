@@ -11,7 +11,13 @@ from autotune.hardware.devices import (
     known_devices,
     unknown_gpu,
 )
-from autotune.hardware.networks import Network, known_networks, network_named, usual_network
+from autotune.hardware.networks import (
+    Network,
+    known_networks,
+    network_named,
+    network_to_json,
+    usual_network,
+)
 
 device = device_named
 """Public name of `device_named`: `autotune.device`."""
@@ -31,6 +37,7 @@ __all__ = [
     "known_devices",
     "known_networks",
     "network_named",
+    "network_to_json",
     "unknown_gpu",
     "usual_network",
 ]

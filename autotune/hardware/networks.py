@@ -4,8 +4,10 @@ They are separate from those of devices, because nodes with the same GPU have di
 """
 
 import functools
+import json
 from typing import Annotated
 
+import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -62,3 +64,9 @@ def network_named(name: str) -> Network:
 def usual_network(device: Device) -> Network:
     """The network that nodes of the device usually have; an assumed one where that is not known."""
     return network_named(device.network or "assumed")
+
+
+def network_to_json(network: Network) -> str:
+    """The file of a network; `network_named` reads it back equal."""
+    fields = pydantic.TypeAdapter(Network).dump_python(network, mode="json")
+    return json.dumps(fields, indent=2) + "\n"

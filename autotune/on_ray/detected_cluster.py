@@ -7,7 +7,7 @@ from typing import Any
 from autotune.cost.setting import setting_of
 from autotune.cost.trainers import trainer_named
 from autotune.errors import InputError
-from autotune.hardware import device_of_accelerator
+from autotune.hardware import Device, device_of_accelerator
 from autotune.inputs import shown
 from autotune.request import Request
 from autotune.search import NEED_PRIOR, WITHOUT_PRIOR
@@ -51,16 +51,24 @@ def differences(before: Nodes, nodes: Nodes) -> list[str]:
     ]
 
 
+def device_of_nodes(device: Device, nodes: Nodes) -> Device:
+    """The device that the nodes have: the given one, where it describes it."""
+    accelerator = nodes[0]["accelerator"]
+    if accelerator is None or device.kind != "gpu":
+        return device
+    actual = device_of_accelerator(accelerator)
+    if actual.name == device.name or accelerator in device.ray_accelerator_types:
+        return device  # keeps constants of the user's hardware file
+    return actual
+
+
 def _with_actual_device(fitted: Fitted, nodes: Nodes) -> Fitted:
     """Replace the device of the space by that of the nodes."""
     request = fitted.request
     cluster = request.space.cluster
-    accelerator = nodes[0]["accelerator"]
-    if accelerator is None or cluster.device.kind != "gpu":
+    device = device_of_nodes(cluster.device, nodes)
+    if device is cluster.device:
         return fitted
-    device = device_of_accelerator(accelerator)
-    if device.name == cluster.device.name or accelerator in cluster.device.ray_accelerator_types:
-        return fitted  # keeps constants of the user's hardware file
     actual = dataclasses.replace(cluster, device=device)
     space = request.space.replaced({"cluster": actual}, what="cluster")
     return fitted.changed(

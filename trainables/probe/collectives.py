@@ -51,7 +51,9 @@ def curves(rank: int, world_size: int, domain: int) -> list[Curve]:
         if domain > 1:
             found += _collectives("all", rank, [list(range(world_size))])
     if domain > 1:
-        pairs = [(first, first + 1) for nodes in _within(world_size, domain) for first in nodes[::2]]
+        pairs = [
+            (first, first + 1) for nodes in _within(world_size, domain) for first in nodes[::2]
+        ]
         pairs = [pair for pair in pairs if pair[0] // domain == pair[1] // domain]
         found.append(_exchange("within", rank, pairs))
     if world_size > domain:

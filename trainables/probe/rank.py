@@ -19,7 +19,7 @@ from trainables.deepspeed_llm.rank import Place, process_group
 from trainables.probe import collectives, curves
 from trainables.probe.sizes import message_bytes, sizes_on
 
-# Shares of the time by which a section ends. What begins later is measured at its first points only.
+# Shares of the time by which a section ends. What begins later is measured at its first points.
 _PRODUCTS, _ATTENTION, _NETWORK = 0.25, 0.5, 1.0
 _LEAST_POINTS = 2
 _LONGEST_REASON = 300
