@@ -141,7 +141,8 @@ def _with_constants(device: Device, found: Mapping[str, float], source: str) -> 
     of_trainer = dict(device.trainers.get("deepspeed_llm", {}))
     for name, value in found.items():
         group = of_trainer if known[name].of == "trainer" else of_hardware
-        there = group.get(name)
+        # A fit to a trainer's runs, which would go before the constant of the hardware.
+        there = of_trainer.pop(name, None) or group.get(name)
         unfitted = there and Stated(value=there.value, kind=there.kind, source=there.source)
         group[name] = Measured(
             value=_rounded(value), kind="stated", source=source, unfitted=unfitted

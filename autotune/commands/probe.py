@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,9 +110,10 @@ def main(
         recognise=options["gpu"] is None,
     )
     source = f"measured by autotune probe, {date}, {probed.library}"
-    stated = {"memory_gib": memory_gib, "peak_bf16_tflops": peak_tflops}
-    given = {name: value for name, value in stated.items() if value is not None}
-    device = probed.device(dataclasses.replace(cluster.device, **given), source)
+    stated = {"memory_gib": memory_gib}
+    stated["peak_bf16_tflops" if cluster.device.kind == "gpu" else "peak_fp32_tflops"] = peak_tflops
+    known = _with_figures(cluster.device, stated)
+    device = probed.device(known, source)
     network = probed.network(cluster, source + _remark(cluster, hosts))
     paths = _write(out, device, network)
     if as_json:
@@ -210,6 +212,13 @@ def _remark(cluster: Cluster, hosts: set[str]) -> str:
     return ""
 
 
+def _with_figures(device: Device, stated: Mapping[str, float | None]) -> Device:
+    """The device with the figures that options state. Raises InputError."""
+    given = {name: value for name, value in stated.items() if value is not None}
+    fields = {field.name: getattr(device, field.name) for field in dataclasses.fields(device)}
+    return validated(Device, {**fields, **given}, what="--gpu")
+
+
 def _refuse_used(directory: Path) -> None:
     """Raise InputError where the directory holds anything, or cannot be made."""
     refuse_impossible_directory(directory)
@@ -226,11 +235,14 @@ def _write(out: Path, device: Device, network: Network) -> dict[str, Path]:
         try:
             out.mkdir(parents=True, exist_ok=True)
             for name, path in paths.items():
-                text = texts[name]
-                write_atomically(path, lambda file, text=text: file.write_text(text, "utf-8"))
+                write_atomically(path, functools.partial(_write_text, text=texts[name]))
         except OSError as error:
             raise InputError(f"cannot write into {shown(out)}: {error.strerror}") from None
     return paths
+
+
+def _write_text(path: Path, *, text: str) -> None:
+    path.write_text(text, "utf-8")
 
 
 def _content(cluster: Cluster, probed: Probed, device: Device, network: Network) -> dict[str, Any]:

@@ -51,11 +51,12 @@ def curves(rank: int, world_size: int, domain: int) -> list[Curve]:
         if domain > 1:
             found += _collectives("all", rank, [list(range(world_size))])
     if domain > 1:
-        pairs = [
-            (first, first + 1) for nodes in _within(world_size, domain) for first in nodes[::2]
+        neighbours = [
+            pair
+            for ranks in _within(world_size, domain)
+            for pair in zip(ranks[::2], ranks[1::2], strict=False)
         ]
-        pairs = [pair for pair in pairs if pair[0] // domain == pair[1] // domain]
-        found.append(_exchange("within", rank, pairs))
+        found.append(_exchange("within", rank, neighbours))
     if world_size > domain:
         pairs = [
             (first, first + domain)
@@ -95,12 +96,15 @@ def agreed(value: float, device: torch.device) -> float:
 
 
 def _within(world_size: int, domain: int) -> list[list[int]]:
-    starts = range(0, world_size, domain)
-    return [list(range(start, min(start + domain, world_size))) for start in starts]
+    """The ranks of each domain that is whole."""
+    starts = range(0, world_size - domain + 1, domain)
+    return [list(range(start, start + domain)) for start in starts]
 
 
 def _between(world_size: int, domain: int) -> list[list[int]]:
-    return [list(range(first, world_size, domain)) for first in range(domain)]
+    """The ranks of the same number in each domain, as far as all domains have one."""
+    chains = [list(range(first, world_size, domain)) for first in range(domain)]
+    return [chain for chain in chains if len(chain) == len(chains[0])]
 
 
 def _collectives(where: str, rank: int, groups: Sequence[Sequence[int]]) -> list[Curve]:

@@ -72,7 +72,7 @@ def _facts(kind: Literal["gpu", "cpu"]) -> dict[str, Any]:
     library = f"gloo of torch {torch.__version__}"
     context_gib = None
     if kind == "gpu":
-        library = f"NCCL {found['nccl']}"
+        library = f"{'RCCL' if torch.version.hip else 'NCCL'} {found['nccl']}"
         context_gib = non_torch_bytes() / GIB
     return {**found, "torch": torch.__version__, "library": library, "context_gib": context_gib}
 

@@ -71,7 +71,7 @@ def sizes_on(device_kind: Literal["gpu", "cpu"]) -> Sizes:
 def message_bytes(device_kind: Literal["gpu", "cpu"]) -> list[int]:
     """Sizes of the tensors of collectives, the smallest and the largest first: where time runs out,
     these two still give latency and bandwidth."""
-    smallest, largest = (2**12, 2**30) if device_kind == "gpu" else (2**12, 2**24)
+    smallest, largest = (2**12, 2**28) if device_kind == "gpu" else (2**12, 2**24)
     sizes = [smallest]
     while sizes[-1] < largest:
         sizes.append(sizes[-1] * 4)
