@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_SECONDS_PER_BATCH = 0.05
-_BATCHES = 3
+_SECONDS_PER_BATCH = 0.1
+_BATCHES = 5
 _MOST_CALLS = 100
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")

@@ -57,7 +57,7 @@ OF_CPU = Sizes(
     head_size=32,
     copied_bytes=2**24,
     optimised_parameters=2**20,
-    seconds_per_timing=0.1,
+    seconds_per_timing=0.2,
 )
 """Blocks of a model that trains on a CPU in seconds. Ranks may share cores: a timing is longer than
 the time slices of the operating system."""
