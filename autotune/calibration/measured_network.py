@@ -22,6 +22,9 @@ _LEAST_SHARE = 0.1
 # How often a collective goes round the ring.
 ROUNDS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1}
 """The collectives that are measured, and how often each goes round its ring."""
+AFTER_PRODUCTS = "all_reduce_after_products"
+"""What an all-reduce adds to a matrix product before it."""
+_ROUNDS = {**ROUNDS, AFTER_PRODUCTS: ROUNDS["all_reduce"]}
 
 Curves = Mapping[str, Sequence[Mapping[str, float]]]
 """Points with ``ranks``, ``bytes`` and ``seconds``, by operation and place, as in ``all_reduce
@@ -39,7 +42,8 @@ class Line:
 def moved_bytes(operation: str, point: Mapping[str, float]) -> float:
     """What each rank sends: (n - 1) / n of the tensor per round of a ring; all of it to a peer."""
     ranks = point["ranks"]
-    return ROUNDS.get(operation, 1) * _share_per_round(operation, ranks) * point["bytes"]
+    rounds = _ROUNDS.get(operation)
+    return point["bytes"] * (1.0 if rounds is None else rounds * (ranks - 1) / ranks)
 
 
 def fitted_line(operation: str, curve: Sequence[Mapping[str, float]]) -> Line:
@@ -70,7 +74,7 @@ def measured_network(
         network = dataclasses.replace(
             network, link_gb_per_second=_rounded(link.bytes_per_second / _GB)
         )
-        all_reduce = fitted_line("all_reduce", curves["all_reduce within"])
+        all_reduce = fitted_line(AFTER_PRODUCTS, curves[f"{AFTER_PRODUCTS} within"])
         state(
             link_efficiency=1.0,
             link_latency_seconds=all_reduce.latency_seconds,
@@ -154,10 +158,6 @@ class _Rings:
     def line(self) -> Line:
         hop, pace = _least_squares(np.array(self._columns).T, np.array(self._seconds))
         return Line(latency_seconds=hop, bytes_per_second=_inverse(pace))
-
-
-def _share_per_round(operation: str, ranks: float) -> float:
-    return (ranks - 1) / ranks if operation in ROUNDS else 1.0
 
 
 def _without(point: Mapping[str, float], known_seconds: float) -> float:

@@ -17,22 +17,23 @@ _SMALL = Sizes(
     heads=4,
     copied_bytes=2**24,
     optimised_parameters=2**18,
+    product=(256, 64, 64),
 )
 
 
 def matrix_products(device_kind: Any) -> list[dict[str, Any]]:
     """TFLOP/s by size."""
-    return list(curves.matrix_products(device_kind, _sizes(device_kind)))
+    return list(curves.matrix_products(device_kind, _sizes(device_kind), curves.alone))
 
 
 def attention(device_kind: Any, kernel: str) -> list[dict[str, Any]]:
     """TFLOP/s of a kernel by sequence length."""
-    return list(curves.attention(device_kind, _sizes(device_kind), kernel))
+    return list(curves.attention(device_kind, _sizes(device_kind), curves.alone, kernel))
 
 
 def bandwidth(device_kind: Any) -> dict[str, float]:
     """GB/s by operation."""
-    return dict(curves.bandwidth(device_kind, _sizes(device_kind)))
+    return dict(curves.bandwidth(device_kind, _sizes(device_kind), curves.alone))
 
 
 def _sizes(device_kind: str) -> Sizes:

@@ -13,11 +13,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# Ranks may share cores: a batch is longer than the time slices of the operating system.
 _SECONDS_PER_BATCH = 0.1
 _BATCHES = 5
 _MOST_CALLS = 100
+_SHORTEST_SECONDS = 1e-7
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")
+AFTER_PRODUCTS = "all_reduce_after_products"
+"""What an all-reduce adds to a matrix product before it, as in a step: ranks that have computed do
+not arrive together."""
 EXCHANGE = "exchange"
 """Two ranks send each other a tensor of that size at the same time."""
 
@@ -46,6 +51,7 @@ def curves(rank: int, world_size: int, domain: int) -> list[Curve]:
     found: list[Curve] = []
     if domain > 1:
         found += _collectives("within", rank, _within(world_size, domain))
+        found.append(dataclasses.replace(found[0], operation=AFTER_PRODUCTS))
     if world_size > domain:
         found += _collectives("between", rank, _between(world_size, domain))
         if domain > 1:
@@ -69,23 +75,43 @@ def curves(rank: int, world_size: int, domain: int) -> list[Curve]:
 
 
 def measure(
-    curve: Curve, sizes: Sequence[int], device: torch.device, enough: Callable[[], bool]
+    curve: Curve,
+    sizes: Sequence[int],
+    product: tuple[int, int, int],
+    device: torch.device,
+    enough: Callable[[], bool],
 ) -> Iterator[dict[str, Any]]:
     """A point per size in bytes, with the seconds of one call. All ranks must go through it.
 
-    `enough` is asked on all ranks at once after the first two points.
+    `product`: rows, inner size and columns of a matrix product. `enough` is asked on all ranks at
+    once after the first two points.
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    multiply = _product(product, device, dtype)
     for number, size in enumerate(sizes):
         if number >= 2 and enough():
             return
         elements = max(1, size // dtype.itemsize // curve.ranks) * curve.ranks
         call = _call(curve, elements, device, dtype)
+        if curve.operation == AFTER_PRODUCTS:
+            seconds = seconds_together(lambda call=call: (multiply(), call()), device)
+            seconds = max(seconds - seconds_together(multiply, device), _SHORTEST_SECONDS)
+        else:
+            seconds = seconds_together(call, device)
         yield {
             "ranks": curve.ranks,
             "bytes": elements * dtype.itemsize,
-            "seconds": _seconds(call, device),
+            "seconds": seconds,
         }
+
+
+def seconds_together(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, on all ranks at once: the median over batches of calls of the longest
+    mean over ranks. All of them must call it, and do as many calls."""
+    call()  # connects the ranks, allocates buffers, and loads kernels
+    once = agreed(_batch(call, 2, device), device)
+    calls = min(_MOST_CALLS, max(1, int(_SECONDS_PER_BATCH / once)))
+    return statistics.median(agreed(_batch(call, calls, device), device) for _ in range(_BATCHES))
 
 
 def agreed(value: float, device: torch.device) -> float:
@@ -142,7 +168,7 @@ def _call(
         return exchange
     if curve.group is None:
         return lambda: None
-    if curve.operation == "all_reduce":
+    if curve.operation in ("all_reduce", AFTER_PRODUCTS):
         return lambda: dist.all_reduce(whole, group=curve.group)
     shard = torch.zeros(elements // curve.ranks, device=device, dtype=dtype)
     if curve.operation == "all_gather":
@@ -150,12 +176,13 @@ def _call(
     return lambda: dist.reduce_scatter_tensor(shard, whole, group=curve.group)
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call: the median over batches of calls of the longest mean over ranks."""
-    call()  # connects the ranks, and allocates buffers
-    once = agreed(_batch(call, 2, device), device)
-    calls = min(_MOST_CALLS, max(1, int(_SECONDS_PER_BATCH / once)))
-    return statistics.median(agreed(_batch(call, calls, device), device) for _ in range(_BATCHES))
+def _product(
+    sizes: tuple[int, int, int], device: torch.device, dtype: torch.dtype
+) -> Callable[[], object]:
+    rows, inner, columns = sizes
+    left = torch.randn(rows, inner, device=device, dtype=dtype)
+    right = torch.randn(inner, columns, device=device, dtype=dtype)
+    return lambda: torch.mm(left, right)
 
 
 def _batch(call: Callable[[], object], calls: int, device: torch.device) -> float:

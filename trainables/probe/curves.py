@@ -1,6 +1,6 @@
 """Times the operations of a layer by size: matrix products, attention, memory traffic.
 
-Each is timed alone, not within a training step. Curves are generators: whoever has no more time
+Each is timed without the rest of a training step. Curves are generators: whoever has no more time
 stops after any point.
 """
 
@@ -12,9 +12,12 @@ from typing import Any, Literal
 from trainables.probe.sizes import WIDTHS, Sizes
 
 DeviceKind = Literal["gpu", "cpu"]
+Timer = Callable[[Callable[[], Any]], float]
+"""Gives the seconds of one call of a function."""
 
 # Attention that writes its scores out needs memory for them, several times over.
 _MOST_SCORES = 2**31
+_SECONDS_PER_TIMING = 0.03
 
 
 def device_facts(device_kind: str) -> dict[str, Any]:
@@ -36,7 +39,9 @@ def device_facts(device_kind: str) -> dict[str, Any]:
     return dict(zip(names, values, strict=True))
 
 
-def matrix_products(device_kind: DeviceKind, sizes: Sizes) -> Iterator[dict[str, Any]]:
+def matrix_products(
+    device_kind: DeviceKind, sizes: Sizes, timer: Timer
+) -> Iterator[dict[str, Any]]:
     """TFLOP/s of the three products of each weight matrix: outputs (forward pass), gradients of the
     inputs and of the weights (backward pass). Sizes are in elements."""
     import torch
@@ -55,7 +60,7 @@ def matrix_products(device_kind: DeviceKind, sizes: Sizes) -> Iterator[dict[str,
                 (tokens, inputs, gradient, weight),
                 (outputs, inputs, gradient.t(), x),
             ):
-                seconds = _seconds(functools.partial(torch.mm, left, right), sizes)
+                seconds = timer(functools.partial(torch.mm, left, right))
                 yield {
                     "rows": rows,
                     "columns": columns,
@@ -65,7 +70,9 @@ def matrix_products(device_kind: DeviceKind, sizes: Sizes) -> Iterator[dict[str,
                 }
 
 
-def attention(device_kind: DeviceKind, sizes: Sizes, kernel: str) -> Iterator[dict[str, Any]]:
+def attention(
+    device_kind: DeviceKind, sizes: Sizes, timer: Timer, kernel: str
+) -> Iterator[dict[str, Any]]:
     """TFLOP/s of causal attention, forward and backward, by sequence length.
 
     FLOPs of the causal half only. `forward_seconds` is the part of the forward pass. `scores` are
@@ -98,10 +105,10 @@ def attention(device_kind: DeviceKind, sizes: Sizes, kernel: str) -> Iterator[di
 
         # Two matrix products forward and five backward; the causal mask leaves half of each.
         flops = (2 + 5) * 2 * scores * sizes.head_size / 2
-        seconds = _seconds(forward_and_backward, sizes)
+        seconds = timer(forward_and_backward)
         yield {
             "sequence_length": length,
-            "forward_seconds": _seconds(forward, sizes),
+            "forward_seconds": timer(forward),
             "seconds": seconds,
             "tflops": flops / seconds / 1e12,
             "scores": scores,
@@ -109,7 +116,7 @@ def attention(device_kind: DeviceKind, sizes: Sizes, kernel: str) -> Iterator[di
         }
 
 
-def bandwidth(device_kind: DeviceKind, sizes: Sizes) -> Iterator[tuple[str, float]]:
+def bandwidth(device_kind: DeviceKind, sizes: Sizes, timer: Timer) -> Iterator[tuple[str, float]]:
     """Memory bandwidth (read plus write) in GB/s of a copy and of each element-wise operation."""
     import torch
 
@@ -126,26 +133,26 @@ def bandwidth(device_kind: DeviceKind, sizes: Sizes) -> Iterator[tuple[str, floa
     def gb_per_second(elements: int, seconds: float) -> float:
         return elements * element / seconds / 1e9
 
-    yield "copy", _copied_gb_per_second(sizes, device)
+    yield "copy", _copied_gb_per_second(sizes, device, timer)
 
     x, weight = randn(tokens, 1, hidden).requires_grad_(), randn(hidden).requires_grad_()
     norm = functools.partial(rms_norm, x, weight, 1e-5, "fused")
-    seconds = _forward_backward_seconds(norm, (x, weight), sizes)
+    seconds = _forward_backward_seconds(norm, (x, weight), timer)
     yield "rms_norm", gb_per_second(7 * tokens * hidden, seconds)
     with torch.no_grad():
-        added = _seconds(lambda: x + x, sizes)
+        added = timer(lambda: x + x)
     yield "add", gb_per_second(2 * tokens * hidden, added)  # reads one tensor and writes one
 
     query = randn(tokens, 1, heads, hidden // heads).requires_grad_()
     table = rotary_table(tokens, hidden // heads, 10_000.0, device, dtype)
     rotate = functools.partial(pointwise.rotate, query, *table)
-    seconds = _forward_backward_seconds(rotate, (query,), sizes)
+    seconds = _forward_backward_seconds(rotate, (query,), timer)
     yield "rotation", gb_per_second(4 * tokens * hidden, seconds)
 
     with torch.no_grad():
         gate, up, gradient = (randn(tokens, 1, inner) for _ in range(3))
-        forward = _seconds(lambda: pointwise._gated(gate, up), sizes)
-        backward = _seconds(lambda: pointwise._gated_backward(gradient, gate, up), sizes)
+        forward = timer(lambda: pointwise._gated(gate, up))
+        backward = timer(lambda: pointwise._gated_backward(gradient, gate, up))
     yield "gate", gb_per_second(9 * tokens * inner, forward + backward)
 
     logits = randn(min(tokens, 8192), sizes.vocabulary)
@@ -154,48 +161,47 @@ def bandwidth(device_kind: DeviceKind, sizes: Sizes) -> Iterator[tuple[str, floa
         loss._turn_into_softmax(logits, loss._log_sum_exp(logits))
 
     # log-sum-exp: two reads, for maximum and sum. Softmax: one read, one write.
-    yield "loss", gb_per_second(4 * logits.numel(), _seconds(softmax, sizes))
-    yield "optimizer", _optimizer_gb_per_second(sizes, device)
+    yield "loss", gb_per_second(4 * logits.numel(), timer(softmax))
+    yield "optimizer", _optimizer_gb_per_second(sizes, device, timer)
 
 
-def _copied_gb_per_second(sizes: Sizes, device: Any) -> float:
+def _copied_gb_per_second(sizes: Sizes, device: Any, timer: Timer) -> float:
     import torch
 
     count = sizes.copied_bytes
     source = torch.empty(count, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
-    return 2 * count / _seconds(lambda: target.copy_(source), sizes) / 1e9
+    return 2 * count / timer(lambda: target.copy_(source)) / 1e9
 
 
-def _optimizer_gb_per_second(sizes: Sizes, device: Any) -> float:
+def _optimizer_gb_per_second(sizes: Sizes, device: Any, timer: Timer) -> float:
     import torch
 
     count = sizes.optimised_parameters
     parameter = torch.nn.Parameter(torch.randn(count, device=device))
     parameter.grad = torch.randn_like(parameter)
     optimizer = torch.optim.AdamW([parameter], fused=True)
-    return 28 * count / _seconds(optimizer.step, sizes) / 1e9
+    return 28 * count / timer(optimizer.step) / 1e9
 
 
 def _forward_backward_seconds(
-    function: Callable[[], Any], inputs: Sequence[Any], sizes: Sizes
+    function: Callable[[], Any], inputs: Sequence[Any], timer: Timer
 ) -> float:
     import torch
 
     gradient = torch.randn_like(function())
-    return _seconds(
-        lambda: torch.autograd.grad(function(), inputs, gradient, allow_unused=True), sizes
-    )
+    return timer(lambda: torch.autograd.grad(function(), inputs, gradient, allow_unused=True))
 
 
-def _seconds(function: Callable[[], Any], sizes: Sizes) -> float:
-    """Mean time of successive calls; torch's Timer synchronises with the GPU before and after."""
+def alone(function: Callable[[], Any]) -> float:
+    """Mean seconds of successive calls in this process; torch's Timer synchronises with the GPU
+    before and after."""
     from torch.utils.benchmark import Timer
 
     timer = Timer("function()", globals={"function": function})
     timer.timeit(1)  # warm-up: selects and loads the kernels
     estimate = timer.timeit(2).mean
-    return float(timer.timeit(max(3, int(sizes.seconds_per_timing / estimate))).mean)
+    return float(timer.timeit(max(3, int(_SECONDS_PER_TIMING / estimate))).mean)
 
 
 def _setting(device_kind: DeviceKind) -> tuple[Any, Any]:

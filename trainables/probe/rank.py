@@ -1,11 +1,10 @@
 """One rank of a probe: measures its device beside all others, then the network with them.
 
-All ranks go through the same points together, as devices of one node share power, and CPU ranks
-cores. Rank 0 reports them.
+All ranks do each call as often and at the same time, as devices of one node share power, and CPU
+ranks cores. Rank 0 reports the points.
 """
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -52,17 +51,27 @@ def probe(spec: TrialSpec, place: Place, report: Report) -> None:
         collectives.agreed(0.0, device)  # connects the ranks, as in training
         reported("facts", iter([_facts(kind)]))
         sizes = sizes_on(kind)
-        reported("bandwidth", _together(_bandwidths(kind)))
-        products = curves.matrix_products(kind, sizes)
+
+        def timer(call: Callable[[], object]) -> float:
+            return collectives.seconds_together(call, device)
+
+        bandwidths = (
+            {"operation": operation, "gb_per_second": gb_per_second}
+            for operation, gb_per_second in curves.bandwidth(kind, sizes, timer)
+        )
+        reported("bandwidth", _together(bandwidths))
+        products = curves.matrix_products(kind, sizes, timer)
         reported("matrix_products", _together(products, over(_PRODUCTS)))
         for kernel in cluster.device.attention_kernels:
-            points = curves.attention(kind, sizes, kernel)
+            points = curves.attention(kind, sizes, timer, kernel)
             reported(f"attention {kernel}", _together(points, over(_ATTENTION)))
         if device.type == "cuda":
             torch.cuda.empty_cache()
         domain = cluster.links.link_domain or cluster.gpus_per_node
         for curve in collectives.curves(place.rank, place.world_size, domain):
-            points = collectives.measure(curve, message_bytes(kind), device, over(_NETWORK))
+            points = collectives.measure(
+                curve, message_bytes(kind), sizes.product, device, over(_NETWORK)
+            )
             reported(f"{curve.operation} {curve.where}", points)
         collectives.agreed(0.0, device)  # no rank leaves while another still measures
 
@@ -77,28 +86,23 @@ def _facts(kind: Literal["gpu", "cpu"]) -> dict[str, Any]:
     return {**found, "torch": torch.__version__, "library": library, "context_gib": context_gib}
 
 
-def _bandwidths(kind: Literal["gpu", "cpu"]) -> Iterator[dict[str, Any]]:
-    for operation, gb_per_second in curves.bandwidth(kind, sizes_on(kind)):
-        yield {"operation": operation, "gb_per_second": gb_per_second}
-
-
 def _together(
     points: Iterator[dict[str, Any]], enough: Callable[[], bool] = lambda: False
 ) -> Iterator[dict[str, Any]]:
-    """The points of all ranks, their medians. A rank that fails ends the curve on all of them: its
-    last point is the `error`."""
+    """The points, which are the same on all ranks. A rank that fails ends the curve on all of them:
+    its last point is the `error`."""
     for number in itertools.count():
         if number >= _LEAST_POINTS and enough():
             return
         everyone: list[dict[str, Any] | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, _next(points))
-        measured = [point for point in everyone if point is not None]
-        if failed := [point for point in measured if "error" in point]:
+        point = _next(points)
+        dist.all_gather_object(everyone, point)
+        if failed := [found for found in everyone if found and "error" in found]:
             yield failed[0]
             return
-        if len(measured) < len(everyone):
+        if point is None:
             return
-        yield {name: _median([point[name] for point in measured]) for name in measured[0]}
+        yield point
 
 
 def _next(points: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
@@ -108,7 +112,3 @@ def _next(points: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return {"error": reason[:_LONGEST_REASON]}
-
-
-def _median(values: list[Any]) -> Any:
-    return statistics.median(values) if isinstance(values[0], float) else values[0]

@@ -32,8 +32,8 @@ class Sizes:
     head_size: int = 128
     copied_bytes: int
     optimised_parameters: int
-    seconds_per_timing: float = 0.03
-    """How long one operation is repeated."""
+    product: tuple[int, int, int]
+    """Rows, inner size and columns of the matrix product between two collectives."""
 
 
 OF_GPU = Sizes(
@@ -45,6 +45,7 @@ OF_GPU = Sizes(
     heads=40,
     copied_bytes=2**32,
     optimised_parameters=2**29,
+    product=(4096, 5120, 5120),
 )
 """Blocks of large models, which fill a GPU."""
 OF_CPU = Sizes(
@@ -57,10 +58,9 @@ OF_CPU = Sizes(
     head_size=32,
     copied_bytes=2**24,
     optimised_parameters=2**20,
-    seconds_per_timing=0.2,
+    product=(320, 256, 688),
 )
-"""Blocks of a model that trains on a CPU in seconds. Ranks may share cores: a timing is longer than
-the time slices of the operating system."""
+"""Blocks of a model that trains on a CPU in seconds."""
 
 
 def sizes_on(device_kind: Literal["gpu", "cpu"]) -> Sizes:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from autotune.calibration.measured_network import (
+    AFTER_PRODUCTS,
     ROUNDS,
     Curves,
     fitted_line,
@@ -20,6 +21,7 @@ SIZES = (2**12, 2**16, 2**20, 2**24, 2**28)
 LINK, LINK_HOP = 100e9, 5e-6
 STAGE, STAGE_LATENCY = 20e9, 1e-4
 NETWORK_HOP = 3e-5
+LATE = 2e-5  # what ranks wait for each other after a product
 TWO_NODES_OF_EIGHT = {"within": (8, 1), "between": (2, 2), "all": (16, 2)}
 
 
@@ -38,6 +40,11 @@ def curves(places: Mapping[str, tuple[int, int]], *, node: float, devices: int =
                     "seconds": rounds * (START_SECONDS + hops + (ranks - 1) / ranks * size / speed),
                 }
                 for size in SIZES
+            ]
+        if where == "within":
+            found[f"{AFTER_PRODUCTS} within"] = [
+                {**point, "seconds": point["seconds"] + LATE}
+                for point in found["all_reduce within"]
             ]
         if where != "all":
             found[f"exchange {where}"] = [
@@ -60,7 +67,13 @@ def test_an_exact_line_gives_back_latency_and_bandwidth() -> None:
 
 @pytest.mark.parametrize(
     ("operation", "share"),
-    [("all_reduce", 1.5), ("all_gather", 0.75), ("reduce_scatter", 0.75), ("exchange", 1.0)],
+    [
+        ("all_reduce", 1.5),
+        (AFTER_PRODUCTS, 1.5),
+        ("all_gather", 0.75),
+        ("reduce_scatter", 0.75),
+        ("exchange", 1.0),
+    ],
 )
 def test_what_a_rank_sends(operation: str, share: float) -> None:
     assert moved_bytes(operation, {"ranks": 4, "bytes": 1000}) == 1000 * share
@@ -84,7 +97,7 @@ def test_the_network_behind_the_curves_is_found() -> None:
     assert values(found) == pytest.approx(
         {
             "link_efficiency": 1,
-            "link_latency_seconds": 2 * (START_SECONDS + 7 * LINK_HOP),
+            "link_latency_seconds": LATE + 2 * (START_SECONDS + 7 * LINK_HOP),
             "link_hop_seconds": LINK_HOP,
             "network_efficiency": 1,
             "network_hop_seconds": NETWORK_HOP,
