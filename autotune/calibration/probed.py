@@ -19,6 +19,7 @@ NETWORK_NAME = "measured"
 """Name of every network that a probe describes."""
 
 _ATTENTION = "attention "
+_NEEDED = ("bandwidth", "matrix_products")
 _GB = 1e9
 
 
@@ -86,9 +87,10 @@ class Probed:
 
     def device(self, stated: Device, source: str) -> Device:
         """The device with what was measured. Raises NodeCheckFailed where too little was."""
-        if missing := [c for c in ("bandwidth", "matrix_products") if c not in self.curves]:
-            reason = self.errors.get(missing[0], "no point was measured")
-            raise NodeCheckFailed(f"{missing[0]} could not be measured: {reason}")
+        incomplete = [c for c in _NEEDED if c not in self.curves or c in self.errors]
+        if incomplete:
+            reason = self.errors.get(incomplete[0], "no point was measured")
+            raise NodeCheckFailed(f"{incomplete[0]} could not be measured: {reason}")
         products = self.curves["matrix_products"]
         device = completed(stated, self.facts, products)
         total, context = self.facts["total_memory_gib"], self.facts["context_gib"]

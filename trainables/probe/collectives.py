@@ -5,6 +5,7 @@ same number across the nodes, which share the network cards. A time is the longe
 """
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Ranks may share cores: a batch is longer than the time slices of the operating system.
-_SECONDS_PER_BATCH = 0.1
 _BATCHES = 5
 _MOST_CALLS = 100
 _SHORTEST_SECONDS = 1e-7
+
+Timer = Callable[[Callable[[], object]], float]
+"""Gives the seconds of one call of a function, on all ranks at once."""
 
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")
 AFTER_PRODUCTS = "all_reduce_after_products"
@@ -79,6 +81,7 @@ def measure(
     sizes: Sequence[int],
     product: tuple[int, int, int],
     device: torch.device,
+    timer: Timer,
     enough: Callable[[], bool],
 ) -> Iterator[dict[str, Any]]:
     """A point per size in bytes, with the seconds of one call. All ranks must go through it.
@@ -94,10 +97,10 @@ def measure(
         elements = max(1, size // dtype.itemsize // curve.ranks) * curve.ranks
         call = _call(curve, elements, device, dtype)
         if curve.operation == AFTER_PRODUCTS:
-            seconds = seconds_together(lambda call=call: (multiply(), call()), device)
-            seconds = max(seconds - seconds_together(multiply, device), _SHORTEST_SECONDS)
+            both = timer(functools.partial(_one_after_the_other, multiply, call))
+            seconds = max(both - timer(multiply), _SHORTEST_SECONDS)
         else:
-            seconds = seconds_together(call, device)
+            seconds = timer(call)
         yield {
             "ranks": curve.ranks,
             "bytes": elements * dtype.itemsize,
@@ -105,12 +108,14 @@ def measure(
         }
 
 
-def seconds_together(call: Callable[[], object], device: torch.device) -> float:
+def seconds_together(
+    call: Callable[[], object], device: torch.device, batch_seconds: float
+) -> float:
     """Seconds of one call, on all ranks at once: the median over batches of calls of the longest
-    mean over ranks. All of them must call it, and do as many calls."""
+    mean over ranks. All of them must call it, and do as many calls, for about `batch_seconds`."""
     call()  # connects the ranks, allocates buffers, and loads kernels
     once = agreed(_batch(call, 2, device), device)
-    calls = min(_MOST_CALLS, max(1, int(_SECONDS_PER_BATCH / once)))
+    calls = min(_MOST_CALLS, max(1, int(batch_seconds / once)))
     return statistics.median(agreed(_batch(call, calls, device), device) for _ in range(_BATCHES))
 
 
@@ -174,6 +179,11 @@ def _call(
     if curve.operation == "all_gather":
         return lambda: dist.all_gather_into_tensor(whole, shard, group=curve.group)
     return lambda: dist.reduce_scatter_tensor(shard, whole, group=curve.group)
+
+
+def _one_after_the_other(*calls: Callable[[], object]) -> None:
+    for call in calls:
+        call()
 
 
 def _product(

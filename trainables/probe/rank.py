@@ -21,6 +21,8 @@ from trainables.probe.sizes import message_bytes, sizes_on
 # Shares of the time by which a section ends. What begins later is measured at its first points.
 _PRODUCTS, _ATTENTION, _NETWORK = 0.25, 0.5, 1.0
 _LEAST_POINTS = 2
+# A short probe times each call for a shorter time, too.
+_BATCHES_IN_THE_LIMIT = 1000
 _LONGEST_REASON = 300
 
 Point = Mapping[str, Any]
@@ -51,17 +53,18 @@ def probe(spec: TrialSpec, place: Place, report: Report) -> None:
         collectives.agreed(0.0, device)  # connects the ranks, as in training
         reported("facts", iter([_facts(kind)]))
         sizes = sizes_on(kind)
+        batch_seconds = min(sizes.batch_seconds, limit / _BATCHES_IN_THE_LIMIT)
 
         def timer(call: Callable[[], object]) -> float:
-            return collectives.seconds_together(call, device)
+            return collectives.seconds_together(call, device, batch_seconds)
 
+        products = curves.matrix_products(kind, sizes, timer)
+        reported("matrix_products", _together(products, over(_PRODUCTS)))
         bandwidths = (
             {"operation": operation, "gb_per_second": gb_per_second}
             for operation, gb_per_second in curves.bandwidth(kind, sizes, timer)
         )
         reported("bandwidth", _together(bandwidths))
-        products = curves.matrix_products(kind, sizes, timer)
-        reported("matrix_products", _together(products, over(_PRODUCTS)))
         for kernel in cluster.device.attention_kernels:
             points = curves.attention(kind, sizes, timer, kernel)
             reported(f"attention {kernel}", _together(points, over(_ATTENTION)))
@@ -70,7 +73,7 @@ def probe(spec: TrialSpec, place: Place, report: Report) -> None:
         domain = cluster.links.link_domain or cluster.gpus_per_node
         for curve in collectives.curves(place.rank, place.world_size, domain):
             points = collectives.measure(
-                curve, message_bytes(kind), sizes.product, device, over(_NETWORK)
+                curve, message_bytes(kind), sizes.product, device, timer, over(_NETWORK)
             )
             reported(f"{curve.operation} {curve.where}", points)
         collectives.agreed(0.0, device)  # no rank leaves while another still measures

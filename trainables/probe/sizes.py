@@ -32,6 +32,8 @@ class Sizes:
     head_size: int = 128
     copied_bytes: int
     optimised_parameters: int
+    batch_seconds: float = 0.03
+    """How long successive calls take that are timed together."""
     product: tuple[int, int, int]
     """Rows, inner size and columns of the matrix product between two collectives."""
 
@@ -58,9 +60,11 @@ OF_CPU = Sizes(
     head_size=32,
     copied_bytes=2**24,
     optimised_parameters=2**20,
+    batch_seconds=0.1,
     product=(320, 256, 688),
 )
-"""Blocks of a model that trains on a CPU in seconds."""
+"""Blocks of a model that trains on a CPU in seconds. Ranks may share cores: a batch is longer than
+the time slices of the operating system."""
 
 
 def sizes_on(device_kind: Literal["gpu", "cpu"]) -> Sizes:
