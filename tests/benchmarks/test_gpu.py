@@ -178,8 +178,10 @@ def test_curves_become_constants() -> None:
     # At a quarter of the copy bandwidth, the constant is 4 times the counted 18 bytes per element.
     assert ours["gate_traffic"] == 72
     assert ours["residual_traffic"] == 140
-    assert ours["attention.sdpa_flash.efficiency"] == pytest.approx(0.4)
-    assert "attention.sdpa_cudnn.efficiency" not in ours
+    flash = device.constants["attention.sdpa_flash.efficiency"]
+    assert flash.value == pytest.approx(0.4) and flash.source == "a test"
+    cudnn = "attention.sdpa_cudnn.efficiency"
+    assert device.constants[cudnn] == H200.constants[cudnn]
 
 
 def test_a_child_that_dies_or_hangs_is_a_result() -> None:
