@@ -157,3 +157,42 @@ def test_ranks_may_share_a_gpu_over_gloo() -> None:
         found = train(layout, MODEL, "--share-gpus")
         assert found["outcome"] == "ok", found["reason"]
         assert found["losses"] == pytest.approx(expected["losses"], abs=0.03)
+
+
+def test_a_probe_of_all_gpus_measures_every_kernel() -> None:
+    found: dict[str, Any] = json.loads(
+        python(f"""if True:
+    import json
+    from autotune.calibration.probed import Probed
+    from autotune.cluster import Cluster
+    from autotune.hardware import network_to_json, unknown_gpu
+    from trainables.probe.launch import DeepSpeedProber
+
+    cluster = Cluster(nodes=1, gpus_per_node={local_gpus()}, device=unknown_gpu("gpu"))
+    prober, probed = DeepSpeedProber(device_kind="gpu"), Probed()
+    host = prober.host_factory()
+    try:
+        for finding in prober.measure(cluster, [host], seconds=60):
+            if finding is not None:
+                probed.add(finding)
+    finally:
+        host.close()
+    device = probed.device(cluster.device, "a test")
+    network = json.loads(network_to_json(probed.network(cluster, "a test")))
+    print(json.dumps({{
+        "library": probed.library,
+        "attention": probed.attention,
+        "curves": probed.collectives,
+        "gemm": device.constants["gemm_efficiency"].value,
+        "memory": [device.memory_gib, device.memory_gb_per_second],
+        "network": network,
+    }}))
+    """)
+    )
+    assert found["library"].startswith(("NCCL 2.", "RCCL 2."))
+    assert found["attention"].keys() >= {"math", "sdpa_flash"}
+    assert 0.3 < found["gemm"] <= 1.001
+    assert all(value > 1 for value in found["memory"])
+    assert bool(found["curves"]) == (local_gpus() > 1)
+    for curve in found["curves"].values():
+        assert all(point["seconds"] > 0 for point in curve)
