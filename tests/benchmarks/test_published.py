@@ -14,7 +14,12 @@ from tests.autotune.calibration.test_published_runs import ROW, read, written
 from tests.conftest import REPOSITORY
 
 PUBLISHED = REPOSITORY.parent / "shared" / "published_runs" / "published.csv"
-KEYS = ["id", "status", "doubt", "published_step_seconds", "predicted_step_seconds", "low_step_seconds", "high_step_seconds", "published_peak_memory_gib", "predicted_peak_memory_gib", "oom", "fit_probability", "why_not"]
+# The keys of a row that the acceptance of this benchmark reads.
+KEYS = {
+    *("id", "status", "doubt", "oom", "fit_probability", "why_not"),
+    *("published_step_seconds", "predicted_step_seconds", "low_step_seconds", "high_step_seconds"),
+    *("published_peak_memory_gib", "predicted_peak_memory_gib"),
+}
 
 
 def rows_of(runs: Path, out: Path) -> list[dict[str, Any]]:
@@ -35,7 +40,7 @@ def test_every_row_has_a_prediction_or_a_reason(tmp_path: Path) -> None:
         {**ROW, "id": "r4", "zero_stage": 3},
     )
     rows = rows_of(file, tmp_path / "out.json")
-    assert all(set(KEYS) <= row.keys() for row in rows)
+    assert all(row.keys() >= KEYS for row in rows)
     said, fp8, out_of_memory, unsupported = rows
     assert said["low_step_seconds"] < said["predicted_step_seconds"] < said["high_step_seconds"]
     assert said["published_step_seconds"] == 5.5 and said["why_not"] is None
