@@ -15,7 +15,7 @@ PICTURE = Path(__file__).with_name("plan.svg")
 def main() -> int:
     """Print the plan of llm13b into a picture."""
     with open(os.devnull, "w") as nowhere:
-        console = Console(record=True, width=128, file=nowhere, highlight=False)
+        console = Console(record=True, width=136, file=nowhere, highlight=False)
         console.print("$ autotune plan --space llm13b --top 6")
         print_ranked(console, autotune.plan(autotune.load_space("llm13b")), 6)
         console.save_svg(str(PICTURE), title="autotune plan")

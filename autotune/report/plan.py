@@ -29,7 +29,8 @@ def print_ranked(console: Console, plan: Plan, top: int) -> None:
         return
     table = Table(title="Predicted, most promising first")
     table.add_column("layout", no_wrap=True)
-    for heading in ("step s", "80 % within", "MFU", f"GiB of {estimates.capacity_gib:.1f}", "fits"):
+    table.add_column("step s, 80 % within", justify="right", no_wrap=True)
+    for heading in ("MFU", f"GiB of {estimates.capacity_gib:.1f}", "fits"):
         table.add_column(heading, justify="right")
     table.add_column("other kernels")
     groups = list(_by_layout(plan))[:top]
@@ -38,8 +39,7 @@ def print_ranked(console: Console, plan: Plan, top: int) -> None:
         seconds = float(estimates.step_seconds[best])
         table.add_row(
             plan.layouts[best].describe(),
-            f"{seconds:.3g}",
-            f"{low[place]:.3g} to {high[place]:.3g}",
+            f"{seconds:.3g}, {low[place]:.3g} to {high[place]:.3g}",
             _percent(predicted_mfu(space, seconds)),
             f"{estimates.peak_memory_gib[best]:.3g}",
             f"{estimates.fit_probability[best]:.0%}",

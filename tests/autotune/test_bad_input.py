@@ -132,6 +132,7 @@ SPACE_OPTIONS: dict[str, Sequence[str]] = {
     "--gpus-per-node": COUNTS,
     "--gpu": ("", "abacus", "none.json", ".json", "H100", LONG_NAME + ".json"),
     "--network": ("", "dgx", "none.json", ".json", LONG_NAME + ".json"),
+    "--network-gbit": AMOUNTS,
     "--precision": ("", "fp16", "BF16", "float32"),
     "--sequence-length": COUNTS,
     "--global-batch-size": COUNTS,
@@ -186,6 +187,7 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--memory-gib": AMOUNTS,
         "--memory-bandwidth": AMOUNTS,
         "--multiprocessors": COUNTS,
+        "--trainer": ("", "mine", "Megatron", LONG_NAME),
     },
     "calibrate": {
         "--gpu": SPACE_OPTIONS["--gpu"],
@@ -431,6 +433,8 @@ BAD_FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
             st.floats(max_value=0), st.just(float("inf")), st.just(float("nan")), texts, nothing
         ),
         "precision": or_null(no_choice("fp32", "bf16")),
+        "gated_feed_forward": no_flag,
+        "tie_word_embeddings": no_flag,
     },
     Cluster: {
         "nodes": no_count,
