@@ -462,7 +462,7 @@ def test_bad_input_is_one_line_and_status_2(
             (runs, "--out", tmp_path / "none" / "mine.json"),
             "--out must be in a directory that exists, got ",
         ),
-        ((runs, "--gpu", "abacus"), "--gpu: device must be one of a100-80gb, "),
+        ((runs, "--gpu", "abacus"), "--gpu: device must be one of a100-40gb, "),
         ((runs, "--gpu", bad), f"--gpu: device file {str(bad)!r}: not valid JSON: "),
         ((runs, "--gpu", tmp_path / "no.json"), "--gpu: cannot read "),
         (
