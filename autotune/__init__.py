@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from autotune.hardware import device as device
     from autotune.layout import Layout as Layout
     from autotune.model import Model as Model
-    from autotune.model import load_model as load_model
+    from autotune.models import load_model as load_model
     from autotune.named_spaces import load_space as load_space
     from autotune.planning import plan as plan
     from autotune.space import SearchSpace as SearchSpace
@@ -51,7 +51,7 @@ _PUBLIC = {
     "SearchSpace": ("space", "SearchSpace"),
     "device": ("hardware", "device"),
     "load": ("store.results", "load"),
-    "load_model": ("model", "load_model"),
+    "load_model": ("models", "load_model"),
     "load_space": ("named_spaces", "load_space"),
     "plan": ("planning", "plan"),
     "resume": ("tuning", "resume"),

@@ -13,7 +13,8 @@ from autotune.cost.constants import known_constants
 from autotune.errors import InputError, in_field, shortened
 from autotune.hardware import Device, Network, device_named, network_named
 from autotune.inputs import Name, read_json, shown, validated
-from autotune.model import Precision, model_from_mapping
+from autotune.model import Precision
+from autotune.models import model_from_mapping
 from autotune.named_spaces import load_space
 from autotune.options.command_line import AMOUNT, COUNT
 from autotune.space import SearchSpace

@@ -6,7 +6,8 @@ import pytest
 
 from autotune.errors import InputError
 from autotune.inputs import read_json
-from autotune.model import Model, model_from_mapping
+from autotune.model import Model
+from autotune.models import model_from_mapping
 
 LLAMA_13B = Model(
     num_hidden_layers=40,

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from autotune.layout import Layout
-from autotune.model import Model, model_from_mapping
+from autotune.model import Model
+from autotune.models import model_from_mapping
 from autotune.options.command_line import command_line
 from tests.trainables.reference import plain_training
 from trainables.deepspeed_llm import __main__ as command

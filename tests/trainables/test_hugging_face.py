@@ -7,7 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from autotune.layout import Layout
-from autotune.model import Model, model_from_mapping
+from autotune.model import Model
+from autotune.models import model_from_mapping
 from tests.trainables.reference import plain_llama
 
 

@@ -20,7 +20,7 @@ from autotune.hardware import Device, device_named, unknown_gpu
 from autotune.hardware.local_devices import local_gpus
 from autotune.inputs import read_json, validated
 from autotune.layout import layout_from_mapping, why_illegal
-from autotune.model import model_from_mapping
+from autotune.models import model_from_mapping
 from autotune.options.command_line import AMOUNT, COUNT, SECONDS, command_line
 from autotune.options.space_options import device_of_option
 from autotune.space import precision_on
