@@ -388,7 +388,7 @@ class Model:
 
     @property
     def attention_flops_per_token(self) -> float:
-        """Forward FLOPs per token of scores and weighted values of all blocks, causality ignored."""
+        """Forward FLOPs per token of all scores and weighted values, causality ignored."""
         sizes = self.query_size + self.attended_size
         return 2.0 * self.num_hidden_layers * sizes * self.scores_per_token
 

@@ -13,9 +13,21 @@ _STAGE_OF_ONE_REPLICA = 1
 def tensor_parallel(chosen: Chosen, task: Task) -> str | None:
     """The size must divide the heads, the feed-forward width and the vocabulary."""
     size, model = chosen["tensor_parallel"], task.model
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size"):
-        if getattr(model, name) % size:
-            return f"tensor_parallel must divide {name}, got {size} and {getattr(model, name)}"
+    divided = {
+        name: getattr(model, name)
+        for name in (
+            "num_attention_heads",
+            "num_key_value_heads",
+            "intermediate_size",
+            "vocab_size",
+        )
+    }
+    if model.experts is not None:
+        divided["experts.intermediate_size"] = model.experts.intermediate_size
+        divided["experts.shared_intermediate_size"] = model.experts.shared_intermediate_size
+    for name, number in divided.items():
+        if number % size:
+            return f"tensor_parallel must divide {name}, got {size} and {number}"
     return None
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from autotune.cost.blocks import widths_of
 from autotune.cost.columns import Array, Columns, total_of
 from autotune.cost.constants import Constants
 from autotune.cost.setting import GIB, Setting
@@ -90,22 +91,26 @@ def block_activation_bytes(
     sequence parallelism.
     """
     model, size = setting.model, columns.tensor_parallel
-    tokens = columns.micro_batch_size * model.sequence_length
+    tokens, widths = columns.micro_batch_size * model.sequence_length, widths_of(model)
     # Without a gate there is one tensor for two: the activation's input, and its result.
     gate = constants["gate_activations"] / (1 if model.gated_feed_forward else 2)
-    hidden, grouped = model.hidden_size, model.num_key_value_heads * model.head_size
+    hidden, heads = model.hidden_size, model.query_size + model.key_size
+    rotated = constants["rotated_activations"] if model.positions == "rotary" else 1
     sharded = (
-        constants["rotated_activations"] * (hidden + grouped)
-        + grouped
-        + hidden
-        + gate * model.intermediate_size
+        rotated * heads
+        + widths.normed
+        + model.value_size
+        + model.attended_size
+        + gate * widths.feed_forward
     )
     norms = constants["plain_norm_activations"] * columns.plain_norm
-    residual = constants["residual_activations"] + norms
+    # A norm after attention or feed-forward network keeps its input; experts keep theirs.
+    residual = constants["residual_activations"] + norms + widths.norms + widths.dispatched
     input_shards = 1.0 if setting.trainer.keeps_gathered_inputs else columns.sequence_shards
     tensors = (
         2 * hidden / input_shards
         + residual * hidden / columns.sequence_shards
+        + widths.latent
         + constants["sharded_activations"] * sharded / size
     )
     kept = tokens * (tensors * setting.element_bytes + 4 * model.num_attention_heads / size)

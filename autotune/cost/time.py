@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 
+from autotune.cost.blocks import products_of, widths_of
 from autotune.cost.columns import Array, Columns, total_of
 from autotune.cost.communication import (
     Passes,
@@ -121,29 +122,21 @@ def step_time(
 def _block(columns: Columns, setting: Setting, constants: Constants) -> tuple[_Parts, Array]:
     """Forward, backward and recomputation of one block; and the forward pass without collectives.
 
-    FLOPs after Korthikanti et al. 2022 (arXiv 2205.05198), for SwiGLU and grouped-query attention.
+    FLOPs after Korthikanti et al. 2022 (arXiv 2205.05198).
     """
-    model, tensor = setting.model, columns.tensor_parallel
-    tokens = columns.micro_batch_size * model.sequence_length
-    hidden = np.full(len(columns), float(model.hidden_size))
-    grouped = 2 * model.num_key_value_heads * model.head_size
-    inner = model.intermediate_size / tensor
+    tensor, one = columns.tensor_parallel, np.ones(len(columns))
+    tokens = columns.micro_batch_size * setting.model.sequence_length
     forward = backward = np.zeros(len(columns))
-    into_feed_forward = [(hidden, inner)] * (model.feed_forward_matrices - 1)
-    for inputs, outputs in (
-        (hidden, (hidden + grouped) / tensor),
-        (hidden / tensor, hidden),
-        *into_feed_forward,
-        (inner, hidden),
-    ):
+    for product in products_of(setting.model):
         layer_forward, layer_backward = linear_seconds(
-            tokens,
-            inputs,
-            outputs,
+            tokens * product.share_of_tokens,
+            product.inputs / (tensor if product.sharded == "inputs" else one),
+            product.outputs / (tensor if product.sharded == "outputs" else one),
             setting.flops_per_second * constants["gemm_efficiency"],
             setting.multiprocessors,
         )
-        forward, backward = forward + layer_forward, backward + layer_backward
+        forward = forward + product.count * layer_forward
+        backward = backward + product.count * layer_backward
     attention_forward, attention_backward = _attention(columns, tokens, setting, constants)
     traffic = tokens * _element_wise_bytes(columns, setting, constants)
     element_wise = traffic / setting.memory_bytes_per_second
@@ -199,8 +192,10 @@ def _attention(
     # Without fused kernels, rows that are not aligned to 16 bytes cannot use tensor cores.
     if model.head_size % 8 and setting.multiprocessors > 1:
         efficiency = efficiency * np.where(fused, 1.0, constants["unaligned_speed"])
-    flops = 4 * tokens * length * model.hidden_size / columns.tensor_parallel
-    forward = flops * np.where(fused, 0.5, 1.0) / (efficiency * setting.flops_per_second)
+    # Fused kernels also skip what is outside a sliding window.
+    keys = np.where(fused, model.scores_per_token / 2, length)
+    flops = 2 * tokens * keys * (model.query_size + model.attended_size) / columns.tensor_parallel
+    forward = flops / (efficiency * setting.flops_per_second)
     backward = forward * np.where(fused, 2.5, 2.0)
     scores = tokens * length * model.num_attention_heads / columns.tensor_parallel
     written = scores * score_traffic * setting.element_scale / setting.memory_bytes_per_second
@@ -209,18 +204,24 @@ def _attention(
 
 def _element_wise_bytes(columns: Columns, setting: Setting, constants: Constants) -> Array:
     """Bytes per token of a block's norms, residuals, rotary embeddings and gates, both passes."""
-    model = setting.model
+    model, widths = setting.model, widths_of(setting.model)
     residual = constants["residual_traffic"] + constants["plain_norm_traffic"] * columns.plain_norm
     sharded = constants["sharded_traffic"] + columns.of_kernel(constants, "sharded_traffic")
     activation = constants["gate_traffic" if model.gated_feed_forward else "activation_traffic"]
-    rotated = model.hidden_size + model.num_key_value_heads * model.head_size
+    rotated = (model.query_size + model.key_size) * (model.positions == "rotary")
     tensor_parallel_traffic = (
-        sharded * model.hidden_size
+        sharded * model.attended_size
         + constants["rotation_traffic"] * rotated
-        + activation * model.intermediate_size
+        + constants["norm_traffic"] * widths.normed
+        + activation * widths.feed_forward
     )
     compiled = np.where(columns.compiled > 0, constants["compiled_traffic"], 1.0)
-    residual_stream_traffic = residual * model.hidden_size / columns.sequence_shards
+    residual_stream = (
+        residual
+        + constants["norm_traffic"] * widths.norms
+        + constants["dispatch_traffic"] * widths.dispatched
+    )
+    residual_stream_traffic = residual_stream * model.hidden_size / columns.sequence_shards
     traffic = residual_stream_traffic + tensor_parallel_traffic / columns.tensor_parallel
     return traffic * compiled * setting.element_scale
 

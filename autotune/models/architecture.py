@@ -8,21 +8,23 @@ from autotune.errors import InputError
 from autotune.inputs import shown
 
 # Keys that say nothing of the shape, the arithmetic or the size of a model in training.
-_WITHOUT_EFFECT = frozenset(
-    "_name_or_path architectures model_type auto_map transformers_version use_cache "
-    "bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id decoder_start_token_id "
-    "unk_token_id initializer_range pretraining_tp is_decoder is_encoder_decoder add_cross_attention "
-    "chunk_size_feed_forward return_dict output_attentions output_hidden_states id2label label2id "
-    "torchscript _attn_implementation attn_implementation _attn_implementation_autoset "
-    "use_bfloat16 problem_type tokenizer_class task_specific_params finetuning_task cache_implementation "
-    "n_ctx summary_type summary_use_proj summary_activation summary_proj_to_logits "
-    "summary_first_dropout".split()
-)
+_WITHOUT_EFFECT = frozenset({
+    "_name_or_path", "architectures", "model_type", "auto_map", "transformers_version",
+    "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id",
+    "cls_token_id", "decoder_start_token_id", "unk_token_id", "initializer_range",
+    "pretraining_tp", "is_decoder", "is_encoder_decoder", "add_cross_attention",
+    "chunk_size_feed_forward", "return_dict", "output_attentions", "output_hidden_states",
+    "id2label", "label2id", "torchscript", "_attn_implementation", "attn_implementation",
+    "_attn_implementation_autoset", "use_bfloat16", "problem_type", "tokenizer_class",
+    "task_specific_params", "finetuning_task", "cache_implementation", "n_ctx",
+    "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_logits",
+    "summary_first_dropout",
+})  # fmt: skip
 # Dropout is not trained with: published trainings of these models have none, or little.
-_DROPOUT = frozenset(
-    "attention_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop classifier_dropout "
-    "embd_dropout residual_dropout".split()
-)
+_DROPOUT = frozenset({
+    "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+    "classifier_dropout", "embd_dropout", "residual_dropout",
+})  # fmt: skip
 _REQUIRED = object()
 
 
