@@ -84,17 +84,22 @@ def plan(space: SearchSpace | str | Path, model: CostModel | None = None) -> Pla
         space = load_space(str(space))
     model = model or CostModel(space.model, space.precision, space.cluster)
     dropped: collections.Counter[str] = collections.Counter()
+    unsupported: collections.Counter[str] = collections.Counter()
     layouts = []
     for candidate in space.walk():
         if isinstance(candidate, Excluded):
             dropped[candidate.rule] += candidate.combinations
         elif reason := model.setting.trainer.why_unsupported(candidate):
-            dropped[reason] += 1
+            unsupported[reason] += 1
         else:
             layouts.append(candidate)
     if not layouts:
         space.check_not_empty()
-        raise InputError(f"{space.name} has no legal layout: {dropped.most_common(1)[0][0]}")
+        raise InputError(
+            f"{space.name} has no layout that trainer {model.trainer_name} supports: "
+            f"{unsupported.most_common(1)[0][0]}"
+        )
+    dropped.update(unsupported)
     prepared = model.prepare(layouts)
     estimates = model.estimate(prepared)
     score = np.log(estimates.step_seconds) - np.log(estimates.fit_probability)

@@ -24,7 +24,8 @@ from scipy import stats
 from autotune.calibration.published_runs import PublishedRun, read_published_runs
 from autotune.cost.model import CostModel
 from autotune.cost.uncertainty import STATED_SHARE, step_time_interval
-from autotune.errors import InputError
+from autotune.errors import InputError, in_field
+from autotune.inputs import shown
 from autotune.options.command_line import command_line
 
 _WIDTH = 110
@@ -147,6 +148,14 @@ def _batch(judged: Judged) -> int:
     return judged.run.training.model.global_batch_size
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file. Raises InputError where that is impossible."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {shown(path)}: {error.strerror}") from None
+
+
 @click.command()
 @click.option("--runs", "path", type=click.Path(path_type=Path), required=True, metavar="CSV")
 @click.option("--json", "out", type=click.Path(path_type=Path), metavar="OUT")
@@ -164,7 +173,8 @@ def main(path: Path, out: Path | None) -> int:
     _print_others(console, judged, clean)
     if out is not None:
         rows = [row.as_json() for row in judged]
-        out.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
+        with in_field("json"):
+            write_text(out, json.dumps({"rows": rows}, indent=2) + "\n")
     return 0
 
 

@@ -3,6 +3,7 @@
 python -m benchmarks.published_pictures --runs CSV --out FOLDER
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from autotune.calibration.published_runs import read_published_runs
+from autotune.errors import in_field
 from autotune.options.command_line import command_line
-from benchmarks.published import Judged, clean_rows, judge
+from benchmarks.published import Judged, clean_rows, judge, write_text
 
 # Text stays text, and the same data makes the same bytes.
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "published", "font.size": 9})
@@ -83,8 +85,13 @@ def _errors(clean: Sequence[Judged], file: Path) -> None:
 
 
 def _save(figure: plt.Figure, file: Path) -> None:
-    figure.savefig(file, metadata={"Date": None})
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
     plt.close(figure)
+    # Matplotlib ends lines of paths with blanks.
+    lines = [line.rstrip() for line in drawn.getvalue().splitlines()]
+    with in_field("out"):
+        write_text(file, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

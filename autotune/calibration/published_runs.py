@@ -10,7 +10,13 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from autotune.calibration.rows import field_of, flag_of, number_of, positive_of
+from autotune.calibration.rows import (
+    field_of,
+    flag_of,
+    number_of,
+    positive_of,
+    whole_of,
+)
 from autotune.cluster import Cluster
 from autotune.errors import InputError, in_field
 from autotune.hardware import Network, device_named
@@ -154,7 +160,7 @@ def _training(row: Mapping[str, str]) -> Training:
             "pipeline_parallel": number_of(row, "pp"),
             # Context-parallel ranks (rows "as-if") count as replicas with other sequences.
             "data_parallel": number_of(row, "dp") * number_of(row, "cp"),
-            "zero_stage": int(field_of(row, "zero_stage", row["where"])),
+            "zero_stage": whole_of(row, "zero_stage", 3),
             "micro_batch_size": number_of(row, "micro_batch_sequences"),
             "activation_checkpointing": row["checkpointing"],
             "sequence_parallel": flag_of(row, "sequence_parallel"),

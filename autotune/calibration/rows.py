@@ -78,6 +78,16 @@ def number_of(row: Mapping[str, Any], name: str) -> int:
     return number
 
 
+def whole_of(row: Mapping[str, Any], name: str, largest: int) -> int:
+    """A whole number from 0 to `largest`."""
+    value = field_of(row, name, row["where"])
+    if str(value) not in map(str, range(largest + 1)):
+        raise InputError(
+            f"{row['where']}: {name} must be a whole number from 0 to {largest}, got {shown(value)}"
+        )
+    return int(value)
+
+
 def positive_of(row: Mapping[str, Any], name: str) -> float:
     value = field_of(row, name, row["where"])
     try:

@@ -45,6 +45,10 @@ _TRAINABLE = "deepspeed"
 _DEVICE_FILE, _NETWORK_FILE = "device.json", "network.json"
 
 
+# Each is a process with torch, of some hundred MB.
+_MOST_VIRTUAL_DEVICES = 64
+
+
 @click.command()
 @click.option("--space", metavar="NAME|FILE.py", help="Probe the cluster of this search space.")
 @click.option("--nodes", type=COUNT, metavar="N", help="Nodes to measure  [default: 1]")
@@ -155,6 +159,11 @@ def _cluster(options: SpaceOptions, address: str | None) -> Cluster:
         )
     if address is None:
         cluster.check_this_machine()
+        if cluster.devices > _MOST_VIRTUAL_DEVICES and cluster.device.kind == "cpu":
+            raise InputError(
+                f"nodes * gpus_per_node must be at most {_MOST_VIRTUAL_DEVICES} virtual devices of "
+                f"one machine, got {cluster.devices}"
+            )
     return cluster
 
 

@@ -58,17 +58,18 @@ def stage_transfer_seconds(columns: Columns, setting: Setting, constants: Consta
     size = columns.tensor_parallel
     tokens = columns.micro_batch_size * setting.model.sequence_length
     volume = tokens * setting.model.hidden_size * setting.element_bytes / columns.sequence_shards
-    # The ranks of a stage are consecutive: two stages share links only where both fit.
-    same_domain = 2 * size * columns.data_parallel <= setting.link_domain
+    # The ranks of a stage are consecutive. Where some stages fit into a domain, those at its edges
+    # have one neighbour within and one beyond.
+    stage, domain = size * columns.data_parallel, setting.link_domain
+    whole = stage * columns.pipeline_parallel <= domain
+    beyond = np.select([whole, 2 * stage <= domain], [0.0, 0.5], 1.0)
     link = setting.link_bytes_per_second * constants["link_efficiency"]
     card = setting.node_bytes_per_second / setting.devices_per_node * constants["stage_efficiency"]
     parts = np.where(
-        (columns.sequence_shards == 1) & setting.trainer.partitions_transfers & ~same_domain,
-        size,
-        1.0,
+        (columns.sequence_shards == 1) & setting.trainer.partitions_transfers, size, 1.0
     )
     gathering = np.where(parts > 1, (size - 1) / size * volume / link, 0.0)
-    seconds = volume / parts / np.where(same_domain, link, card) + gathering
+    seconds = beyond * (volume / parts / card + gathering) + (1 - beyond) * volume / link
     return constants["stage_latency_seconds"] + seconds
 
 
@@ -102,11 +103,14 @@ def data_parallel_seconds(
         columns, parameters * setting.element_bytes, messages, setting, constants
     )
 
+    can_hide = (columns.pipeline_parallel == 1) | trainer.hides_with_stages
+
     def exposed(traffic: Array, hiding: Array, hides: bool) -> Array:
         """Communication time that is not hidden: communication and computation slow each other
         down, and nothing is left to hide the last message."""
         hidden = np.minimum(traffic * (1 - 1 / messages), hiding)
-        return traffic - constants["overlap"] * hidden * hides
+        left: Array = traffic - constants["overlap"] * hidden * (can_hide & hides)
+        return left
 
     seconds = np.zeros(len(columns))
     for stage, sharding in trainer.sharding.items():
@@ -115,8 +119,8 @@ def data_parallel_seconds(
         # Weights that are gathered for the backward pass share the network with gradients.
         in_backward = reduction + weights * (backward > 0)
         reductions = every_micro_batch if sharding.reduced == "micro_batch" else once
-        total = reductions * exposed(in_backward, passes.backward, trainer.hides_in_backward)
-        total = total + forward * exposed(weights, passes.forward, trainer.hides_in_forward)
+        total = reductions * exposed(in_backward, passes.backward, sharding.hides_reduction)
+        total = total + forward * exposed(weights, passes.forward, sharding.hides_gathering)
         seconds = np.where(columns.zero_stage == stage, total, seconds)
     return np.where(columns.data_parallel > 1, seconds, 0.0)
 
@@ -146,8 +150,15 @@ def _collective_seconds(
 
 
 def _ring(size: Array, stride: Array, setting: Setting) -> tuple[Array, Array]:
-    """Ranks in each link domain of a group of `size` ranks, `stride` devices apart, and domains."""
-    in_domain = np.clip(setting.link_domain // stride, 1, size)
+    """Ranks in each link domain of a group of `size` ranks, `stride` devices apart, and domains.
+
+    Groups begin at multiples of the devices that they span. Where those do not fit domains evenly,
+    some group has as few ranks in a domain as the common divisor says; it is the slowest.
+    """
+    spanned = (size * stride).astype(np.int64)
+    fits = setting.devices <= setting.link_domain
+    even = spanned if fits else np.gcd(spanned, setting.link_domain)
+    in_domain = np.clip(even // stride, 1, size)
     return in_domain, np.ceil(size / in_domain)
 
 

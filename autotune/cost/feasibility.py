@@ -44,11 +44,12 @@ class _Fit:
 
 
 def _best_fit(space: SearchSpace, trainer: str) -> _Fit | None:
-    layouts = space.layouts()
     try:
         model = CostModel(space.model, space.precision, space.cluster, trainer=trainer)
     except InputError:
         return None
+    unsupported = model.setting.trainer.why_unsupported
+    layouts = [layout for layout in space.layouts() if unsupported(layout) is None]
     if not layouts:
         return None
     estimates = model.estimate(layouts)

@@ -99,18 +99,24 @@ def recorded_states(
 def megatron_states(
     columns: Columns, parameters: Array, setting: Setting, constants: Constants
 ) -> States:
-    """Megatron-LM with fp32 gradients: 6 bytes per parameter, and 12 more that the distributed
-    optimiser (ZeRO 1) shards (Megatron-LM, docs/source/api-guide/dist_optimizer)."""
+    """Megatron-LM: 6 bytes per parameter with gradients in fp32, and 12 more that the distributed
+    optimiser (ZeRO 1) shards; with gradients in bf16 4 and 16; in fp32 8 and 8 (Megatron-LM,
+    docs/source/api-guide/dist_optimizer)."""
+    gradient_bytes = setting.trainer.gradient_bytes or setting.element_bytes
+    masters = _MASTER_BYTES if setting.precision == "bf16" else 0
+    # fp32 copies of the shard's gradients, where they are not fp32 already.
+    masters += _MASTER_BYTES if gradient_bytes < _MASTER_BYTES else 0
+    # One buffer of all gradients, made before the first step.
+    gradients = gradient_bytes * parameters
     shard = np.where(
         columns.zero_stage[:, None] >= 1, parameters / columns.data_parallel[:, None], parameters
     )
     zeros = np.zeros_like(parameters)
     return States(
         weights=setting.element_bytes * parameters,
-        gradients=_MASTER_BYTES * parameters,
-        gradients_before=_MASTER_BYTES
-        * parameters,  # one buffer for all, made before the first step
-        optimiser=(_MASTER_BYTES + _MOMENT_BYTES) * shard,
+        gradients=gradients,
+        gradients_before=gradients,
+        optimiser=(masters + _MOMENT_BYTES) * shard,
         update=zeros,
         buffers=zeros,
         update_buffers=zeros,

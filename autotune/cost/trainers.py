@@ -32,6 +32,17 @@ class Sharding:
     gathered: Literal["never", "update", "forward", "passes"]
     """When weights are gathered: once per step after the update; or for every micro-batch, for its
     forward pass or for both passes."""
+    hides_reduction: Flag
+    """Whether gradients are reduced while the backward pass computes."""
+    hides_gathering: Flag
+    """Whether weights are gathered while a pass computes."""
+
+    def __post_init__(self) -> None:
+        if self.gathered in ("forward", "passes") and self.reduced == "step":
+            raise ValueError(
+                "reduced must be micro_batch where weights are gathered for every micro-batch, "
+                "got step"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
@@ -52,10 +63,8 @@ class Trainer:
     those of the weights."""
     sharding: Mapping[int, Sharding]
     """By ZeRO stage."""
-    hides_in_backward: Flag
-    """Whether gradients are reduced, and weights gathered, while a backward pass computes."""
-    hides_in_forward: Flag
-    """Whether weights are gathered while a forward pass computes."""
+    hides_with_stages: Flag
+    """Whether it hides data-parallel communication also where there are pipeline stages."""
     partitions_transfers: Flag
     """Whether tensor-parallel ranks send a part each to the next stage, gathered there."""
     hides_tensor_parallel: Literal["never", "backward", "passes"]

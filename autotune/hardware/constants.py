@@ -15,7 +15,7 @@ _KIND_OF_OLD_SOURCES: dict[str, Kind] = {"fitted on": "fitted", "assumed": "assu
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Stated:
-    """The value of a constant of autotune/cost/constants.json, and its source."""
+    """The value of a constant of autotune/cost/data/constants.json, and its source."""
 
     value: Annotated[float, Field(strict=True, ge=0, le=1e9)]
     kind: Kind

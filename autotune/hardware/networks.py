@@ -42,7 +42,7 @@ class Network:
     """Bandwidth of a node's network cards over what the switches carry for it when all nodes send;
     1 is a non-blocking network."""
     constants: ConstantsOfFile = Field(default_factory=dict)
-    """Constants of the cost model (those "of": "network" in autotune/cost/constants.json)."""
+    """Constants of the cost model (those "of": "network" in autotune/cost/data/constants.json)."""
 
     def node_gb_per_second(self, devices_per_node: int) -> float:
         """Nominal bandwidth between nodes of one node in GB/s, in one direction."""

@@ -61,7 +61,7 @@ class Finding:
 
     curve: str
     """``facts``, ``bandwidth``, ``matrix_products``, ``attention KERNEL``, or an operation between
-    ranks and where its groups are, as in ``all_reduce within`` (`autotune.calibration.curves`)."""
+    ranks and where its groups are, as in ``all_reduce within`` (`autotune.calibration.probed`)."""
     point: Mapping[str, Any]
     """Its figures by name; an ``error`` where the curve could not be measured any further."""
 

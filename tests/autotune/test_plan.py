@@ -103,3 +103,39 @@ def test_bad_input_is_one_line_and_status_2(
     assert captured.out == ""
     assert captured.err.count("\n") == 1 and captured.err.startswith("error: ")
     assert sentence in captured.err
+
+
+def test_other_trainers_and_networks_are_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    def best(*arguments: object) -> dict[str, Any]:
+        found: dict[str, Any] = planned(capsys, "--space", "llm13b", "--top", 1, *arguments)
+        return found
+
+    own, megatron = best(), best("--trainer", "megatron")
+    assert (own["trainer"], megatron["trainer"]) == ("deepspeed_llm", "megatron")
+    assert "trainer megatron has ZeRO stage 0 and 1 only, got 3" in megatron["dropped"]
+    row = own["layouts"][0]
+    assert row["low_step_seconds"] < row["step_seconds"] < row["high_step_seconds"]
+    fixed = ("--fix", "zero_stage=3", "--fix", "tensor_parallel=1", "--fix", "pipeline_parallel=1")
+    slow, fast = (
+        best(*fixed, "--network-gbit", gbit)["layouts"][0]["step_seconds"] for gbit in (10, 3200)
+    )
+    assert slow > 2 * fast
+    assert best(*fixed, "--network-gbit", 1600)["layouts"] == best(*fixed)["layouts"]
+
+
+@pytest.mark.parametrize("trainer", ["megatron", "nemo", "fsdp2", "hagemann2023"])
+def test_where_nothing_fits_a_trainer_it_says_so(
+    capsys: pytest.CaptureFixture[str], trainer: str
+) -> None:
+    options = ("--space", "llm65b", "--nodes", 1, "--trainer", trainer)
+    found = planned(capsys, *options)
+    assert found["layouts"] == [] and "needs at least" in found["nothing_fits"]
+
+
+def test_a_trainer_without_any_layout_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--space", "llm13b", "--trainer", "megatron", "--fix", "zero_stage=3"]
+    assert command_line(main, arguments) == 2
+    assert capsys.readouterr().err == (
+        "error: llm13b has no layout that trainer megatron supports: trainer megatron has ZeRO "
+        "stage 0 and 1 only, got 3\n"
+    )

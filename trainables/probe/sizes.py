@@ -25,7 +25,8 @@ class Sizes:
     """Names of `WIDTHS`."""
     vocabulary: int
     lengths: Sequence[int]
-    """Sequence lengths of attention."""
+    """Sequence lengths of attention, the shortest and the longest first: where time runs out, these
+    two still give its curve."""
     attention_tokens: int
     """Tokens of one call of attention, of whatever length the sequences are."""
     heads: int
@@ -42,7 +43,7 @@ OF_GPU = Sizes(
     tokens=(4096, 16_384),
     widths=("7b", "13b", "30b", "70b"),
     vocabulary=32_000,
-    lengths=(1024, 2048, 4096, 8192, 16_384),
+    lengths=(1024, 16_384, 8192, 4096, 2048),
     attention_tokens=16_384,
     heads=40,
     copied_bytes=2**32,
@@ -54,7 +55,7 @@ OF_CPU = Sizes(
     tokens=(80, 320, 640),
     widths=("tiny",),
     vocabulary=4096,
-    lengths=(64, 128, 256, 512),
+    lengths=(64, 512, 256, 128),
     attention_tokens=512,
     heads=8,
     head_size=32,

@@ -110,6 +110,7 @@ def test_figures_of_the_device_may_be_given(tmp_path: Path) -> None:
         ({"status": "no", "why_not": "FP8"}, "FP8"),
         ({"micro_batch_sequences": 7}, "data_parallel \\* micro_batch_size must divide"),
         ({"layers": ""}, "layers is missing"),
+        ({"zero_stage": "1.0"}, "zero_stage must be a whole number from 0 to 3, got '1.0'"),
     ],
 )
 def test_what_cannot_be_said_has_its_reason(

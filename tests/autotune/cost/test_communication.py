@@ -24,6 +24,7 @@ MODEL = Model(
     sequence_length=2048,
     global_batch_size=1024,
 )
+BATCH_OF_6 = dataclasses.replace(MODEL, num_hidden_layers=12, global_batch_size=48)
 # One whole message, and nothing but bandwidth.
 BANDWIDTH_ONLY = {
     "link_efficiency": 1.0,
@@ -187,6 +188,51 @@ def test_a_stage_that_the_trainer_lacks_is_refused() -> None:
     with pytest.raises(InputError, match="trainer megatron has ZeRO stage 0 and 1 only, got 3"):
         cost.prepare([Layout(data_parallel=8, zero_stage=3)])
     assert cost.prepare([Layout(zero_stage=3)]), "one replica shards nothing"
+
+
+def test_groups_that_do_not_fit_domains_are_as_slow_as_the_worst() -> None:
+    # 24 GPUs of 3 nodes in 4 stages of 6: the second stage has two ranks on one node and four on
+    # the next, which have a quarter of a node's cards at the narrowest.
+    uneven = exchanged(Layout(pipeline_parallel=4, data_parallel=6), nodes=3, model=BATCH_OF_6)
+    even = exchanged(Layout(pipeline_parallel=3, data_parallel=8), nodes=3, model=BATCH_OF_6)
+    assert uneven > 2 * even
+    # Racks of 72: stages of 64 cross them, stages of 72 do not.
+    rack = network(link_domain=72, nics_per_node=None, nic_gbit_per_second=1.0)
+    crossing, inside = (
+        exchanged(
+            Layout(pipeline_parallel=2, data_parallel=size),
+            nodes=size // 2,
+            gpus_per_node=4,
+            links=rack,
+            model=dataclasses.replace(MODEL, global_batch_size=size),
+        )
+        for size in (64, 72)
+    )
+    assert crossing > 50 * inside
+
+
+def test_a_stage_at_the_edge_of_a_node_has_one_neighbour_beyond() -> None:
+    def transfers(layout: Layout, nodes: int) -> float:
+        time = seconds(layout, nodes=nodes, trainer="deepspeed_llm")
+        return float(time["stage_transfers"])
+
+    # Two stages of 4 per node on 400 GB/s links, the third on another node behind a 50 GB/s card.
+    one_node = transfers(Layout(tensor_parallel=2, pipeline_parallel=4), 1)
+    two_nodes = transfers(Layout(tensor_parallel=4, pipeline_parallel=4), 2)
+    each_alone = transfers(Layout(tensor_parallel=8, pipeline_parallel=4), 4)
+    assert two_nodes == pytest.approx((one_node + each_alone) / 2)
+
+
+def test_a_pipeline_hides_where_the_trainer_can() -> None:
+    layout = Layout(pipeline_parallel=2, data_parallel=32, gradient_accumulation_steps=32)
+    for trainer, hides in (("megatron", True), ("deepspeed_llm", False), ("deepspeed", False)):
+        exposed, hidden = (
+            seconds(layout, nodes=8, trainer=trainer, overlap=share, message_parameters=2e7)[
+                "data_parallel"
+            ]
+            for share in (0.0, 1.0)
+        )
+        assert (hidden < 0.5 * exposed) is hides, trainer
 
 
 def test_every_trainer_says_where_it_is_from() -> None:
