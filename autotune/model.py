@@ -158,6 +158,8 @@ class Model:
     """Mixture of experts in place of the feed-forward network; null: none."""
     precision: Precision | None = None
     """Precision of weights and activations; None: bf16 on GPUs and fp32 on CPUs."""
+    notes: tuple[str, ...] = ()
+    """What training here leaves out or changes of the published model, in one sentence each."""
 
     def __post_init__(self) -> None:
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:

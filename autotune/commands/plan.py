@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from autotune.cost.feasibility import least_nodes
 from autotune.cost.model import CostModel, Estimates
 from autotune.cost.trainers import known_trainers, trainer_named
 from autotune.cost.uncertainty import step_time_interval
@@ -26,6 +27,8 @@ from autotune.report.plan import print_explained, print_not_ranked, print_ranked
 from autotune.space import SearchSpace
 from autotune.trial.measurement import predicted_mfu
 
+# More are not tried by --fit.
+_MOST_NODES = 1024
 _DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multiprocessors"
 
 
@@ -37,6 +40,7 @@ _DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multipr
 @click.option("--memory-gib", type=AMOUNT, metavar="X", help="Memory per device.")
 @click.option("--memory-bandwidth", type=AMOUNT, metavar="X", help="In GB/s per device.")
 @click.option("--multiprocessors", type=COUNT, metavar="N", help="Streaming multiprocessors.")
+@click.option("--fit", is_flag=True, help="On the fewest nodes that a layout fits on.")
 @click.option(
     "--trainer",
     default="deepspeed_llm",
@@ -51,6 +55,7 @@ def main(
     memory_gib: float | None,
     memory_bandwidth: float | None,
     multiprocessors: int | None,
+    fit: bool,
     trainer: str,
     as_json: bool,
     **given: Any,
@@ -64,9 +69,12 @@ def main(
         "multiprocessors": multiprocessors,
     }
     options = SpaceOptions(**given)
-    space = space_from_options(options, device=_device(options.gpu, stated))
     with in_field("trainer"):
         trainer_named(trainer)
+    device = _device(options.gpu, stated)
+    if fit:
+        options = _on_fewest_nodes(options, device, trainer)
+    space = space_from_options(options, device=device)
     model = CostModel(space.model, space.precision, space.cluster, trainer=trainer)
     console = plain_console()
     if explain is not None:
@@ -84,6 +92,8 @@ def main(
         content = {
             "predicted": True,
             "trainer": trainer,
+            "nodes": space.cluster.nodes,
+            "notes": list(space.model.notes),
             "layouts": ranked.rows(top),
             "dropped": dict(ranked.dropped),
             "nothing_fits": ranked.nothing_fits,
@@ -94,6 +104,22 @@ def main(
         console.print(f"{len(ranked.order)} layouts ranked")
         print_not_ranked(console, ranked.dropped, "not ranked")
     return 0
+
+
+def _on_fewest_nodes(
+    options: SpaceOptions, device: Callable[[Device], Device], trainer: str
+) -> SpaceOptions:
+    """The options with the smallest number of nodes that a layout is likely to fit on."""
+    if options.nodes is not None:
+        raise InputError("cannot be given with --nodes", field="fit")
+
+    def space_on(nodes: int) -> SearchSpace:
+        return space_from_options(dataclasses.replace(options, nodes=nodes), device=device)
+
+    nodes = least_nodes(space_on, trainer, _MOST_NODES)
+    if nodes is None:
+        raise InputError(f"no layout is predicted to fit on up to {_MOST_NODES} nodes")
+    return dataclasses.replace(options, nodes=nodes)
 
 
 def _device(

@@ -1,6 +1,7 @@
 """Whether any layout of a space is predicted to fit into memory, and on how many nodes."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -72,14 +73,34 @@ def _least_nodes(space: SearchSpace, trainer: str) -> int | None:
         too_few, nodes = current * 2**power, current * 2 ** (power + 1)
         if nodes > LARGEST_COUNT:
             return None
-        if _likely_fits(space, nodes, trainer):
+        if _likely_fits_on(space, nodes, trainer):
             step = max(1, (nodes - too_few) // _MOST_BETWEEN)
             between = range(too_few + step, nodes, step)
-            return next((n for n in between if _likely_fits(space, n, trainer)), nodes)
+            return next((n for n in between if _likely_fits_on(space, n, trainer)), nodes)
     return None
 
 
-def _likely_fits(space: SearchSpace, nodes: int, trainer: str) -> bool:
+def _likely_fits_on(space: SearchSpace, nodes: int, trainer: str) -> bool:
     cluster = dataclasses.replace(space.cluster, nodes=nodes)
-    fit = _best_fit(space.replaced({"cluster": cluster}, what="nodes"), trainer)
+    return likely_fits(space.replaced({"cluster": cluster}, what="nodes"), trainer)
+
+
+def likely_fits(space: SearchSpace, trainer: str) -> bool:
+    """Whether a layout of the space is predicted to fit, as likely as not."""
+    fit = _best_fit(space, trainer)
     return fit is not None and fit.probability >= _LIKELY
+
+
+def least_nodes(space_on: Callable[[int], SearchSpace], trainer: str, most: int) -> int | None:
+    """The smallest number of nodes, up to `most`, on which a layout is likely to fit; None: none.
+
+    `space_on` makes the space of that many nodes. Numbers are doubled until one is enough; then
+    those between are tried from below.
+    """
+    too_few, nodes = 0, 1
+    while not likely_fits(space_on(nodes), trainer):
+        too_few, nodes = nodes, 2 * nodes
+        if nodes > most:
+            return None
+    between = range(too_few + 1, nodes)
+    return next((n for n in between if likely_fits(space_on(n), trainer)), nodes)

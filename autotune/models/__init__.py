@@ -3,7 +3,6 @@
 A module declares `ARCHITECTURE` or `ARCHITECTURES`; every module of this package is read.
 """
 
-import dataclasses
 import functools
 import importlib
 import pkgutil
@@ -23,15 +22,6 @@ _PRECISION_OF_DTYPE: dict[str, Precision] = {
 }
 # Fields of a model that a config does not have, and that may be given with it.
 _BATCH = ("sequence_length", "global_batch_size", "precision")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class NamedModel:
-    """A model as a config describes it."""
-
-    model: Model
-    notes: tuple[str, ...]
-    """What training it here leaves out or changes, in one sentence each."""
 
 
 @functools.cache
@@ -62,11 +52,6 @@ def read_config(path: str, *, what: str) -> dict[str, Any]:
 
 
 def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Model:
-    """As `named_model_from_mapping`, without its notes."""
-    return named_model_from_mapping(values, what=what).model
-
-
-def named_model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> NamedModel:
     """Read a config.json with sequence_length, global_batch_size and, if wanted, precision.
 
     The architecture is that of `model_type`, else of `architectures`; keys that may have an effect
@@ -74,12 +59,13 @@ def named_model_from_mapping(values: Mapping[str, Any], *, what: str = "model") 
     Raises InputError.
     """
     if "model_type" not in values and "architectures" not in values:
-        fields = dict(values)
+        fields = {name: value for name, value in values.items() if value is not None}
+        config = Config(fields, what)
+        precision = _precision(config, what)
+        fields = {**precision, **config.rest()}
         fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
-        fields = {name: value for name, value in fields.items() if value is not None}
-        return NamedModel(model=validated(Model, fields, what=what), notes=())
+        return validated(Model, fields, what=what)
     architecture = _architecture_of(values, what)
-    batch = {name: values[name] for name in _BATCH if values.get(name) is not None}
     config = Config({k: v for k, v in values.items() if k not in _BATCH}, what)
     precision = _precision(config, what)
     try:
@@ -88,10 +74,16 @@ def named_model_from_mapping(values: Mapping[str, Any], *, what: str = "model") 
         sentence = str(error)
         raise InputError(sentence if sentence.startswith(what) else f"{what}: {sentence}") from None
     config.refuse_what_is_left()
-    given = {name: value for name, value in fields.items() if value is not None}
-    given = {"precision": precision, **given, **batch, "architecture": architecture.name}
-    model = validated(Model, given, what=what)
-    return NamedModel(model=model, notes=tuple(config.notes))
+    read = {
+        **precision,
+        **fields,
+        **{name: values.get(name) for name in _BATCH},
+        "architecture": architecture.name,
+        "notes": tuple(config.notes),
+    }
+    return validated(
+        Model, {name: value for name, value in read.items() if value is not None}, what=what
+    )
 
 
 def _architecture_of(values: Mapping[str, Any], what: str) -> Architecture:
@@ -113,14 +105,15 @@ def _architecture_of(values: Mapping[str, Any], what: str) -> Architecture:
     )
 
 
-def _precision(config: Config, what: str) -> Precision | None:
+def _precision(config: Config, what: str) -> dict[str, Precision]:
+    """The precision of `dtype` or, as it was called before, `torch_dtype`."""
     dtype, old = config.take("dtype", None), config.take("torch_dtype", None)
     name = dtype if dtype is not None else old
     if name is None:
-        return None
+        return {}
     if not isinstance(name, str) or name not in _PRECISION_OF_DTYPE:
         known = " or ".join(_PRECISION_OF_DTYPE)
         raise InputError(f"{what}: dtype must be {known}, got {shown(name)}")
     if name == "float16":
         config.notes.append("the weights are published in float16; they are trained in bf16")
-    return _PRECISION_OF_DTYPE[name]
+    return {"precision": _PRECISION_OF_DTYPE[name]}

@@ -82,6 +82,10 @@ class Config:
         known = " or ".join(repr(v) for v in values) or "null"
         raise InputError(f"{self._what}: {key} must be {known}, got {shown(value)}")
 
+    def rest(self) -> dict[str, Any]:
+        """What nothing has taken."""
+        return dict(self._left)
+
     def refuse_what_is_left(self) -> None:
         """Raise InputError for keys that nothing has taken and that may have an effect."""
         left = self._left.keys() - _WITHOUT_EFFECT - _DROPOUT

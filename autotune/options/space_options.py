@@ -12,9 +12,9 @@ from autotune.cluster import Cluster
 from autotune.cost.constants import known_constants
 from autotune.errors import InputError, in_field, shortened
 from autotune.hardware import Device, Network, device_named, network_named
-from autotune.inputs import Name, read_json, shown, validated
+from autotune.inputs import Name, shown, validated
 from autotune.model import Precision
-from autotune.models import model_from_mapping
+from autotune.models import model_from_mapping, read_config
 from autotune.named_spaces import load_space
 from autotune.options.command_line import AMOUNT, COUNT
 from autotune.space import SearchSpace
@@ -27,7 +27,7 @@ _DEFAULT_GPU = "h100"
 _DEFAULT_GPUS_PER_NODE = 8
 _DEFAULT_SEQUENCE_LENGTH = 4096
 _DEFAULT_TOKENS_PER_STEP = 4 * 2**20
-_DEFAULT_PIPELINE_SIZES = (1, 2, 4, 8, 16, 32)
+_MOST_STAGES = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,11 @@ def space_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of `SpaceOptions` to a command."""
     options = (
         click.option("--space", metavar="NAME|FILE.py", help="What to search."),
-        click.option("--model", metavar="FILE", help="A model, as a Hugging Face config.json."),
+        click.option(
+            "--model",
+            metavar="PATH",
+            help="A model: a Hugging Face config.json, or a folder with one.",
+        ),
         click.option("--nodes", type=COUNT, metavar="N", help="Nodes that every layout uses."),
         click.option("--gpus-per-node", type=COUNT, metavar="G", help="Devices per node."),
         click.option("--gpu", metavar="NAME|FILE.json", help="Device, if not the space's."),
@@ -181,7 +185,7 @@ def _named_space(options: SpaceOptions) -> SearchSpace:
 
 
 def _space_of_model(options: SpaceOptions) -> SearchSpace:
-    """The space of --model without --space: all layouts on one node."""
+    """The space of --model without --space: all layouts on one node, or on --nodes."""
     if options.model is None:
         raise InputError("--space or --model must be given, got neither")
     fields = _fields_of(options.model)
@@ -193,7 +197,9 @@ def _space_of_model(options: SpaceOptions) -> SearchSpace:
     cluster = Cluster(
         nodes=1, gpus_per_node=_DEFAULT_GPUS_PER_NODE, device=device_named(_DEFAULT_GPU)
     )
-    sizes = tuple(n for n in _DEFAULT_PIPELINE_SIZES if n <= model.num_hidden_layers)
+    devices = (options.nodes or 1) * (options.gpus_per_node or _DEFAULT_GPUS_PER_NODE)
+    most = min(model.num_hidden_layers, _MOST_STAGES, devices)
+    sizes = tuple(size for size in range(1, most + 1) if devices % size == 0)
     return SearchSpace(
         name=_name_of(options.model), model=model, cluster=cluster, pipeline_parallel=sizes
     )
@@ -203,7 +209,7 @@ def _fields_of(model: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config.json, given as such, inline, or by its path. Raises InputError."""
     if isinstance(model, Mapping):
         return dict(model)
-    return read_json(str(model), what="--model")
+    return read_config(str(model), what="--model")
 
 
 def _name_of(model: str | Path | Mapping[str, Any]) -> str:
@@ -214,6 +220,8 @@ def _name_of(model: str | Path | Mapping[str, Any]) -> str:
     if isinstance(model, Mapping) or str(model).lstrip().startswith("{"):
         return "model"
     path = Path(model)
+    if path.is_dir():
+        path = path / "config.json"
     if path.suffix != ".json":
         return "model"
     name = path.absolute().parent.name if path.stem == "config" else path.stem

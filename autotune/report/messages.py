@@ -9,7 +9,7 @@ from autotune.cost.feasibility import why_nothing_fits
 from autotune.ledger.ledger import Ledger
 from autotune.ledger.ranking import equal_within_noise
 from autotune.ledger.search_setup import CONFIRMED, expected_seconds
-from autotune.report.plan import headline, print_not_ranked
+from autotune.report.plan import print_headline, print_not_ranked
 from autotune.report.screen import Screen, print_best
 from autotune.request import Request
 from autotune.space import not_generated
@@ -44,7 +44,7 @@ def print_dry_run(console: Console, request: Request) -> None:
     """Print what would run."""
     content = dry_run(request)
     if request.layouts is None:
-        console.print(headline(request.space, f"{content['layouts']} layouts"), soft_wrap=True)
+        print_headline(console, request.space, f"{content['layouts']} layouts")
         print_not_ranked(console, content["not_generated"], "not generated")
     else:
         recorded = f"{content['layouts']} recorded layouts of {request.space.name}"

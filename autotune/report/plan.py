@@ -23,7 +23,7 @@ def print_ranked(console: Console, plan: Plan, top: int) -> None:
     number of the others, and how much slower the slowest is.
     """
     space, estimates = plan.space, plan.estimates
-    console.print(headline(space), soft_wrap=True)
+    print_headline(console, space)
     if plan.nothing_fits is not None:
         console.print(f"predicted: {plan.nothing_fits}", soft_wrap=True)
         return
@@ -88,7 +88,7 @@ def print_explained(
     interval: tuple[float, float],
 ) -> None:
     """Print one layout's step time and memory by cause."""
-    console.print(headline(space), soft_wrap=True)
+    print_headline(console, space)
     console.print(f"layout: {layout.describe()}", soft_wrap=True)
     seconds = float(estimates.step_seconds[0])
     console.print(_parts("Predicted seconds per step", estimates.time, "s"))
@@ -102,12 +102,22 @@ def print_explained(
     )
 
 
+def print_headline(console: Console, space: SearchSpace, count: str | None = None) -> None:
+    """Print a space as one line, and a line for each note of its model."""
+    console.print(headline(space, count), soft_wrap=True)
+    for note in space.model.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+
+
 def headline(space: SearchSpace, count: str | None = None) -> str:
     """A space as one line: model, batch and cluster."""
     model = space.model
     layouts = "" if count is None else f"{count} of "
+    active = ""
+    if model.active_parameters < model.parameters:
+        active = f" ({model.active_parameters / 1e9:.3g} active)"
     return (
-        f"{space.name}: {layouts}{model.parameters / 1e9:.3g} billion parameters in "
+        f"{space.name}: {layouts}{model.parameters / 1e9:.3g} billion parameters{active} in "
         f"{space.precision}, global batch {model.global_batch_size} x {model.sequence_length} "
         f"tokens, on {space.cluster.describe()}"
     )

@@ -1,4 +1,4 @@
-"""28 published configs: parameters and FLOPs are those of Hugging Face's models, to the last one."""
+"""28 published configs: parameters and FLOPs are those of Hugging Face's models."""
 
 import json
 import warnings
@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from autotune.model import Model
-from autotune.models import architectures, named_model_from_mapping
+from autotune.models import architectures, model_from_mapping
 
 CONFIGS = {path.stem: path for path in sorted(Path(__file__).with_name("configs").glob("*.json"))}
 BATCH = {"sequence_length": 1024, "global_batch_size": 8}
@@ -51,7 +51,7 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 def model_of(config: dict[str, Any]) -> Model:
-    return named_model_from_mapping({**config, **BATCH}).model
+    return model_from_mapping({**config, **BATCH})
 
 
 def hugging_face(config: dict[str, Any], device: str = "meta") -> Any:
