@@ -325,7 +325,7 @@ BAD_INPUT = [
         ("--trainable", "replay", "--runs", "no.csv", "--fix", "tensor_parallel=1"),
         "uses all recorded layouts unchanged: --fix cannot be given",
     ),
-    (("--space", "tiny", "--gpu", "abacus"), "device must be one of a100-80gb"),
+    (("--space", "tiny", "--gpu", "abacus"), "device must be one of a100-40gb, a100-80gb"),
     (("--space", "tiny", "--gpu", "no.json"), "--gpu: cannot read 'no.json'"),
     (("--space", "tiny", "--training-gpu-hours", "0"), "--training-gpu-hours"),
     (
