@@ -47,8 +47,15 @@ def load_model(path: str, *, sequence_length: int, global_batch_size: int) -> Mo
 
 def read_config(path: str, *, what: str) -> dict[str, Any]:
     """The content of a config.json, of a folder with one, or inline JSON. Raises InputError."""
-    folder = not path.lstrip().startswith("{") and Path(path).is_dir()
-    return read_json(str(Path(path) / "config.json") if folder else path, what=what)
+    return read_json(str(Path(path) / "config.json") if is_folder(path) else path, what=what)
+
+
+def is_folder(path: str) -> bool:
+    """Whether that is the path of a folder, and not of a file or inline JSON."""
+    try:
+        return not path.lstrip().startswith("{") and Path(path).is_dir()
+    except OSError:  # longer than a path can be
+        return False
 
 
 def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Model:
@@ -64,6 +71,7 @@ def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Mod
         precision = _precision(config, what)
         fields = {**precision, **config.rest()}
         fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
+        fields.setdefault("notes", tuple(config.notes))
         return validated(Model, fields, what=what)
     architecture = _architecture_of(values, what)
     config = Config({k: v for k, v in values.items() if k not in _BATCH}, what)
@@ -77,7 +85,7 @@ def model_from_mapping(values: Mapping[str, Any], *, what: str = "model") -> Mod
     read = {
         **precision,
         **fields,
-        **{name: values.get(name) for name in _BATCH},
+        **{name: values[name] for name in _BATCH if values.get(name) is not None},
         "architecture": architecture.name,
         "notes": tuple(config.notes),
     }

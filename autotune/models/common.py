@@ -19,15 +19,19 @@ ACTIVATIONS = {
 """Hugging Face's names of activations."""
 
 
-def shape(config: Config) -> dict[str, Any]:
-    """Sizes by the names that most architectures have."""
+def shape(config: Config, *, grouped: bool = True) -> dict[str, Any]:
+    """Sizes by the names that most architectures have.
+
+    `grouped`: num_key_value_heads must be given, because the default of the architecture is not the
+    number of query heads.
+    """
     heads = config.take("num_attention_heads")
     return {
         "num_hidden_layers": config.take("num_hidden_layers"),
         "hidden_size": config.take("hidden_size"),
         "intermediate_size": config.take("intermediate_size"),
         "num_attention_heads": heads,
-        "num_key_value_heads": config.take("num_key_value_heads", heads),
+        "num_key_value_heads": config.take("num_key_value_heads", *([] if grouped else [heads])),
         "head_dim": config.take("head_dim", None),
         "vocab_size": config.take("vocab_size"),
         "rms_norm_eps": config.number("rms_norm_eps", 1e-6),

@@ -45,7 +45,7 @@ def _read(config: Config, *, scoring: str, normalised: bool) -> dict[str, Any]:
         "value_head_size": config.take("v_head_dim"),
     }
     return {
-        **shape(config),
+        **shape(config, grouped=False),
         **rope(config),
         "qkv_bias": False,
         "attention_output_bias": bias,

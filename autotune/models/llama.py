@@ -9,7 +9,7 @@ from autotune.models.common import rope, shape
 def _read(config: Config) -> dict[str, Any]:
     bias = config.flag("attention_bias", False)
     return {
-        **shape(config),
+        **shape(config, grouped=False),
         **rope(config),
         "qkv_bias": bias,
         "attention_output_bias": bias,

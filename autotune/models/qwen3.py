@@ -9,8 +9,10 @@ from autotune.models.common import no_sliding_window, rope, shape
 def _read(config: Config) -> dict[str, Any]:
     no_sliding_window(config)
     bias = config.flag("attention_bias", False)
+    fields = shape(config)
     return {
-        **shape(config),
+        **fields,
+        "head_dim": fields["head_dim"] or 128,
         **rope(config),
         "qkv_bias": bias,
         "attention_output_bias": bias,

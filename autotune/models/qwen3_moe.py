@@ -12,8 +12,10 @@ def _read(config: Config) -> dict[str, Any]:
     config.require("mlp_only_layers", [])
     config.ignore("output_router_logits", "router_aux_loss_coef")
     bias = config.flag("attention_bias", False)
+    fields = shape(config)
     return {
-        **shape(config),
+        **fields,
+        "head_dim": fields["head_dim"] or 128,
         **rope(config),
         "qkv_bias": bias,
         "attention_output_bias": bias,

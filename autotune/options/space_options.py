@@ -14,7 +14,7 @@ from autotune.errors import InputError, in_field, shortened
 from autotune.hardware import Device, Network, device_named, network_named
 from autotune.inputs import Name, shown, validated
 from autotune.model import Precision
-from autotune.models import model_from_mapping, read_config
+from autotune.models import is_folder, model_from_mapping, read_config
 from autotune.named_spaces import load_space
 from autotune.options.command_line import AMOUNT, COUNT
 from autotune.space import SearchSpace
@@ -219,9 +219,7 @@ def _name_of(model: str | Path | Mapping[str, Any]) -> str:
     """
     if isinstance(model, Mapping) or str(model).lstrip().startswith("{"):
         return "model"
-    path = Path(model)
-    if path.is_dir():
-        path = path / "config.json"
+    path = Path(model) / "config.json" if is_folder(str(model)) else Path(model)
     if path.suffix != ".json":
         return "model"
     name = path.absolute().parent.name if path.stem == "config" else path.stem

@@ -433,8 +433,30 @@ BAD_FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
             st.floats(max_value=0), st.just(float("inf")), st.just(float("nan")), texts, nothing
         ),
         "precision": or_null(no_choice("fp32", "bf16")),
-        "gated_feed_forward": no_flag,
-        "tie_word_embeddings": no_flag,
+        **dict.fromkeys(
+            (name for name, value in GOOD[Model].items() if type(value) is bool), no_flag
+        ),
+        **dict.fromkeys(
+            ("head_dim", "max_position_embeddings", "sliding_window"), or_null(no_count)
+        ),
+        **dict.fromkeys(
+            ("attention_scale", "attention_softcap", "logit_softcap", "embedding_scale"),
+            or_null(no_amount),
+        ),
+        **dict.fromkeys(
+            ("rope_scaling", "latent_attention", "experts"),
+            no_object.filter(lambda value: value is not None),
+        ),
+        "rotary_fraction": st.one_of(st.floats(max_value=0), st.floats(min_value=1.01), texts),
+        "local_rope_theta": st.one_of(st.floats(max_value=0), st.just(float("nan")), texts),
+        "global_every": st.one_of(st.integers(max_value=-1), texts, nothing),
+        "positions": no_choice("rotary", "learned"),
+        "activation": no_choice("silu", "gelu", "gelu_tanh", "relu_squared"),
+        "norm": no_choice("rmsnorm", "layernorm"),
+        "norm_placement": no_choice("before", "after", "around"),
+        "qk_norm": no_choice("none", "heads", "projection"),
+        "architecture": st.integers() | nothing,
+        "notes": st.integers() | texts | nothing,
     },
     Cluster: {
         "nodes": no_count,

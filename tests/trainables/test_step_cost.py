@@ -31,8 +31,8 @@ SHAPE: dict[str, Any] = {
 }
 LONG = {"num_hidden_layers": 8, "vocab_size": 512, "sequence_length": 512}
 SHORT = {"num_hidden_layers": 8, "vocab_size": 512, "sequence_length": 16}
-# On CPUs the logits are converted to fp32 in a separate tensor: 4 bytes per logit more. The audit has
-# the smallest buckets.
+# On CPUs the logits are converted to fp32 in a separate tensor: 4 bytes per logit more. The audit
+# has the smallest buckets.
 ON_CPUS = {
     "context_gib": 0.0,
     "fragmentation": 0.0,
