@@ -10,7 +10,7 @@ def _read(config: Config) -> dict[str, Any]:
     config.require("attention_bias", False)
     config.ignore("original_max_position_embeddings")
     return {
-        **shape(config),
+        **shape(config, 1e-5),
         **rope(config),
         "sliding_window": config.take("sliding_window", None),
     }

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from trainables.deepspeed_llm import loss as loss_module
 from trainables.deepspeed_llm import pointwise
-from trainables.deepspeed_llm.llama import rotary_table
 from trainables.deepspeed_llm.loss import linear_cross_entropy
 from trainables.deepspeed_llm.pointwise import gated_linear, rotate
+from trainables.deepspeed_llm.rotary import rotary_table
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
 
 SEQUENCE, BATCH, HIDDEN, VOCABULARY = 6, 3, 8, 11

@@ -122,7 +122,7 @@ def bandwidth(device_kind: DeviceKind, sizes: Sizes, timer: Timer) -> Iterator[t
 
     from trainables.deepspeed_llm import loss, pointwise
     from trainables.deepspeed_llm.kernels import rms_norm
-    from trainables.deepspeed_llm.llama import rotary_table
+    from trainables.deepspeed_llm.rotary import rotary_table
 
     device, dtype = _setting(device_kind)
     tokens = sizes.tokens[-1]
