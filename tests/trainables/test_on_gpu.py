@@ -98,8 +98,8 @@ def test_compiled_chains_are_the_written_ones() -> None:
             table = torch.randn(length, 1, 1, 64, device="cuda", dtype=torch.bfloat16)
             near(pointwise._rotated, x, table, table)
             gate, up, slope = torch.randn(3, length, 2, 96, device="cuda", dtype=torch.bfloat16)
-            near(pointwise._gated, gate, up)
-            near(pointwise._gated_backward, slope, gate, up)
+            near(pointwise.gated, gate, up)
+            near(pointwise.gated_backward, slope, gate, up)
         print("same")
         """
     )

@@ -1,19 +1,18 @@
 """A mixture of experts. Each expert is sharded over the tensor-parallel ranks like a feed-forward
 network; the router is replicated. There is no expert parallelism and no auxiliary loss.
 
-Group-limited routing and the routing factor of DeepSeek are not implemented: they change which
-experts a token is sent to, but no shape.
+Of DeepSeek's routing, the groups of experts, the factor of their outputs and the correction that
+balances them between steps are not implemented: they change no shape.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autotune.model import Experts
 from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.feed_forward import FeedForward, SharedExperts
+from trainables.deepspeed_llm.grouped import grouped_gated_linear
 from trainables.deepspeed_llm.linear import Replicated
-from trainables.deepspeed_llm.pointwise import gated_linear
 
 # Keeps the sum of weights from being zero, as DeepSeek-V3 does.
 _TINY = 1e-20
@@ -58,13 +57,15 @@ class MixtureOfExperts(nn.Module):
         tokens = order // self.experts.per_token
         # The host must know how many tokens each expert has; it waits for the device here.
         counts = torch.bincount(chosen.flatten(), minlength=self.experts.count).tolist()
-        parts = rows.index_select(0, tokens).split(counts)
-        matrices = zip(self.gate_proj, self.up_proj, self.down_proj, strict=True)
-        outputs = [
-            gated_linear(F.linear(part, gate), F.linear(part, up), down, self.activation)
-            for part, (gate, up, down) in zip(parts, matrices, strict=True)
-        ]
-        weighted = torch.cat(outputs) * weights.flatten()[order, None]
+        outputs = grouped_gated_linear(
+            rows.index_select(0, tokens),
+            self.gate_proj,
+            self.up_proj,
+            self.down_proj,
+            counts,
+            self.activation,
+        )
+        weighted = outputs * weights.flatten()[order, None]
         return torch.zeros_like(rows).index_add(0, tokens, weighted)
 
     def _route(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -134,12 +134,13 @@ def _activate_backward(gradient: Tensor, x: Tensor, activation: Activation) -> T
 
 
 @one_kernel
-def _gated(gate: Tensor, up: Tensor, *, activation: Activation = "silu") -> Tensor:
+def gated(gate: Tensor, up: Tensor, *, activation: Activation = "silu") -> Tensor:
+    """activation(gate) * up, without a gradient."""
     return _activate(gate, activation) * up
 
 
 @one_kernel
-def _gated_backward(
+def gated_backward(
     gradient: Tensor, gate: Tensor, up: Tensor, *, activation: Activation = "silu"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of gate and up, and the recomputed activation(gate) * up."""
@@ -155,12 +156,12 @@ class _GatedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(gate, up, weight)
         ctx.activation = activation
-        return F.linear(_gated(gate, up, activation=activation), weight)
+        return F.linear(gated(gate, up, activation=activation), weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         gate, up, weight = ctx.saved_tensors
-        gate_gradient, up_gradient, product = _gated_backward(
+        gate_gradient, up_gradient, product = gated_backward(
             gradient @ weight, gate, up, activation=ctx.activation
         )
         return gate_gradient, up_gradient, _weight_gradient(gradient, product), None
