@@ -119,7 +119,7 @@ def test_experts_must_divide() -> None:
     narrow = dataclasses.replace(mixtral.experts, intermediate_size=33)
     model = dataclasses.replace(mixtral, experts=narrow)
     reason = why_illegal(Layout(tensor_parallel=2), model, "fp32")
-    assert reason == "tensor_parallel must divide intermediate_size of experts, got 2 and 33"
+    assert reason == "tensor_parallel must divide experts.intermediate_size, got 2 and 33"
 
 
 EXPERTS = Experts(count=4, per_token=2, intermediate_size=32)
