@@ -100,12 +100,12 @@ def attention_kernel(chosen: Chosen, task: Task) -> str | None:
     kernel, model = chosen["attention_kernel"], task.model
     if kernel in PLAIN_KERNELS:
         if model.attention_softcap is not None:
-            return f"attention_kernel {kernel} cannot cap scores (attention_softcap), math can"
+            return f"attention_kernel {kernel} cannot cap scores (attention_softcap); math can"
         windows = {model.window_of(block) for block in range(model.num_hidden_layers)}
         shorter = [w for w in windows if w is not None and w < model.sequence_length]
         if shorter:
             return (
-                f"attention_kernel {kernel} has no sliding window (math has one), got one of "
+                f"attention_kernel {kernel} has no sliding window (math has), got one of "
                 f"{shorter[0]} tokens in sequences of {model.sequence_length}"
             )
     if task.cluster is None:

@@ -40,24 +40,17 @@ def attention(
     """
     if kernel == "flash_attn" or kernel == "flash_attn_4":
         return _flash_attn(kernel, window, scale, cap)
-    if kernel == "math" and cap is not None:
-        return functools.partial(_capped_attention, window=window, scale=scale, cap=cap)
-    if kernel != "math" and (window is not None or cap is not None):
-        raise ValueError(f"{kernel} has neither a sliding window nor capped scores")
+    if window is not None or cap is not None:
+        if kernel != "math":
+            raise ValueError(f"{kernel} has neither a sliding window nor capped scores")
+        return functools.partial(_written_attention, window=window, scale=scale, cap=cap)
     backend = _BACKENDS[kernel]
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         grouped = query.shape[1] != key.shape[1]
-        mask = None if window is None else _mask(query.shape[2], window, query.device)
         with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scale,
-                enable_gqa=grouped,
+                query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
             )
 
     return attend if kernel == "math" else _of_equal_heads(attend)
@@ -71,19 +64,22 @@ def _mask(length: int, window: int | None, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < (length if window is None else window))
 
 
-def _capped_attention(
+def _written_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     *,
     window: int | None,
     scale: float | None,
-    cap: float,
+    cap: float | None,
 ) -> Tensor:
+    """What the math kernel calculates, with a window and a cap: torch's own has no cap, and with a
+    mask keeps no less for the backward pass."""
     queries = query.unflatten(1, (key.shape[1], -1))
     scores = queries @ key[:, :, None].transpose(-1, -2)
     scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = cap * torch.tanh(scores / cap)
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
     hidden = ~_mask(query.shape[2], window, query.device)
     weights = scores.float().masked_fill(hidden, -math.inf).softmax(-1).to(query.dtype)
     return (weights @ value[:, :, None]).flatten(1, 2)
