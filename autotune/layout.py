@@ -24,12 +24,12 @@ CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
 
 NOT_OFFERED = {
     "context_parallel": "context parallelism",
-    "expert_parallel": "mixture of experts",
+    "expert_parallel": "expert parallelism",
     "virtual_pipeline": "interleaved pipeline schedules",
     "interleaved_pipeline": "interleaved pipeline schedules",
     "offload": "offloading to CPU or NVMe",
     "fp8": "FP8",
-    "moe": "mixture of experts",
+    "moe": "expert parallelism",
 }
 """Dimensions that users may ask for and that are not supported yet."""
 

@@ -96,8 +96,18 @@ def sequence_parallel(chosen: Chosen, task: Task) -> str | None:
 
 
 def attention_kernel(chosen: Chosen, task: Task) -> str | None:
-    """The device must have the kernel, and the kernel must support the precision."""
-    kernel = chosen["attention_kernel"]
+    """The device must have the kernel, and the kernel must support precision and model."""
+    kernel, model = chosen["attention_kernel"], task.model
+    if kernel in PLAIN_KERNELS:
+        if model.attention_softcap is not None:
+            return f"attention_kernel {kernel} cannot cap scores (attention_softcap); math can"
+        windows = {model.window_of(block) for block in range(model.num_hidden_layers)}
+        shorter = [w for w in windows if w is not None and w < model.sequence_length]
+        if shorter:
+            return (
+                f"attention_kernel {kernel} has no sliding window (math has), got one of "
+                f"{shorter[0]} tokens in sequences of {model.sequence_length}"
+            )
     if task.cluster is None:
         return None
     device = task.cluster.device
@@ -111,6 +121,10 @@ def attention_kernel(chosen: Chosen, task: Task) -> str | None:
 
 HALF_PRECISION_KERNELS = frozenset({"sdpa_flash", "sdpa_cudnn", "flash_attn", "flash_attn_4"})
 """Attention kernels that do not support fp32 on GPUs."""
+
+
+PLAIN_KERNELS = frozenset({"sdpa_flash", "sdpa_cudnn"})
+"""Attention kernels that know neither sliding windows nor capped scores."""
 
 
 def remaining_devices(chosen: Chosen, task: Task) -> int:

@@ -19,11 +19,11 @@ ACTIVATIONS = {
 """Hugging Face's names of activations."""
 
 
-def shape(config: Config, *, grouped: bool = True) -> dict[str, Any]:
+def shape(config: Config, *, grouped: bool = True, epsilon: float = 1e-6) -> dict[str, Any]:
     """Sizes by the names that most architectures have.
 
     `grouped`: num_key_value_heads must be given, because the default of the architecture is not the
-    number of query heads.
+    number of query heads. `epsilon`: the default of rms_norm_eps.
     """
     heads = config.take("num_attention_heads")
     return {
@@ -34,7 +34,7 @@ def shape(config: Config, *, grouped: bool = True) -> dict[str, Any]:
         "num_key_value_heads": config.take("num_key_value_heads", *([] if grouped else [heads])),
         "head_dim": config.take("head_dim", None),
         "vocab_size": config.take("vocab_size"),
-        "rms_norm_eps": config.number("rms_norm_eps", 1e-6),
+        "rms_norm_eps": config.number("rms_norm_eps", epsilon),
         "activation": config.choice("hidden_act", ACTIVATIONS, "silu"),
         "tie_word_embeddings": config.flag("tie_word_embeddings", False),
     }
@@ -49,10 +49,11 @@ def rope(config: Config, default_theta: float = 10_000.0) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             raise InputError(f"{key} must be an object, got {shown(value)}")
     given = {**scaling, **parameters}
-    theta = given.pop("rope_theta", None) or config.number("rope_theta", default_theta)
-    fraction = given.pop("partial_rotary_factor", None) or config.number(
-        "partial_rotary_factor", 1.0
-    )
+    # Taken even where they are given twice.
+    theta = config.number("rope_theta", default_theta)
+    theta = given.pop("rope_theta", None) or theta
+    fraction = config.number("partial_rotary_factor", 1.0)
+    fraction = given.pop("partial_rotary_factor", None) or fraction
     return {
         "rope_theta": float(theta),
         "rotary_fraction": float(fraction),

@@ -8,7 +8,7 @@ from autotune.models.common import rope, shape
 
 def _read(config: Config) -> dict[str, Any]:
     config.ignore("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
-    fields = shape(config)
+    fields = shape(config, epsilon=1e-5)
     return {
         **fields,
         **rope(config, 1e6),

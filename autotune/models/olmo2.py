@@ -9,7 +9,7 @@ from autotune.models.common import rope, shape
 def _read(config: Config) -> dict[str, Any]:
     bias = config.flag("attention_bias", False)
     return {
-        **shape(config, grouped=False),
+        **shape(config, grouped=False, epsilon=1e-5),
         **rope(config),
         "qkv_bias": bias,
         "attention_output_bias": bias,

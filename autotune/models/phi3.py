@@ -10,7 +10,7 @@ def _read(config: Config) -> dict[str, Any]:
     config.require("attention_bias", False)
     config.ignore("original_max_position_embeddings")
     return {
-        **shape(config, grouped=False),
+        **shape(config, grouped=False, epsilon=1e-5),
         **rope(config),
         "sliding_window": config.take("sliding_window", None),
     }

@@ -105,19 +105,20 @@ def audit(of_layout: dict[str, Any], of_model: dict[str, Any]) -> dict[str, Any]
     # Scales the communication bucket down with the model: by default it would exceed the model.
     configuration.LARGEST_BUCKET = configuration.SMALLEST_BUCKET
 
-    from trainables.deepspeed_llm import llama
+    from trainables.deepspeed_llm import norms
+    from trainables.deepspeed_llm.build import Build
     from trainables.deepspeed_llm.engine import Mesh, build_engine
     from trainables.deepspeed_llm.rank import Place, process_group
 
-    plain = llama.rms_norm
-    llama.rms_norm = lambda x, weight, epsilon, kernel: (
+    plain = norms.rms_norm
+    norms.rms_norm = lambda x, weight, epsilon, kernel: (
         _FusedRmsNorm.apply(x, weight, epsilon)
         if kernel == "fused"
         else plain(x, weight, epsilon, kernel)
     )
     with process_group(Place(rank=0, local_rank=0, world_size=1), "cpu") as device:
         mesh = Mesh(layout)
-        build = llama.Build(
+        build = Build(
             model=model, layout=layout, parallel=mesh.parallel, device=device, dtype=torch.bfloat16
         )
         config = deepspeed_config(

@@ -7,12 +7,13 @@ import torch
 from autotune.layout import Layout
 from autotune.model import Model
 from autotune.trial.corpus import text_files
+from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.data import TextTokens, batch_slice
-from trainables.deepspeed_llm.llama import Build, Llama
+from trainables.deepspeed_llm.decoder import Decoder
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
 
 
-def plain_llama(model: Model, layout: Layout | None = None) -> Llama:
+def plain_decoder(model: Model, layout: Layout | None = None) -> Decoder:
     """The unsharded model, in fp32."""
     build = Build(
         model=model,
@@ -21,13 +22,13 @@ def plain_llama(model: Model, layout: Layout | None = None) -> Llama:
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
-    return Llama(build)
+    return Decoder(build)
 
 
 @functools.cache
 def plain_training(model: Model, steps: int) -> tuple[list[float], list[float]]:
     """Loss and global gradient norm before clipping of each step."""
-    network = plain_llama(model)
+    network = plain_decoder(model)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1
     )

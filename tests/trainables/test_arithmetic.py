@@ -1,17 +1,21 @@
 """The worker's autograd functions, compared with the PyTorch expressions that they replace."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autotune.model import Activation, RopeScaling
 from trainables.deepspeed_llm import loss as loss_module
 from trainables.deepspeed_llm import pointwise
-from trainables.deepspeed_llm.llama import rotary_table
-from trainables.deepspeed_llm.loss import linear_cross_entropy
-from trainables.deepspeed_llm.pointwise import gated_linear, rotate
+from trainables.deepspeed_llm.grouped import grouped_gated_linear
+from trainables.deepspeed_llm.kernels import attention
+from trainables.deepspeed_llm.loss import capped, linear_cross_entropy
+from trainables.deepspeed_llm.pointwise import activated_linear, gated_linear, rotate
+from trainables.deepspeed_llm.rotary import rotary_table
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
 
 SEQUENCE, BATCH, HIDDEN, VOCABULARY = 6, 3, 8, 11
@@ -29,9 +33,10 @@ def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("at_a_time", [10**9, 5 * VOCABULARY, VOCABULARY, 1])
 def test_the_loss_in_parts_is_cross_entropy(
-    monkeypatch: pytest.MonkeyPatch, at_a_time: int
+    monkeypatch: pytest.MonkeyPatch, at_a_time: int, cap: float | None
 ) -> None:
     monkeypatch.setattr(loss_module, "LOGITS_AT_A_TIME", at_a_time)
     hidden = torch.randn(SEQUENCE, BATCH, HIDDEN)
@@ -39,10 +44,12 @@ def test_the_loss_in_parts_is_cross_entropy(
     targets = torch.randint(VOCABULARY, (BATCH, SEQUENCE))
     assert_same(
         gradients(
-            lambda h, w: linear_cross_entropy(h, w, targets, TensorParallel()), hidden, weight
+            lambda h, w: linear_cross_entropy(h, w, targets, TensorParallel(), cap), hidden, weight
         ),
         gradients(
-            lambda h, w: F.cross_entropy((h @ w.T).permute(1, 2, 0), targets), hidden, weight
+            lambda h, w: F.cross_entropy(capped(h @ w.T, cap).permute(1, 2, 0), targets),
+            hidden,
+            weight,
         ),
     )
 
@@ -94,7 +101,75 @@ def test_the_gated_matrix_is_silu_times_up() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["_rotated", "_gated", "_gated_backward"])
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu_squared": lambda x: F.relu(x) ** 2,
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_matrices_after_an_activation_are_the_written_ones(activation: Activation) -> None:
+    gate, up = torch.randn(SEQUENCE, BATCH, 5), torch.randn(SEQUENCE, BATCH, 5)
+    weight, act = torch.randn(HIDDEN, 5), ACTIVATIONS[activation]
+    assert_same(
+        gradients(lambda g, u, w: gated_linear(g, u, w, activation), gate, up, weight),
+        gradients(lambda g, u, w: F.linear(act(g) * u, w), gate, up, weight),
+    )
+    assert_same(
+        gradients(lambda x, w: activated_linear(x, w, activation), up, weight),
+        gradients(lambda x, w: F.linear(act(x), w), up, weight),
+    )
+
+
+@pytest.mark.parametrize("counts", [[2, 0, 4], [0, 6, 0], [1, 2, 3]])
+def test_grouped_matrices_are_those_of_each_group(counts: list[int]) -> None:
+    def one_by_one(rows: Tensor, gates: Tensor, ups: Tensor, downs: Tensor) -> Tensor:
+        return torch.cat(
+            [
+                gated_linear(F.linear(group, gate), F.linear(group, up), down, "gelu")
+                for group, gate, up, down in zip(rows.split(counts), gates, ups, downs, strict=True)
+            ]
+        )
+
+    rows, downs = torch.randn(6, HIDDEN), torch.randn(3, HIDDEN, 5)
+    gates, ups = torch.randn(3, 5, HIDDEN), torch.randn(3, 5, HIDDEN)
+    assert_same(
+        gradients(
+            lambda *inputs: grouped_gated_linear(*inputs, counts, "gelu"), rows, gates, ups, downs
+        ),
+        gradients(one_by_one, rows, gates, ups, downs),
+    )
+
+
+def test_scaled_frequencies_are_kept_or_divided() -> None:
+    scaling = RopeScaling(
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=64,
+    )
+    tables = [
+        rotary_table(2, 64, 10_000.0, torch.device("cpu"), torch.float32, s)
+        for s in (None, scaling)
+    ]
+    plain, scaled = (sine[1, :32].asin() for _, sine in tables)
+    torch.testing.assert_close(scaled[1:4], plain[1:4])  # many turns within the 64 positions
+    torch.testing.assert_close(scaled[-8:], plain[-8:] / 8)  # less than one
+
+
+@pytest.mark.parametrize("options", [{"cap": 1e5}, {"window": 6}, {"window": 6, "cap": 1e5}])
+def test_wide_windows_and_high_caps_change_nothing(options: dict[str, Any]) -> None:
+    inputs = [torch.randn(2, heads, 6, 8) for heads in (4, 2, 2)]
+    for scale in (None, 0.3):
+        assert_same(
+            gradients(attention("math", scale=scale, **options), *inputs),
+            gradients(attention("math", scale=scale), *inputs),
+        )
+
+
+@pytest.mark.parametrize("name", ["_rotated", "gated", "gated_backward", "_activated_backward"])
 def test_what_gpus_compile_traces_whole_and_says_the_same(name: str) -> None:
     """Traced as on a GPU, but executed eagerly: the fused GPU kernels cannot run on a CPU."""
     function = getattr(pointwise, name).__wrapped__

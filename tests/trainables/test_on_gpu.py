@@ -98,8 +98,8 @@ def test_compiled_chains_are_the_written_ones() -> None:
             table = torch.randn(length, 1, 1, 64, device="cuda", dtype=torch.bfloat16)
             near(pointwise._rotated, x, table, table)
             gate, up, slope = torch.randn(3, length, 2, 96, device="cuda", dtype=torch.bfloat16)
-            near(pointwise._gated, gate, up)
-            near(pointwise._gated_backward, slope, gate, up)
+            near(pointwise.gated, gate, up)
+            near(pointwise.gated_backward, slope, gate, up)
         print("same")
         """
     )
@@ -112,7 +112,8 @@ def test_the_host_never_waits_for_the_device_within_a_step() -> None:
         """if True:
         import torch
         from trainables.deepspeed_llm.kernels import rms_norm
-        from trainables.deepspeed_llm.llama import Build, Llama
+        from trainables.deepspeed_llm.build import Build
+        from trainables.deepspeed_llm.decoder import Decoder
         from trainables.deepspeed_llm.tensor_parallel import TensorParallel
         from autotune.layout import Layout
         from autotune.model import Model
@@ -121,13 +122,13 @@ def test_the_host_never_waits_for_the_device_within_a_step() -> None:
                       sequence_length=256, global_batch_size=2)
         for checkpointing in ("none", "selective", "full"):
             layout = Layout(micro_batch_size=2, activation_checkpointing=checkpointing)
-            llama = Llama(Build(model=model, layout=layout, parallel=TensorParallel(),
+            decoder = Decoder(Build(model=model, layout=layout, parallel=TensorParallel(),
                                 device=torch.device("cuda"), dtype=torch.bfloat16))
             tokens = torch.randint(1024, (2, 256), device="cuda")
             for turn in range(3):
                 if turn == 2:  # compiled and warm
                     torch.cuda.set_sync_debug_mode("error")
-                llama(tokens, tokens).backward()
+                decoder(tokens, tokens).backward()
             torch.cuda.set_sync_debug_mode("default")
         print("never")
         """

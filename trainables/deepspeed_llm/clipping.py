@@ -51,7 +51,7 @@ class ClippedNorm:
             if parameter.grad is not None
         ]
         if self._counted is None:
-            own = [p.grad for p in parameters if p.model_parallel]
+            own = [p.grad for p in parameters if _counts(p)]
             squares = _sum_of_squares(own, parameters[0].device)
             dist.all_reduce(squares, group=self._model_parallel)
         else:
@@ -76,12 +76,20 @@ def counted_ranges(
     for parameter, offset in zip(parameters, offsets, strict=True):
         start = max(offset, first) - first
         end = min(offset + parameter.numel(), first + size) - first
-        if not parameter.model_parallel or start >= end:  # type: ignore[attr-defined]
+        if not _counts(parameter) or start >= end:
             continue
         if ranges and ranges[-1][1] == start:
             start = ranges.pop()[0]
         ranges.append((start, end))
     return ranges
+
+
+def _counts(parameter: Any) -> bool:
+    """Whether this rank counts the parameter: one of those that hold it does.
+
+    DeepSpeed marks tied weights on all pipeline stages but the first.
+    """
+    return parameter.model_parallel and not getattr(parameter, "ds_pipe_replicated", False)
 
 
 def _sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:

@@ -10,12 +10,21 @@ from autotune.trial.trainable import Prober, Trainable, TrainableDescription, Tr
 
 def check_model(model: Model) -> None:
     """Raise InputError for a model that the worker does not train (the cost model plans it)."""
-    for name, required in (("tie_word_embeddings", False), ("gated_feed_forward", True)):
-        if getattr(model, name) != required:
-            raise InputError(
-                f"the DeepSpeed worker trains Llama models only: {name} must be {required}, "
-                f"got {not required}"
-            )
+    latent, experts = model.latent_attention is not None, model.experts is not None
+    shared_gate = model.experts is not None and model.experts.shared_gate
+    not_trained = {
+        "parallel_residual with norm_placement after or around": (
+            model.parallel_residual and model.norm_placement != "before"
+        ),
+        "qkv_bias with latent_attention": latent and model.qkv_bias,
+        "qk_norm with latent_attention": latent and model.qk_norm != "none",
+        "experts with mlp_bias": experts and model.mlp_bias,
+        "experts without gated_feed_forward": experts and not model.gated_feed_forward,
+        "experts with a shared_gate": shared_gate,
+    }
+    for what, asked in not_trained.items():
+        if asked:
+            raise InputError(f"the DeepSpeed worker does not train {what}")
 
 
 def _make(setup: TrainableSetup) -> Trainable:

@@ -7,16 +7,18 @@ from typing import Any, Protocol, cast
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.pipe import LayerSpec, PipelineModule
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 from torch import Tensor, nn
 
 from autotune.layout import Layout
 from autotune.model import Precision
 from autotune.trial.deepspeed_config import clips_itself, engine_of
+from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.clipping import ClippedNorm
-from trainables.deepspeed_llm.llama import Block, Build, Embedding, Head, Llama
+from trainables.deepspeed_llm.decoder import Block, Decoder, Head
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
+from trainables.deepspeed_llm.vocabulary import Embedding, PositionEmbedding
 
 Batch = tuple[Tensor, Tensor]
 
@@ -103,7 +105,7 @@ class _PlainEngine:
             mem_efficient_linear=False,
             enabled=build.layout.zero_stage == 3,
         ):
-            model = Llama(build)
+            model = Decoder(build)
         optimizer = _optimizer(model)
         self._norm = None
         if clips_itself(build.layout, precision, config):
@@ -133,18 +135,16 @@ class _PipelineEngine:
         self, build: Build, mesh: Mesh, config: dict[str, Any], precision: Precision
     ) -> None:
         self._layout = build.layout
-        blocks = build.model.num_hidden_layers
         module: Any = PipelineModule(
-            [
-                LayerSpec(Embedding, build),
-                *(LayerSpec(Block, build, index) for index in range(blocks)),
-                LayerSpec(Head, build),
-            ],
+            _pipeline_layers(build),
             topology=mesh.topology,
-            # Only the last stage calls this, and its last layer is the head.
-            loss_fn=lambda hidden, targets: module.forward_funcs[-1].lm_head(hidden, targets),
+            # Only the last stage calls this.
+            loss_fn=lambda hidden, targets: _head_of(module).lm_head(hidden, targets),
             partition_method="type:Block",
         )
+        head = _head_of(module)
+        if build.model.tie_word_embeddings and head is not None:
+            head.lm_head.tie(module.tied_modules[_TIED])
         optimizer = _optimizer(module)
         self._norm = None
         if clips_itself(build.layout, precision, config):
@@ -157,6 +157,30 @@ class _PipelineEngine:
             data_iter=micro_batches(batch, self._layout.micro_batch_size)
         )
         return StepResult(loss=float(loss), grad_norm=_grad_norm(self._norm, self._engine))
+
+
+# Key of the embedding among DeepSpeed's tied layers.
+_TIED = "embedding"
+
+
+def _pipeline_layers(build: Build) -> list[LayerSpec]:
+    """The layers in order. Tied weights are those of a layer that is in the list twice: DeepSpeed
+    builds it on both stages, and adds up the gradients of its weight."""
+    model = build.model
+    layers = [LayerSpec(Block, build, index) for index in range(model.num_hidden_layers)]
+    if model.positions == "learned":
+        layers.insert(0, LayerSpec(PositionEmbedding, build))
+    if not model.tie_word_embeddings:
+        return [LayerSpec(Embedding, build), *layers, LayerSpec(Head, build)]
+    embedding = TiedLayerSpec(_TIED, Embedding, build)
+    # The head calculates with the embedding's matrix; this layer only passes on its output.
+    again = TiedLayerSpec(_TIED, Embedding, build, forward_fn=lambda embedding, hidden: hidden)
+    return [embedding, *layers, LayerSpec(Head, build), again]
+
+
+def _head_of(module: PipelineModule) -> Any:
+    """The head, on the last stage; None on the others."""
+    return next((layer for layer in module.forward_funcs if isinstance(layer, Head)), None)
 
 
 def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:

@@ -15,25 +15,37 @@ from trainables.deepspeed_llm.pointwise import one_kernel
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
 
 LOGITS_AT_A_TIME = 2**28
-"""Maximum number of logits in a chunk: 2,048 tokens of 128k. On GPUs there is no second copy."""
+"""Maximum number of logits in a chunk: 2,048 tokens of 128k. On GPUs there is a second copy only of
+capped ones."""
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, parallel: TensorParallel
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    parallel: TensorParallel,
+    cap: float | None = None,
 ) -> Tensor:
     """Mean cross-entropy of softmax(hidden @ weight.T) against the targets.
+
+    With a `cap` of the logits: of softmax(cap * tanh(hidden @ weight.T / cap)).
 
     `hidden` is [sequence, batch, hidden], `weight` this rank's rows of [vocabulary, hidden],
     `targets` [batch, sequence] with token ids of the full vocabulary.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, parallel)
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, parallel, cap)
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, parallel: TensorParallel
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        parallel: TensorParallel,
+        cap: float | None,
     ) -> Tensor:
         rows = hidden.flatten(0, 1)
         labels = targets.transpose(0, 1).reshape(-1)
@@ -44,9 +56,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight) if with_gradient and chunks > 1 else None
         for chunk, chunk_labels in zip(rows.chunk(chunks), labels.chunk(chunks), strict=True):
             logits = chunk @ weight.t()
+            slope = None if cap is None else _cap(logits, cap)
             loss += _turn_into_gradient(logits, chunk_labels, parallel)
             if not with_gradient:
                 continue
+            if slope is not None:
+                logits.mul_(slope)
             row_gradients.append(logits @ weight)
             if weight_gradient is None:
                 weight_gradient = logits.t() @ chunk
@@ -60,11 +75,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         # No one else refers to the two saved tensors, so they are scaled in place.
         rows, weight = ctx.saved_tensors
         scale = gradient / ctx.tokens
-        return rows.mul_(scale).view(ctx.shape), weight.mul_(scale), None, None
+        return rows.mul_(scale).view(ctx.shape), weight.mul_(scale), None, None, None
 
 
 def _turn_into_gradient(logits: Tensor, labels: Tensor, parallel: TensorParallel) -> Tensor:
@@ -90,6 +105,19 @@ def _turn_into_gradient(logits: Tensor, labels: Tensor, parallel: TensorParallel
     target_gradient = torch.where(on_other_ranks, probability, probability - 1)
     logits.scatter_(-1, local, target_gradient[:, None].to(logits.dtype))
     return (log_sum - own_target).sum()
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(logits / cap); the logits themselves where there is no cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+@one_kernel
+def _cap(logits: Tensor, cap: float) -> Tensor:
+    """Cap the logits in place; returns the derivative of each."""
+    bounded = torch.tanh(logits / cap)
+    logits.copy_(cap * bounded)
+    return 1 - bounded.square()
 
 
 @one_kernel

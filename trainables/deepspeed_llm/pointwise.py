@@ -1,4 +1,4 @@
-"""Fused element-wise operations, which are bound by memory bandwidth: rotary embedding and SwiGLU.
+"""Fused element-wise operations, bound by memory bandwidth: rotary embedding and activations.
 
 Each is an autograd function whose backward pass recomputes cheap values instead of saving them.
 On GPUs torch.compile turns each expression into one kernel, for static shapes: kernels for dynamic
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autotune.model import Activation
 from autotune.trial.deepspeed_config import POINTWISE_SWITCH
 
 _Arguments = ParamSpec("_Arguments")
@@ -86,37 +87,113 @@ class _Rotation(torch.autograd.Function):
         return _rotated(gradient, cosine, -sine), None, None  # rotate back
 
 
-def gated_linear(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-    """(silu(gate) * up) @ weight.T; only gate and up are saved for the backward pass.
+def gated_linear(
+    gate: Tensor, up: Tensor, weight: Tensor, activation: Activation = "silu"
+) -> Tensor:
+    """(activation(gate) * up) @ weight.T; only gate and up are saved for the backward pass.
 
     gate and up [..., inner], weight [hidden, inner] -> [..., hidden].
     """
-    down: Tensor = _GatedLinear.apply(gate, up, weight)
+    down: Tensor = _GatedLinear.apply(gate, up, weight, activation)
     return down
 
 
-@one_kernel
-def _gated(gate: Tensor, up: Tensor) -> Tensor:
-    return F.silu(gate) * up
+def activated_linear(x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+    """activation(x) @ weight.T; only x is saved for the backward pass.
+
+    x [..., inner], weight [hidden, inner] -> [..., hidden].
+    """
+    down: Tensor = _ActivatedLinear.apply(x, weight, activation)
+    return down
+
+
+def _activate(x: Tensor, activation: Activation) -> Tensor:
+    match activation:
+        case "silu":
+            return F.silu(x)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "relu_squared":
+            return F.relu(x).square()
+
+
+def _activate_backward(gradient: Tensor, x: Tensor, activation: Activation) -> Tensor:
+    aten = torch.ops.aten
+    match activation:
+        case "silu":
+            towards_x: Tensor = aten.silu_backward(gradient, x)
+        case "gelu":
+            towards_x = aten.gelu_backward(gradient, x)
+        case "gelu_tanh":
+            towards_x = aten.gelu_backward(gradient, x, approximate="tanh")
+        case "relu_squared":
+            towards_x = gradient * (2 * F.relu(x))
+    return towards_x
 
 
 @one_kernel
-def _gated_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of gate and up, and the recomputed silu(gate) * up."""
-    activated = F.silu(gate)
-    gate_gradient = torch.ops.aten.silu_backward(gradient * up, gate)
+def gated(gate: Tensor, up: Tensor, *, activation: Activation = "silu") -> Tensor:
+    """activation(gate) * up, without a gradient."""
+    return _activate(gate, activation) * up
+
+
+@one_kernel
+def gated_backward(
+    gradient: Tensor, gate: Tensor, up: Tensor, *, activation: Activation = "silu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of gate and up, and the recomputed activation(gate) * up."""
+    activated = _activate(gate, activation)
+    gate_gradient = _activate_backward(gradient * up, gate, activation)
     return gate_gradient, gradient * activated, activated * up
 
 
 class _GatedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, activation: Activation
+    ) -> Tensor:
         ctx.save_for_backward(gate, up, weight)
-        return F.linear(_gated(gate, up), weight)
+        ctx.activation = activation
+        return F.linear(gated(gate, up, activation=activation), weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         gate, up, weight = ctx.saved_tensors
-        gate_gradient, up_gradient, product = _gated_backward(gradient @ weight, gate, up)
-        rows = gradient.flatten(0, -2)
-        return gate_gradient, up_gradient, rows.t() @ product.flatten(0, -2)
+        gate_gradient, up_gradient, product = gated_backward(
+            gradient @ weight, gate, up, activation=ctx.activation
+        )
+        return gate_gradient, up_gradient, _weight_gradient(gradient, product), None
+
+
+@one_kernel
+def _activated(x: Tensor, *, activation: Activation = "gelu") -> Tensor:
+    return _activate(x, activation)
+
+
+@one_kernel
+def _activated_backward(
+    gradient: Tensor, x: Tensor, *, activation: Activation = "gelu"
+) -> tuple[Tensor, Tensor]:
+    """Gradient of x, and the recomputed activation."""
+    return _activate_backward(gradient, x, activation), _activate(x, activation)
+
+
+class _ActivatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.activation = activation
+        return F.linear(_activated(x, activation=activation), weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        x_gradient, activated = _activated_backward(gradient @ weight, x, activation=ctx.activation)
+        return x_gradient, _weight_gradient(gradient, activated), None
+
+
+def _weight_gradient(gradient: Tensor, inputs: Tensor) -> Tensor:
+    """[..., outputs], [..., inputs] -> [outputs, inputs]."""
+    return gradient.flatten(0, -2).t() @ inputs.flatten(0, -2)

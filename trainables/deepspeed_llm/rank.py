@@ -15,6 +15,7 @@ from torch.distributed.distributed_c10d import Store
 from autotune.trial.corpus import text_files
 from autotune.trial.deepspeed_config import deepspeed_config
 from autotune.trial.trial import RankStep, TrialSpec
+from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.data import (
     SyntheticTokens,
     TextTokens,
@@ -22,7 +23,6 @@ from trainables.deepspeed_llm.data import (
     batch_slice,
 )
 from trainables.deepspeed_llm.engine import Mesh, build_engine
-from trainables.deepspeed_llm.llama import Build
 from trainables.deepspeed_llm.memory import CpuPeakMemory, CudaPeakMemory, memory_limit
 from trainables.deepspeed_llm.probe import DeviceProbe
 

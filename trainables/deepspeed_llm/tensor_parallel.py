@@ -57,6 +57,23 @@ class TensorParallel:
         shared: Tensor = _CopyIn.apply(weight, self)
         return shared
 
+    def within_shard(self, weight: Tensor) -> Tensor:
+        """A replicated weight that is followed by a shard of products, such as a rank's heads.
+
+        Its gradient is partial on each rank, and all-reduced here.
+        """
+        if self.size == 1:
+            return weight
+        shared: Tensor = _CopyIn.apply(weight, self)
+        return shared
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over the ranks of a value that each uses for its own shard."""
+        if self.size == 1:
+            return x
+        total: Tensor = _CopyIn.apply(_SumOut.apply(x, self), self)
+        return total
+
     def all_reduce(self, x: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
         """Reduce `x` over the group in place, and return it."""
         if self.size > 1:

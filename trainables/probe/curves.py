@@ -122,7 +122,7 @@ def bandwidth(device_kind: DeviceKind, sizes: Sizes, timer: Timer) -> Iterator[t
 
     from trainables.deepspeed_llm import loss, pointwise
     from trainables.deepspeed_llm.kernels import rms_norm
-    from trainables.deepspeed_llm.llama import rotary_table
+    from trainables.deepspeed_llm.rotary import rotary_table
 
     device, dtype = _setting(device_kind)
     tokens = sizes.tokens[-1]
@@ -151,8 +151,8 @@ def bandwidth(device_kind: DeviceKind, sizes: Sizes, timer: Timer) -> Iterator[t
 
     with torch.no_grad():
         gate, up, gradient = (randn(tokens, 1, inner) for _ in range(3))
-        forward = timer(lambda: pointwise._gated(gate, up))
-        backward = timer(lambda: pointwise._gated_backward(gradient, gate, up))
+        forward = timer(lambda: pointwise.gated(gate, up))
+        backward = timer(lambda: pointwise.gated_backward(gradient, gate, up))
     yield "gate", gb_per_second(9 * tokens * inner, forward + backward)
 
     logits = randn(min(tokens, 8192), sizes.vocabulary)

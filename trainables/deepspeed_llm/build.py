@@ -1,0 +1,77 @@
+"""What layers are constructed from: the model, the layout, and weights that do not depend on it.
+
+Every weight is initialised at full size in fp32 from a generator seeded with its name, then sliced,
+so all layouts of a model start from the same weights.
+"""
+
+import dataclasses
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from autotune.layout import Layout
+from autotune.model import Model
+from trainables.deepspeed_llm.tensor_parallel import TensorParallel
+
+INITIAL_STD = 0.02
+"""Standard deviation of most initial weights."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """What a layer needs to construct its weights."""
+
+    model: Model
+    layout: Layout
+    parallel: TensorParallel
+    device: torch.device
+    dtype: torch.dtype
+    seed: int = 0
+
+    @property
+    def output_std(self) -> float:
+        """Initial standard deviation of projections into the residual stream (as GPT-2's)."""
+        return INITIAL_STD / math.sqrt(2 * self.model.num_hidden_layers)
+
+    def weight(
+        self, name: str, shape: tuple[int, int], *, shard: int | None, std: float = INITIAL_STD
+    ) -> nn.Parameter:
+        """This rank's slice, along dimension `shard`, of the weight matrix of full size `shape`.
+
+        None: the whole matrix, replicated on every tensor-parallel rank.
+        """
+        return self._parameter(self._normal(name, shape, shard, std), sharded=shard is not None)
+
+    def expert_weights(
+        self, name: str, count: int, shape: tuple[int, int], *, shard: int, std: float = INITIAL_STD
+    ) -> nn.Parameter:
+        """One parameter with the same slice of every expert's matrix: [count, *slice].
+
+        `name` has a place for the expert's number.
+        """
+        experts = [self._normal(name.format(i), shape, shard, std) for i in range(count)]
+        return self._parameter(torch.stack(experts), sharded=True)
+
+    def vector(self, size: int, value: float, *, sharded: bool = False) -> nn.Parameter:
+        """A bias or the weight of a norm, of full size `size` and one value in all elements."""
+        own = size // self.parallel.size if sharded else size
+        return self._parameter(torch.full((own,), value, device=self.device), sharded=sharded)
+
+    def _normal(self, name: str, shape: tuple[int, int], shard: int | None, std: float) -> Tensor:
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        generator = torch.Generator(self.device).manual_seed(int.from_bytes(digest[:6], "big"))
+        # Not torch.randn: ZeRO 3 wraps it and would round to bf16 before the scaling by std.
+        full = torch.normal(0.0, std, size=shape, generator=generator, device=self.device)
+        if shard is None or self.parallel.size == 1:
+            return full
+        return self.parallel.shard(full, shard)
+
+    def _parameter(self, values: Tensor, *, sharded: bool) -> nn.Parameter:
+        parameter = nn.Parameter(values.to(self.dtype))
+        # DeepSpeed counts a parameter in the global gradient norm only if this is set: replicated
+        # parameters must count once.
+        counted = sharded or self.parallel.rank == 0
+        parameter.model_parallel = counted  # type: ignore[attr-defined]
+        return parameter

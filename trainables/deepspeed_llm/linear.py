@@ -1,0 +1,68 @@
+"""Linear layers, sharded over the tensor-parallel ranks or replicated."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainables.deepspeed_llm.build import Build
+
+
+class ColumnParallel(nn.Module):
+    """Each rank computes its slice of the outputs: [..., inputs] -> [..., outputs / ranks]."""
+
+    def __init__(
+        self, build: Build, name: str, shape: tuple[int, int], *, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.weight = build.weight(f"{name}.weight", shape, shard=0)
+        self.bias = build.vector(shape[0], 0.0, sharded=True) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class RowParallel(nn.Module):
+    """From a slice of the inputs back into the residual stream, which adds the ranks' parts.
+
+    [sequence, batch, inputs / ranks] -> [sequence (/ ranks with sequence parallelism), batch,
+    outputs].
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        name: str,
+        shape: tuple[int, int],
+        *,
+        bias: bool = False,
+        leaves: bool = True,
+    ) -> None:
+        """`leaves`: False leaves the sum over the ranks to the caller, who adds to it first."""
+        super().__init__()
+        self.parallel = build.parallel
+        self.leaves = leaves
+        self.weight = build.weight(f"{name}.weight", shape, shard=1, std=build.output_std)
+        self.bias = build.vector(shape[0], 0.0) if bias else None
+
+    def forward(self, x: Tensor, *, batch_first: bool = False) -> Tensor:
+        """With `batch_first` the input is [batch, sequence, inputs / ranks]."""
+        product = F.linear(x, self.weight)
+        return self.into_residual(product.transpose(0, 1) if batch_first else product)
+
+    def into_residual(self, product: Tensor) -> Tensor:
+        """Add the ranks' products, then the bias: once, not once per rank."""
+        if self.leaves:
+            product = self.parallel.leave(product)
+        return product if self.bias is None else product + self.parallel.replicated(self.bias)
+
+
+class Replicated(nn.Module):
+    """A whole matrix on each rank, between `enter` and a shard of products: no rank knows all of
+    its gradient."""
+
+    def __init__(self, build: Build, name: str, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.parallel = build.parallel
+        self.weight = build.weight(f"{name}.weight", shape, shard=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.parallel.within_shard(self.weight))
