@@ -30,6 +30,17 @@ SHAPE: dict[str, Any] = {
     "global_batch_size": 4,
 }
 LONG = {"num_hidden_layers": 8, "vocab_size": 512, "sequence_length": 512}
+NEOX = {
+    "gated_feed_forward": False,
+    "activation": "gelu",
+    "norm": "layernorm",
+    "parallel_residual": True,
+    "qkv_bias": True,
+    "attention_output_bias": True,
+    "mlp_bias": True,
+    "rotary_fraction": 0.25,
+}
+MIXTURE = {"experts": {"count": 4, "per_token": 2, "intermediate_size": 352}}
 SHORT = {"num_hidden_layers": 8, "vocab_size": 512, "sequence_length": 16}
 # On CPUs the logits are converted to fp32 in a separate tensor: 4 bytes per logit more. The audit
 # has the smallest buckets.
@@ -51,6 +62,12 @@ PEAKS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"micro_batch_size": 1}, LONG),
     ({"micro_batch_size": 1}, SHORT),
     ({"micro_batch_size": 2}, {"num_key_value_heads": 2, "vocab_size": 8192}),
+    # Other kinds of blocks: Qwen3's, Gemma's, GPT-NeoX's, OLMo 2's and Mixtral's.
+    ({"micro_batch_size": 4}, {**LONG, "qk_norm": "heads", "tie_word_embeddings": True}),
+    ({"micro_batch_size": 4}, {**LONG, "norm_placement": "around", "activation": "gelu_tanh"}),
+    ({"micro_batch_size": 4}, {**LONG, **NEOX}),
+    ({"micro_batch_size": 4}, {**LONG, "norm_placement": "after", "qk_norm": "projection"}),
+    ({"micro_batch_size": 4}, {**LONG, **MIXTURE}),
 ]
 WAITS: list[dict[str, Any]] = [
     {"micro_batch_size": 2, "activation_checkpointing": checkpointing}

@@ -17,7 +17,7 @@ from autotune.cost.trainers import known_trainers
 from autotune.errors import InputError
 from autotune.hardware import device_named, unknown_gpu
 from autotune.layout import Layout
-from autotune.model import Model
+from autotune.model import Experts, LatentAttention, Model
 from autotune.named_spaces import load_space
 from tests.conftest import examples
 
@@ -39,6 +39,34 @@ LLAMA = Model(
 def on(devices: int, device: Any = A100, **changes: Any) -> Cluster:
     per_node = min(8, devices)
     return Cluster(nodes=devices // per_node, gpus_per_node=per_node, device=device, **changes)
+
+
+# What distinguishes architectures, beside Llama.
+OF_ARCHITECTURES: list[dict[str, Any]] = [
+    {},
+    {"tie_word_embeddings": True, "qkv_bias": True},
+    {"gated_feed_forward": False, "activation": "gelu", "norm": "layernorm", "mlp_bias": True},
+    {"norm_placement": "around", "sliding_window": 512, "global_every": 6, "qk_norm": "heads"},
+    {"norm_placement": "after", "qk_norm": "projection"},
+    {"parallel_residual": True, "rotary_fraction": 0.25},
+    {"experts": Experts(count=8, per_token=2, intermediate_size=4096)},
+    {
+        "experts": Experts(
+            count=64,
+            per_token=6,
+            intermediate_size=1408,
+            shared_intermediate_size=2816,
+            dense_layers=1,
+        ),
+        "latent_attention": LatentAttention(
+            query_rank=1536,
+            key_value_rank=512,
+            plain_head_size=128,
+            rotated_head_size=64,
+            value_head_size=128,
+        ),
+    },
+]
 
 
 @st.composite
@@ -76,6 +104,7 @@ def cases(draw: st.DrawFn, **fixed: st.SearchStrategy[Any]) -> tuple[CostModel, 
         global_batch_size=(
             layout.data_parallel * layout.micro_batch_size * layout.gradient_accumulation_steps
         ),
+        **draw(st.sampled_from(OF_ARCHITECTURES)),
     )
     return CostModel(model, "bf16", on(layout.world_size), trainer=trainer), layout
 
