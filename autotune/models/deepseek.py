@@ -21,7 +21,8 @@ def _v3(config: Config) -> dict[str, Any]:
 def _read(config: Config, *, scoring: str, normalised: bool) -> dict[str, Any]:
     # How tokens are sent to experts changes neither shapes nor, on average, arithmetic.
     config.ignore("topk_method", "topk_group", "rope_interleave")
-    if config.number("n_group", 1) != 1 or config.number("routed_scaling_factor", 1.0) != 1:
+    groups, factor = config.number("n_group", 1), config.number("routed_scaling_factor", 1.0)
+    if groups != 1 or factor != 1:
         config.notes.append(
             "tokens are sent to the best experts of all groups, and the experts' outputs are not "
             "scaled (n_group, routed_scaling_factor): this changes no step time and no memory"

@@ -89,8 +89,10 @@ def scaled_down(config: dict[str, Any]) -> dict[str, Any]:
     small |= {"num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4, "n_group": 1}
     small |= {"topk_group": 1, "num_experts_per_tok": 2, "max_window_layers": 2}
     small = {key: value for key, value in small.items() if key in config}
-    if "moe_intermediate_size" in config:
-        small["moe_intermediate_size"] = 1024
+    if any("experts" in key for key in config):
+        # These get real weights.
+        wide = {"intermediate_size": 1024, "moe_intermediate_size": 512, "vocab_size": 1024}
+        small |= {key: value for key, value in wide.items() if key in config}
     return small
 
 
