@@ -115,11 +115,19 @@ def headline(space: SearchSpace, count: str | None = None) -> str:
     layouts = "" if count is None else f"{count} of "
     active = ""
     if model.active_parameters < model.parameters:
-        active = f" ({model.active_parameters / 1e9:.3g} active)"
+        active = f" ({_count(model.active_parameters)} active)"
     return (
-        f"{space.name}: {layouts}{model.parameters / 1e9:.3g} billion parameters{active} in "
+        f"{space.name}: {layouts}{_count(model.parameters)} parameters{active} in "
         f"{space.precision}, global batch {model.global_batch_size} x {model.sequence_length} "
         f"tokens, on {space.cluster.describe()}"
+    )
+
+
+def _count(parameters: int) -> str:
+    return (
+        f"{parameters / 1e9:.3g} billion"
+        if parameters >= 1e8
+        else f"{parameters / 1e6:.3g} million"
     )
 
 
