@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field
@@ -13,7 +13,11 @@ from autotune.inputs import Flag, PositiveFloat, PositiveInt, shown, validated
 from autotune.layout import Layout
 from autotune.search import SEARCHES
 from autotune.space import SearchSpace
-from autotune.trial.registry import describe_trainable, trainable_names
+from autotune.trial.registry import (
+    describe_configured,
+    describe_trainable,
+    trainable_names,
+)
 from autotune.trial.trainable import TrainableDescription, TrainableSetup
 
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -61,6 +65,8 @@ class Request:
     """Extra environment variables of the ranks."""
     runs: str | None = None
     """Path of recorded runs to replay; None: no replay."""
+    command: Mapping[str, Any] | None = None
+    """The training command that trials run; None: the trainable has its own training code."""
     layouts: tuple[Layout, ...] | None = None
     """The only layouts to try, for a replay; None: all of the space."""
 
@@ -78,6 +84,14 @@ class Request:
                 f"trainable {self.trainable}, runs {shown(self.runs)} and "
                 f"{len(self.layouts or ())} layouts"
             )
+        if self._is_installed:
+            runs_command = describe_trainable(self.trainable).read_command is not None
+            if (self.command is not None) != runs_command:
+                given = "none" if self.command is None else shown(self.command.get("argv"))
+                raise ValueError(
+                    "command must be given for a trainable that runs a training command and only "
+                    f"then, got trainable {self.trainable} and {given}"
+                )
         if self.synthetic_data and self.data is not None:
             raise ValueError(
                 f"data and synthetic_data exclude each other, got data {shown(self.data)}"
@@ -97,16 +111,28 @@ class Request:
     @property
     def description(self) -> TrainableDescription:
         """The description of the trainable. Raises InputError where it is not installed."""
-        return describe_trainable(self.trainable)
+        return describe_configured(self.trainable, self.command)
 
     @property
     def trainable_setup(self) -> TrainableSetup:
         """Arguments of the trainable's factory."""
-        return TrainableSetup(space=self.space, layouts=self.layouts, env=self.env, runs=self.runs)
+        return TrainableSetup(
+            space=self.space,
+            layouts=self.layouts,
+            env=self.env,
+            runs=self.runs,
+            command=self.command,
+        )
 
     def refuse_unless_given_again(self, env: Mapping[str, str]) -> None:
         """Raise InputError where `env` is not the environment of the ranks in this stored request:
-        who made a run directory could make them run any code by it."""
+        who made a run directory could make them run any code by it, as by the command of a run."""
+        if self.command is not None:
+            argv = shown(self.command.get("argv"))
+            raise InputError(
+                f"the run starts the command {argv}: give `trust_run` if it is yours",
+                field="resume",
+            )
         if dict(env) == dict(self.env):
             return
         variables = ", ".join(f"{name}={shown(value)}" for name, value in self.env.items())

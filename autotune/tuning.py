@@ -28,7 +28,6 @@ from autotune.store.run_directory import (
     create_run,
     open_run,
 )
-from autotune.trial.registry import describe_trainable
 
 RUNS = Path("runs")
 """Default parent folder of run directories."""
@@ -119,7 +118,7 @@ def open_to_resume(directory: Path, *, env: Mapping[str, str], trust_run: bool) 
     """Open a run directory to go on with its search. Raises InputError."""
     with in_field("resume"):
         store = open_run(directory)
-        describe_trainable(store.request.trainable)
+        _ = store.request.description  # is it installed, and its command well-formed
         store.pruned()  # not needed, but a run is refused as a whole or read as a whole
     if not trust_run:
         store.request.refuse_unless_given_again(env)

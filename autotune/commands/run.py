@@ -58,6 +58,12 @@ _ALLOWED_WITH_RESUME = frozenset(
 )
 @click.option("--runs", type=PATH, metavar="PATH", help="Recorded runs for --trainable replay.")
 @click.option(
+    "--command",
+    type=PATH,
+    metavar="FILE",
+    help="Your training command (TOML), for --trainable command.",
+)
+@click.option(
     "--search",
     default=default_of(SearchOptions, "search"),
     show_default=True,
@@ -128,7 +134,8 @@ _ALLOWED_WITH_RESUME = frozenset(
 @click.option(
     "--trust-run",
     is_flag=True,
-    help="Resume a run that sets variables for its ranks, without giving them again by --env.",
+    help="Resume a run that starts a command of its own, or sets variables for its ranks without "
+    "giving them again by --env.",
 )
 @click.option(
     "--explore-anyway", is_flag=True, help="Search although no layout is predicted to fit."
@@ -254,7 +261,7 @@ def _print_result(screen: Screen, ledger: Ledger, directory: Path, *, as_json: b
 @lasting_output()
 def _interrupted(screen: Screen, why: str, directory: Path, context: click.Context) -> int:
     """Say how to go on, with what run.json does not keep: raised limits, and trust in the stored
-    environment, which this user gave or trusted."""
+    environment and command, which this user gave or trusted."""
     if not (directory / "run.json").exists():
         screen.note(f"{why}; no search was begun")
         return EXIT_INTERRUPTED
@@ -263,7 +270,7 @@ def _interrupted(screen: Screen, why: str, directory: Path, context: click.Conte
         limits = {"--max-trials": "max_trials", "--gpu-hours": "gpu_hours"}
         given = {option: context.params[name] for option, name in limits.items()}
         raised = "".join(f" {option} {v:g}" for option, v in given.items() if v is not None)
-    if context.params["env"] or context.params["trust_run"]:
+    if context.params["env"] or context.params["trust_run"] or context.params["command"]:
         raised += " --trust-run"
     screen.note(f"{why}; continue with --resume {directory}{raised}")
     return EXIT_INTERRUPTED

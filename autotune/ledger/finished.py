@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from autotune.ledger.clock import Clock
-from autotune.ledger.plausibility import final_loss, why_impossible
+from autotune.ledger.plausibility import why_impossible
 from autotune.ledger.ranking import Ranking
 from autotune.ledger.running import RunningTrial
 from autotune.ledger.search_setup import startup_seconds
@@ -51,7 +51,7 @@ def checked(
         reason = why_impossible(
             running.spec, record.measurement, running.steps, request.description.trainer
         )
-    loss = final_loss(record)
+    loss = ranking.comparable_loss(record)
     if reason is None and record.outcome is Outcome.OK and loss is not None:
         # Two trials must agree on another loss, because a single one may itself be wrong.
         # Outcomes that are already recorded are not changed.

@@ -53,7 +53,10 @@ class Ledger:
         self._next: tuple[Layout, Purpose] | None = None
         self._unpruned = Unpruned(layouts)
         self._pruned: list[Pruned] = []
-        self._ranking = Ranking(self.request.space.precision)
+        self._ranking = Ranking(
+            self.request.space.precision,
+            comparable_losses=self.request.description.comparable_losses,
+        )
         self._explored = 0
         self._gpu_seconds = 0.0
         self.stopped_because = INTERRUPTED

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from autotune.layout import Layout
-from autotune.ledger.plausibility import FinalLosses, final_loss
+from autotune.ledger.plausibility import FinalLoss, FinalLosses, final_loss
 from autotune.ledger.search_setup import CONFIRMED
 from autotune.request import Request
 from autotune.store.record import TrialRecord
@@ -25,8 +25,10 @@ class Ranking:
     number, unless its final loss changes which of the earlier ones are wrong.
     """
 
-    def __init__(self, precision: str) -> None:
-        """`precision` is that of the trials."""
+    def __init__(self, precision: str, *, comparable_losses: bool = True) -> None:
+        """`precision` is that of the trials, and `comparable_losses` says whether all of them train
+        the same model on the same data (`TrainableDescription.comparable_losses`)."""
+        self._comparable_losses = comparable_losses
         self.records: list[TrialRecord] = []
         """All trials, oldest first."""
         self.final_losses = FinalLosses(precision)
@@ -36,13 +38,17 @@ class Ranking:
     def add(self, record: TrialRecord) -> None:
         """Add a finished trial."""
         self.records.append(record)
-        loss = final_loss(record)
+        loss = self.comparable_loss(record)
         if loss is not None and self.final_losses.add(loss):
             self._forget_order()
             for earlier in self.records:
                 self._place(earlier)
         else:
             self._place(record)
+
+    def comparable_loss(self, record: TrialRecord) -> FinalLoss | None:
+        """The final loss of a record; None where it is not comparable."""
+        return final_loss(record) if self._comparable_losses else None
 
     def in_order(self, *, up_to_seconds: float = math.inf) -> Iterator[TrialRecord]:
         """Records of the layouts that ran: confirmed ones first, then by step time.

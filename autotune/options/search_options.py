@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from autotune.calibration.recorded_runs import Sweep, read_sweeps
 from autotune.cost.trainers import constants_for
 from autotune.errors import ClusterTooSmall, InputError, in_field, shortened
-from autotune.inputs import default_of, shown, validated
+from autotune.inputs import default_of, listed, shown, validated
 from autotune.layout import SEARCHED, Layout
 from autotune.options.space_options import (
     SpaceOptions,
@@ -18,7 +19,7 @@ from autotune.request import Request
 from autotune.search import SEARCHES
 from autotune.space import SearchSpace
 from autotune.trial.corpus import check_data
-from autotune.trial.registry import describe_trainable, trainable_names
+from autotune.trial.registry import describe_configured, describe_trainable, trainable_names
 from autotune.trial.trainable import TrainableDescription
 
 AUTO = "auto"
@@ -38,6 +39,7 @@ class SearchOptions(SpaceOptions):
 
     trainable: str = AUTO
     runs: str | Path | None = None
+    command: str | Path | None = None
     search: str = "guided"
     address: str | None = None
     max_trials: int | None = None
@@ -73,7 +75,8 @@ def request_from_options(options: SearchOptions) -> Request:
     else:
         space = space_from_options(options)
     name = _trainable(options, space)
-    space = _with_supported_dimensions(_describe(name), space)
+    command = _command(options, name)
+    space = _with_supported_dimensions(describe_configured(name, command), space)
     check_data(options.data, synthetic=options.synthetic_data, model=space.model)
     space.check_not_empty()
     request = validated(
@@ -93,6 +96,7 @@ def request_from_options(options: SearchOptions) -> Request:
             "synthetic_data": options.synthetic_data,
             "env": environment(options.env),
             "runs": None if options.runs is None else str(Path(options.runs).resolve()),
+            "command": command,
             "layouts": sweep and tuple(run.layout for run in sweep.runs),
         },
         what=None,
@@ -123,17 +127,38 @@ def _trainable(options: SearchOptions, space: SearchSpace) -> str:
     return _REAL
 
 
+def _command(options: SearchOptions, name: str) -> dict[str, Any] | None:
+    """The training command of --command, where the trainable runs one."""
+    read = _describe(name).read_command
+    if (options.command is None) != (read is None):
+        raise InputError(
+            "--command must be given for a trainable that runs a training command and only then, "
+            f"got --trainable {options.trainable} and --command {options.command}"
+        )
+    return None if read is None else read(str(options.command))
+
+
 def _with_supported_dimensions(
     description: TrainableDescription, space: SearchSpace
 ) -> SearchSpace:
-    """The space with a single value for each dimension that the trainable does not support: the
-    default of `Layout`, if the space has it, else the space's first value."""
+    """The space with the values that the trainable knows, and a single value for each dimension
+    that it does not support: the default of `Layout`, if the space has it, else the space's first
+    value. Raises InputError where nothing is left."""
     fixed = {}
     for dimension in SEARCHED:
         values = getattr(space, dimension)
         if dimension not in description.dimensions and len(values) > 1:
             default = default_of(Layout, dimension)
             fixed[dimension] = (default if default in values else values[0],)
+    for dimension, known in description.values.items():
+        offered = getattr(space, dimension)
+        fixed[dimension] = tuple(value for value in offered if value in known)
+        if not fixed[dimension]:
+            words = (listed([str(value) for value in values]) for values in (known, offered))
+            raise InputError(
+                f"the {description.name} trainable knows {dimension} {next(words)} only, "
+                f"the space has {next(words)}"
+            )
     return space.restricted(fixed)
 
 

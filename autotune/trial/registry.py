@@ -10,6 +10,8 @@ where DESCRIPTION is a `TrainableDescription` of that name.
 
 import functools
 import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
 
 from autotune.errors import InputError, message_of
 from autotune.inputs import shown
@@ -48,6 +50,14 @@ def describe_trainable(name: str) -> TrainableDescription:
             field="trainable",
         )
     return description
+
+
+def describe_configured(name: str, command: Mapping[str, Any] | None) -> TrainableDescription:
+    """The description of that name with a training command, if there is one. Raises InputError."""
+    description = describe_trainable(name)
+    if command is None or description.configured is None:
+        return description
+    return description.configured(command)
 
 
 @functools.cache

@@ -94,6 +94,8 @@ class TrainableSetup:
     """Environment variables of the ranks, in addition to those of the nodes."""
     runs: str | None = None
     """Path of recorded runs, for a trainable that replays them."""
+    command: Mapping[str, Any] | None = None
+    """The training command, for a trainable that runs one (`TrainableDescription.read_command`)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,12 +117,22 @@ class TrainableDescription:
     make_prober: Callable[[Literal["gpu", "cpu"], Mapping[str, str]], Prober] | None = None
     """Creates what measures devices of that kind and their network, with such variables for its
     ranks; None: it has no ranks."""
+    read_command: Callable[[str], dict[str, Any]] | None = None
+    """For a trainable that runs a training command: reads the file of --command into plain values,
+    which are stored with the request. Raises InputError."""
+    configured: Callable[[Mapping[str, Any]], "TrainableDescription"] | None = None
+    """The description of this trainable with such values. Raises InputError."""
+    comparable_losses: bool = True
+    """Whether all layouts train the same model on the same data, so that trials with another final
+    loss are wrong."""
     reduced_trials: bool = True
     """Whether it supports reduced trials, with fewer micro-batches per step."""
     exportable: bool = True
     """Whether its best layout can be exported (`autotune.export`)."""
     dimensions: tuple[str, ...] = SEARCHED
     """The dimensions of a layout that it can vary; the others are fixed to one value."""
+    values: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    """By dimension, the only values that it knows; a dimension that is absent can have any."""
 
     @property
     def notice(self) -> str | None:

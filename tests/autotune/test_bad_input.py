@@ -154,6 +154,7 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--resume": ("", ".", "none", LONG_NAME),
         "--trainable": ("", "magic", "Replay"),
         "--runs": ("", "none.csv", ".", LONG_NAME),
+        "--command": ("", "none.toml", ".", LONG_NAME, "/dev/null"),
         "--search": ("", "annealing", "GUIDED"),
         "--max-trials": COUNTS,
         "--gpu-hours": AMOUNTS,
@@ -227,6 +228,8 @@ def test_a_bad_value_of_an_option_is_one_line(
         del needed["--space"]
     elif option == "--runs":
         needed = {"--trainable": "replay"}
+    elif option == "--command":
+        needed["--trainable"] = "command"
     needed[option] = value
     words = [word for pair in needed.items() for word in pair]
     if command == "calibrate":
@@ -520,6 +523,7 @@ BAD_FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
             no_object, st.sampled_from([{"A": 1}, {"A B": "1"}, {"": "1"}, {"RANK": "1"}])
         ),
         "runs": or_null(no_text) | texts,
+        "command": or_null(no_object) | st.just({"argv": ["a"]}),
         "layouts": st.one_of(
             st.integers(), texts, st.just(()), st.tuples(no_object.filter(lambda v: v != []))
         ),

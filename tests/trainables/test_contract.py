@@ -16,6 +16,7 @@ from autotune.testing import TrainableContract
 from autotune.trial import registry
 from autotune.trial.trainable import TrainableDescription, TrainableSetup
 from autotune.trial.trial import TrialSpec
+from tests.trainables.command.test_trials import TestCommand
 from tests.trainables.recorded_runs import RECORDED_RUNS
 from trainables.fake import DESCRIPTION as FAKE
 
@@ -78,7 +79,8 @@ class TestReplay(TrainableContract):
 
 
 def test_every_installed_trainable_is_among_the_tests() -> None:
-    tested = {contract.description.name for contract in (TestDeepSpeed, TestSimulated, TestReplay)}
+    contracts = (TestDeepSpeed, TestSimulated, TestReplay, TestCommand)
+    tested = {contract.description.name for contract in contracts}
     own = {
         entry.name
         for entry in importlib.metadata.entry_points(group=registry.GROUP)

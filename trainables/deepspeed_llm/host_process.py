@@ -49,6 +49,9 @@ class _Rank:
 class HostProcess:
     """Reads commands, forks ranks and reports when they exit."""
 
+    rank_program = "trainables.deepspeed_llm.rank_process"
+    """Module whose `main` a forked rank runs."""
+
     def __init__(self, events_fd: int) -> None:
         self._events_fd = events_fd
         self._selector = selectors.DefaultSelector()
@@ -137,7 +140,7 @@ class HostProcess:
             _kill_group(pid)
         for pid in list(self._ranks):
             self._reap(pid)
-        _kill_orphans()
+        kill_children()
 
     def _become_rank(
         self, job: dict[str, Any], rank: int, local_rank: int, owner: int, log_fd: int
@@ -155,7 +158,7 @@ class HostProcess:
             if self._rendezvous is not None and rank == 0:
                 rendezvous = self._rendezvous.detach()
             self._close_rendezvous()  # an open copy would keep peers waiting after rank 0 exits
-            entry = importlib.import_module("trainables.deepspeed_llm.rank_process")
+            entry = importlib.import_module(self.rank_program)
             status = entry.main(
                 job,
                 rank,
@@ -191,8 +194,9 @@ def _redirect(log_fd: int) -> None:
     faulthandler.enable()  # logs the stack of a rank that dies by SIGSEGV and the like
 
 
-def _kill_orphans() -> None:
-    """Kill orphans of ranks in other process groups: as the subreaper, this process adopts them.
+def kill_children() -> None:
+    """Kill all children, among them orphans of ranks in other process groups: as the subreaper,
+    this process adopts them.
 
     Killing one may orphan its own children in turn, so repeat until none is left.
     """
@@ -227,14 +231,20 @@ def _shrink_thread_stacks() -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (min(_MAIN_STACK_BYTES, main_stack), hard))
 
 
+def become_reaper() -> int:
+    """Adopt orphans and leave Ctrl-C to the owner; returns the descriptor of the events' pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    events_fd = int(sys.argv[1])
+    os.set_inheritable(events_fd, False)
+    return events_fd
+
+
 def main() -> None:
     """Import everything that ranks need, then serve."""
     if os.environ["DS_ACCELERATOR"] == "cpu":
         _shrink_thread_stacks()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner handles Ctrl-C
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    events_fd = int(sys.argv[1])
-    os.set_inheritable(events_fd, False)
+    events_fd = become_reaper()
     import_what_ranks_need()
     if not cuda_is_untouched():
         sys.exit("an import has initialised CUDA: forked ranks could not use it")

@@ -18,9 +18,20 @@ _POLL_SECONDS = 1.0
 class Job:
     """One task on all hosts. Leaving the context kills its ranks."""
 
-    def __init__(self, task: str, spec: TrialSpec, hosts: Sequence[RankHost]) -> None:
+    def __init__(
+        self,
+        task: str,
+        spec: TrialSpec,
+        hosts: Sequence[RankHost],
+        *,
+        processes: int | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`processes`: their number over all hosts; None: one for each rank of the layout.
+        `details`: what they are told beside the trial."""
         self._task, self._spec, self._hosts = task, spec, hosts
-        self.world_size = spec.layout.world_size
+        self._details = dict(details or {})
+        self.world_size = processes or spec.layout.world_size
         self._per_node = -(-self.world_size // len(hosts))
         self._events: queue.Queue[Mapping[str, Any] | BaseException] = queue.Queue()
         self._leaving = threading.Event()
@@ -41,6 +52,7 @@ class Job:
     def _start(self) -> None:
         address, port = self._hosts[0].listen()
         job = {
+            **self._details,
             "job_id": new_job_id(),
             "task": self._task,
             "spec": to_json(self._spec),

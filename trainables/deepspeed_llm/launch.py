@@ -74,7 +74,7 @@ class DeepSpeedLlm:
     ) -> Generator[StepReport | Ended, None, None]:
         """Train the trial's steps; see `Trainable.run`."""
         started = time.monotonic()
-        progress = _Progress(spec, started)
+        progress = Progress(spec, started)
         with Job("train", spec, hosts) as job:
             while True:
                 event = job.next_event(progress.deadline)
@@ -85,7 +85,7 @@ class DeepSpeedLlm:
                     yield progress.failure(collect_failures(event, job))
                     return
                 if report := progress.record(event):
-                    if not _is_finite(report):
+                    if not is_finite(report):
                         reason = f"step {report.step}: loss {report.loss}, {report.grad_norm}"
                         yield progress.end(Outcome.INVALID, f"{reason} as gradient norm")
                         return
@@ -95,10 +95,12 @@ class DeepSpeedLlm:
                     return
 
 
-class _Progress:
+class Progress:
     """The state of a running trial: steps so far, deadlines and outcome."""
 
-    def __init__(self, spec: TrialSpec, started: float) -> None:
+    def __init__(self, spec: TrialSpec, started: float, reporters: int | None = None) -> None:
+        """`reporters`: how many ranks report each step; None: all."""
+        self._reporters = reporters or spec.layout.world_size
         self._spec = spec
         self._started = started
         self._last_step_at: float | None = None
@@ -145,7 +147,7 @@ class _Progress:
     def _step(self, rank_step: RankStep) -> StepReport | None:
         ranks = self._steps.setdefault(rank_step.step, [])
         ranks.append(rank_step)
-        if len(ranks) < self._spec.layout.world_size:
+        if len(ranks) < self._reporters:
             return None
         self._last_step_at = time.monotonic()
         self._reported += 1
@@ -207,7 +209,8 @@ def _is_consequence(event: Mapping[str, Any]) -> bool:
     return event["event"] == "failed" and event["consequence"]
 
 
-def _is_finite(report: StepReport) -> bool:
+def is_finite(report: StepReport) -> bool:
+    """Whether loss and gradient norm are numbers, where they are known."""
     return math.isfinite(report.loss or 0.0) and math.isfinite(report.grad_norm or 0.0)
 
 

@@ -1,0 +1,174 @@
+"""Reading the TOML file of a training command: each field, and what is wrong with it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.errors import InputError
+from autotune.layout import Layout
+from autotune.options.search_options import SearchOptions, request_from_options
+from tests.trainables.command.recipes import recipe
+from tests.trainables.command.test_trials import TestCommand as _Contract
+from trainables.command.figures import BadReport, Lines, LogFigures, reported, step_seconds
+from trainables.command.recipe import placeholder_values, read_recipe, recipe_of
+
+VALUES: dict[str, Any] = {
+    "rank": 0,
+    "local_rank": 0,
+    "node_rank": 0,
+    "master_addr": "127.0.0.1",
+    "master_port": 29500,
+}
+
+
+def arguments(layout: Layout, **changes: Any) -> list[str]:
+    spec = dataclasses.replace(_Contract().spec(), layout=layout)
+    return recipe_of(recipe(**changes)).arguments(placeholder_values(spec, VALUES))
+
+
+def test_placeholders_become_the_values_of_the_layout() -> None:
+    layout = Layout(data_parallel=2, activation_checkpointing="full", gradient_accumulation_steps=4)
+    argv = ["train", "--tp={tensor_parallel}", "{activation_checkpointing}", "{sequence_parallel}"]
+    values = {"activation_checkpointing": {"full": ["--recompute", "full"], "none": []}}
+    assert arguments(layout, argv=argv, values=values) == [
+        "train",
+        "--tp=1",
+        "--recompute",
+        "full",
+        "false",
+    ]
+    layout = dataclasses.replace(layout, activation_checkpointing="none")
+    assert arguments(layout, argv=argv, values=values) == ["train", "--tp=1", "false"]
+    assert arguments(layout, argv=["{global_batch_size} of {steps}"]) == ["8 of 3"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"argv": []}, "argv should have at least 1 item|argv .*, got"),
+        ({"argv": "train.py"}, "argv must be a valid tuple, got 'train.py'"),
+        ({"argv": [1]}, "argv .*string, got 1"),
+        ({"argv": ["{tp}"]}, "argv must have placeholders among tensor_parallel, .*, got 'tp'"),
+        ({"argv": ["{"]}, r"argv must have paired braces \(.*\), got '{'"),
+        ({"argv": ["{steps:3d}"]}, "argv must have plain placeholders, got '{steps:3d}'"),
+        ({"argv": ["{}"]}, "argv must have placeholders among .*, got ''"),
+        ({"processes": "gpu"}, "processes must be 'node' or 'rank', got 'gpu'"),
+        ({"env": {"A": 1}}, "env.A must be a valid string, got 1"),
+        ({"env": {"A": "{b}"}}, "env.A must have placeholders among .*, got 'b'"),
+        ({"values": {"tp": {}}}, "values must have placeholders among .*, got 'tp'"),
+        (
+            {"argv": ["--x={zero_stage}"], "values": {"zero_stage": {"1": ["a"]}}},
+            "argv must have {zero_stage} as an argument of its own, .*, got '--x={zero_stage}'",
+        ),
+        ({"dimensions": {"zero_stage": [1]}}, "dimensions must be placeholders .*'zero_stage'"),
+        (
+            {"dimensions": {"micro_batch_size": [0]}},
+            "dimensions.micro_batch_size must have values that a layout can have, got 0",
+        ),
+        ({"figures": {"speed": {"pattern": "(x)"}}}, "figures.*, got 'speed'"),
+        (
+            {"figures": {"loss": {"pattern": "(x)"}}},
+            "figures must have one of step_seconds, tokens_per_second, .*, got loss",
+        ),
+        ({"figures": {"loss": {"pattern": "x"}}}, "must have a group around the number, got 'x'"),
+        ({"figures": {"loss": {"pattern": "(x"}}}, r"must be a regular expression \(.*, got '\(x'"),
+        ({"figures": {"loss": {"pattern": "(x)", "scale": 0}}}, "scale must be greater .*, got 0"),
+        ({"reporters": 2}, "reporters must be 'one' or 'all', got 2"),
+        ({"out_of_memory": {"patterns": ["("]}}, r"must be a regular expression \(.*, got '\('"),
+        ({"out_of_memory": {"exit_statuses": [0]}}, "exit_statuses must be greater .*, got 0"),
+        ({"comparable_losses": 1}, "comparable_losses must be a valid boolean, got 1"),
+        ({"stop_seconds": 31}, "stop_seconds must be less than or equal to 30, got 31"),
+        ({"trainer": 1}, "trainer must be a valid string, got 1"),
+        ({"shell": True}, "unknown key shell"),
+    ],
+)
+def test_a_bad_field_is_one_sentence(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=f"^command: .*{sentence}") as error:
+        recipe_of(recipe(**changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("argv = [", "command: not valid TOML: "),
+        ("x = 1", "command: argv is missing"),
+        (
+            'argv = ["a"]\ndirectory = "nowhere"',
+            "command: directory must be a folder, got '.*nowhere",
+        ),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        read_recipe(file)
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(('argv = ["train", "{micro_batch_size}", "{zero_stage}"]', *lines)))
+    return path
+
+
+def test_only_what_the_command_knows_is_searched(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.toml", "[dimensions]", "zero_stage = [1, 3]")
+    request = request_from_options(SearchOptions(space="tiny", trainable="command", command=file))
+    layouts = request.all_layouts()
+    assert {layout.zero_stage for layout in layouts} == {1, 3}
+    assert len({layout.micro_batch_size for layout in layouts}) > 1
+    assert {layout.tensor_parallel for layout in layouts} == {1}
+    assert request.command is not None and request.command["directory"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"trainable": "command"}, "--command must be given for a trainable that runs a training"),
+        ({"trainable": "deepspeed", "command": "x"}, "--command must be given for a trainable"),
+        (
+            {"trainable": "command", "command": "nowhere.toml"},
+            "command: cannot read 'nowhere.toml'",
+        ),
+    ],
+)
+def test_the_option_and_the_trainable_go_together(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        request_from_options(SearchOptions(space="tiny", **options))
+
+
+def test_values_that_the_space_does_not_have(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.toml", "[dimensions]", "micro_batch_size = [16]")
+    with pytest.raises(InputError, match="knows micro_batch_size 16 only, the space has 1, 2, 4"):
+        request_from_options(SearchOptions(space="tiny", trainable="command", command=file))
+
+
+def test_an_unknown_trainer(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.toml", 'trainer = "x"')
+    with pytest.raises(InputError, match=r"command: trainer must be one of .*, got 'x'"):
+        request_from_options(SearchOptions(space="tiny", trainable="command", command=file))
+
+
+def test_figures_of_a_log() -> None:
+    figures = {
+        "tokens_per_second_per_device": {"pattern": r"tps: ([\d,]+)"},
+        "peak_memory_gib": {"pattern": r"memory: ([\d.]+)MiB", "scale": 1 / 1024},
+        "loss": {"pattern": r"loss: (\S+)"},
+    }
+    log, lines = LogFigures(recipe_of(recipe(figures=figures))), Lines()
+    assert lines.feed(b"memory: 512MiB\rloss: 4.5") == ["memory: 512MiB"]
+    assert log.feed("memory: 512MiB") is None
+    found = log.feed("loss: 4.5 tps: 2,000")
+    assert found == {"peak_memory_gib": 0.5, "loss": 4.5, "tokens_per_second_per_device": 2000}
+    assert step_seconds(found, tokens=8000, devices=2) == 2.0
+    assert log.feed("no figure") is None
+    with pytest.raises(BadReport, match="loss must be a number, got 'n/a'"):
+        log.feed("loss: n/a tps: 5")
+
+
+@pytest.mark.parametrize("line", ["x", "[]", "{}", '{"loss": 1}', '{"step_seconds": "soon"}'])
+def test_a_bad_report(line: str) -> None:
+    with pytest.raises(BadReport, match="must "):
+        reported(line)
