@@ -36,8 +36,8 @@ def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 def test_a_script_with_fsdp2_is_searched(trials: int, tmp_path: Path) -> None:
     (command,) = re.findall(r"^python -m autotune.run (.*)$", PAGE, re.M)
     out = tmp_path / "run"
-    search = "random" if trials > 2 else "guided"  # the guided search needs fewer
-    limits = ["--max-trials", str(trials), "--search", search, "--out", str(out)]
+    # The guided search may be content with fewer.
+    limits = ["--max-trials", str(trials), "--search", "random", "--out", str(out)]
     done = run(*command.split(), *limits)
     assert done.returncode == 0, done.stderr
     found = load(out)
