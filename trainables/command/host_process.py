@@ -10,6 +10,7 @@ import signal
 import time
 from typing import Any
 
+from trainables.command.recipe import recipe_of
 from trainables.deepspeed_llm.host_process import HostProcess, become_reaper
 
 # What a supervisor needs beyond the command's own time to end.
@@ -24,7 +25,7 @@ class CommandHostProcess(HostProcess):
 
     def _start(self, job: dict[str, Any]) -> None:
         super()._start(job)
-        self._stop_seconds = job["recipe"].get("stop_seconds", 5.0)
+        self._stop_seconds = recipe_of(job["recipe"]).stop_seconds
 
     def _kill_ranks(self) -> None:
         for pid in self._ranks:

@@ -99,6 +99,16 @@ def test_figures_are_read(trials: Trials, spec: TrialSpec, figures: dict[str, An
     assert "rank 1: trains" in (Path(spec.log_dir) / "rank-1.log").read_text()
 
 
+@pytest.mark.parametrize(("reporters", "ranks"), [("one", 1), ("all", 2)])
+def test_each_step_counts_once_where_all_ranks_report(
+    trials: Trials, spec: TrialSpec, reporters: str, ranks: int
+) -> None:
+    steps, ended = trials.run(spec, recipe("all report", reporters=reporters))
+    assert ended.outcome is Outcome.OK, ended
+    assert [step.step for step in steps] == [0, 1, 2]
+    assert [len(step.ranks) for step in steps] == [ranks] * 3
+
+
 def test_one_process_per_node_starts_its_own_ranks(trials: Trials, spec: TrialSpec) -> None:
     launcher = ["-m", "torch.distributed.run", "--nnodes", "{nodes}"]
     launcher += ["--nproc-per-node", "{devices_per_node}", "--node-rank", "{node_rank}"]
