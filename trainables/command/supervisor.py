@@ -11,9 +11,7 @@ import ctypes
 import os
 import re
 import selectors
-import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +20,7 @@ from typing import Any
 from autotune.report.steps import VARIABLE
 from autotune.trial.trial import Outcome, TrialSpec, trial_spec_from_json
 from trainables.command.figures import BadReport, Lines, LogFigures, reported, step_seconds
+from trainables.command.node import free_port, place, problem_of_node
 from trainables.command.recipe import Recipe, placeholder_values, recipe_of
 from trainables.deepspeed_llm.host_process import kill_children
 
@@ -36,7 +35,6 @@ _LAST_LINES = 200
 # A line with what went wrong; launchers print many more after it.
 _ERROR = re.compile(r"(Error|Exception|error): \S")
 _SHOWN_LINES, _LONGEST_SHOWN = 3, 400
-_PORT_SECONDS = 10.0
 
 
 class _Ended(BaseException):
@@ -52,16 +50,15 @@ def main(
     """
     recipe, spec = recipe_of(job["recipe"]), trial_spec_from_json(job["spec"])
     if job["task"] == "check":
-        problem = _problem_of_node(recipe)
+        problem = problem_of_node(recipe)
         emit({"event": "checked", "problem": problem})
         return 0
     ends = _end_when_told()
     try:
         if rendezvous is not None:
-            _free_port(rendezvous)
-        place = _place(job, recipe, spec, rank, local_rank)
+            free_port(rendezvous)
         supervisor = _Supervisor(recipe, spec, emit)
-        supervisor.run(placeholder_values(spec, place))
+        supervisor.run(placeholder_values(spec, place(job, spec, rank, local_rank)))
     except _Ended:
         pass
     finally:
@@ -84,50 +81,6 @@ def _end_when_told() -> list[bool]:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     return armed
-
-
-def _problem_of_node(recipe: Recipe) -> str | None:
-    """Why the command cannot run on this node."""
-    if recipe.directory is not None and not os.path.isdir(recipe.directory):
-        return f"the working directory {recipe.directory!r} is not on this node"
-    program = recipe.argv[0]
-    path = os.path.join(recipe.directory or ".", program) if "/" in program else program
-    if "{" not in program and shutil.which(path) is None:
-        return f"the program {program!r} is not on this node"
-    return None
-
-
-def _free_port(listening: int) -> None:
-    """Close the reserved rendezvous socket; returns when its port can be bound again.
-
-    The host process holds a copy until it has forked all processes of this node.
-    """
-    with socket.socket(fileno=listening) as reserved:
-        address, family = reserved.getsockname(), reserved.family
-    deadline = time.monotonic() + _PORT_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            socket.create_server(address[:2], family=family).close()
-            return
-        except OSError:
-            time.sleep(0.01)
-
-
-def _place(
-    job: Mapping[str, Any], recipe: Recipe, spec: TrialSpec, rank: int, local_rank: int
-) -> dict[str, Any]:
-    """Values of the placeholders that differ between processes."""
-    world = spec.layout.world_size
-    nodes = -(-world // spec.cluster.gpus_per_node)
-    per_process = world // job["world_size"]
-    first = rank * per_process
-    return {
-        "rank": first,
-        "local_rank": local_rank * per_process,
-        "node_rank": first // (world // nodes),
-        "master_addr": job["master_address"],
-        "master_port": job["master_port"],
-    }
 
 
 class _Supervisor:
