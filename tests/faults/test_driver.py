@@ -43,6 +43,15 @@ def started(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+@contextlib.contextmanager
+def suspended(process: subprocess.Popen[str]) -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
 def run_to_the_end(*arguments: object, **environment: str) -> tuple[int, str]:
     process = started(*arguments, **environment)
     output, _ = process.communicate(timeout=200)
@@ -414,9 +423,10 @@ def test_a_run_directory_that_is_moved_away_ends_the_search(
     family = family_of(search.pid)
     if replaced:
         shutil.copytree(undisturbed, tmp_path / "other")
-    directory.rename(tmp_path / "moved")
-    if replaced:
-        (tmp_path / "other").rename(directory)
+    with suspended(search):  # between the two renames it would find no directory at all
+        directory.rename(tmp_path / "moved")
+        if replaced:
+            (tmp_path / "other").rename(directory)
     before = contents(directory)
     moved_at = time.monotonic()
     output, _ = search.communicate(timeout=60)
