@@ -11,15 +11,23 @@ from autotune.options.command_line import command_line
 
 
 class _Commands(click.Group):
-    """Each module of `autotune/commands` is a subcommand, imported when it is called."""
+    """Each module of `autotune/commands` is a subcommand, imported when it is called.
+
+    `init_command` is `init-command`, and `try_` is `try`, which cannot be a module's name.
+    """
+
+    @property
+    def _modules(self) -> dict[str, str]:
+        names = (module.name for module in pkgutil.iter_modules(commands.__path__))
+        return {name.rstrip("_").replace("_", "-"): name for name in names}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+        return sorted(self._modules)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in self._modules:
             return None
-        module = importlib.import_module(f"{commands.__name__}.{cmd_name}")
+        module = importlib.import_module(f"{commands.__name__}.{self._modules[cmd_name]}")
         command: click.Command = module.main
         return command
 

@@ -23,6 +23,8 @@ class Task:
     precision: Precision
     cluster: Cluster | None = None
     """The cluster; None: rules that depend on a cluster are not checked."""
+    deepspeed_engine: bool = True
+    """Whether the limits of DeepSpeed's engines on ZeRO stages hold."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

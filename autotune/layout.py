@@ -216,9 +216,12 @@ def value_type(dimension: str) -> type:
     return plain if isinstance(plain, type) else type(get_args(plain)[0])
 
 
-def why_illegal(layout: Layout, model: Model, precision: Precision) -> str | None:
+def why_illegal(
+    layout: Layout, model: Model, precision: Precision, *, deepspeed_engine: bool = True
+) -> str | None:
     """The first rule that the layout breaks whatever the cluster, or None."""
-    chosen, task = layout.columns(), Task(model, precision)
+    chosen = layout.columns()
+    task = Task(model, precision, deepspeed_engine=deepspeed_engine)
     reasons = (dimension.rule(chosen, task) for dimension in DIMENSIONS.values() if dimension.rule)
     return next((reason for reason in reasons if reason), None)
 

@@ -48,7 +48,9 @@ def pipeline_parallel(chosen: Chosen, task: Task) -> str | None:
 
 
 def zero_stage(chosen: Chosen, task: Task) -> str | None:
-    """The stage must be one that DeepSpeed's engine supports."""
+    """The stage must be one that DeepSpeed's engine supports, where it trains."""
+    if not task.deepspeed_engine:
+        return None
     stage = chosen["zero_stage"]
     if task.precision == "bf16" and stage == 0:
         return "bf16 needs zero_stage 1 to 3 (DeepSpeed's bf16 stage 0 is stage 1), got 0"

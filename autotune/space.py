@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from autotune.cluster import Cluster
 from autotune.dimension import Chosen, Task
 from autotune.errors import InputError, shortened
-from autotune.inputs import LARGEST_COUNT, Name, PositiveInt, shown, validated
+from autotune.inputs import LARGEST_COUNT, Flag, Name, PositiveInt, shown, validated
 from autotune.layout import (
     DIMENSIONS,
     FIELD_TYPES,
@@ -82,6 +82,8 @@ class SearchSpace:
     """Warm-up steps of a trial; they are not measured."""
     measured_steps: PositiveInt = 5
     """Measured steps of a trial, after the warm-up."""
+    deepspeed_engine: Flag = True
+    """Whether ZeRO stages are limited to what DeepSpeed's engines can combine."""
 
     if TYPE_CHECKING:  # `_with_dimensions` adds the fields of the dimensions
 
@@ -94,6 +96,7 @@ class SearchSpace:
             max_trials: int = 32,
             warmup_steps: int = 2,
             measured_steps: int = 5,
+            deepspeed_engine: bool = True,
             **values: tuple[Any, ...] | None,
         ) -> None: ...
 
@@ -115,7 +118,7 @@ class SearchSpace:
     @property
     def task(self) -> Task:
         """Model, precision and cluster, as the rules take them."""
-        return Task(self.model, self.precision, self.cluster)
+        return Task(self.model, self.precision, self.cluster, self.deepspeed_engine)
 
     def walk(self) -> Iterator[Layout | Excluded]:
         """Enumerate the space: every legal layout, and every excluded branch with its reason.

@@ -75,6 +75,8 @@ def main(
     if fit:
         options = _on_fewest_nodes(options, device, trainer)
     space = space_from_options(options, device=device)
+    engine = {"deepspeed_engine": trainer_named(trainer).deepspeed_engine}
+    space = space.replaced(engine, what=None)
     model = CostModel(space.model, space.precision, space.cluster, trainer=trainer)
     console = plain_console()
     if explain is not None:
@@ -159,7 +161,8 @@ def _layout_to_explain(text: str, space: SearchSpace) -> Layout:
             f"--explain: tensor_parallel * pipeline_parallel * data_parallel must be the "
             f"{space.cluster.devices} devices of the cluster, got {layout.world_size}"
         )
-    if reason := why_illegal(layout, space.model, space.precision):
+    engine = space.deepspeed_engine
+    if reason := why_illegal(layout, space.model, space.precision, deepspeed_engine=engine):
         raise InputError(f"--explain: {reason}")
     return layout
 

@@ -124,9 +124,8 @@ _ALLOWED_WITH_RESUME = frozenset(
 @click.option(
     "--trial-timeout",
     type=SECONDS,
-    default=default_of(Request, "trial_timeout_seconds"),
-    show_default=True,
     metavar="SECONDS",
+    help=f"[default: {default_of(Request, 'trial_timeout_seconds'):g}, or that of the command]",
 )
 @click.option("--data", metavar="PATH", help="File or folder whose bytes are the tokens.")
 @click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")

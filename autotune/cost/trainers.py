@@ -63,6 +63,8 @@ class Trainer:
     those of the weights."""
     sharding: Mapping[int, Sharding]
     """By ZeRO stage."""
+    deepspeed_engine: Flag = True
+    """Whether it trains with DeepSpeed's engines, whose ZeRO stages 2 and 3 know no pipeline."""
     hides_with_stages: Flag
     """Whether it hides data-parallel communication also where there are pipeline stages."""
     partitions_transfers: Flag

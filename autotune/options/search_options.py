@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.calibration.recorded_runs import Sweep, read_sweeps
-from autotune.cost.trainers import constants_for
+from autotune.cost.trainers import constants_for, trainer_named
 from autotune.errors import ClusterTooSmall, InputError, in_field, shortened
 from autotune.inputs import default_of, listed, shown, validated
 from autotune.layout import SEARCHED, Layout
@@ -48,7 +48,7 @@ class SearchOptions(SpaceOptions):
     reduced_trials: bool = default_of(Request, "reduced_trials")
     seed: int = default_of(Request, "seed")
     stop_factor: float = default_of(Request, "stop_factor")
-    trial_timeout: float = default_of(Request, "trial_timeout_seconds")
+    trial_timeout: float | None = None
     data: str | None = None
     synthetic_data: bool = False
     env: Sequence[str] = ()
@@ -76,7 +76,8 @@ def request_from_options(options: SearchOptions) -> Request:
         space = space_from_options(options)
     name = _trainable(options, space)
     command = _command(options, name)
-    space = _with_supported_dimensions(describe_configured(name, command), space)
+    description = describe_configured(name, command)
+    space = _as_the_trainable_needs(description, space)
     check_data(options.data, synthetic=options.synthetic_data, model=space.model)
     space.check_not_empty()
     request = validated(
@@ -91,7 +92,7 @@ def request_from_options(options: SearchOptions) -> Request:
             "training_gpu_hours": options.training_gpu_hours,
             "reduced_trials": options.reduced_trials,
             "stop_factor": options.stop_factor,
-            "trial_timeout_seconds": options.trial_timeout,
+            "trial_timeout_seconds": _trial_timeout(options, description),
             "data": None if options.data is None else str(Path(options.data).resolve()),
             "synthetic_data": options.synthetic_data,
             "env": environment(options.env),
@@ -136,6 +137,26 @@ def _command(options: SearchOptions, name: str) -> dict[str, Any] | None:
             f"got --trainable {options.trainable} and --command {options.command}"
         )
     return None if read is None else read(str(options.command))
+
+
+def _trial_timeout(options: SearchOptions, description: TrainableDescription) -> float:
+    for given in (options.trial_timeout, description.trial_timeout_seconds):
+        if given is not None:
+            return given
+    default: float = default_of(Request, "trial_timeout_seconds")
+    return default
+
+
+def _as_the_trainable_needs(description: TrainableDescription, space: SearchSpace) -> SearchSpace:
+    """The space with the trainable's numbers of steps and limits, and the values of dimensions that
+    it knows. Raises InputError."""
+    steps = {
+        name: getattr(description, name)
+        for name in ("warmup_steps", "measured_steps")
+        if getattr(description, name) is not None
+    }
+    engine = {"deepspeed_engine": trainer_named(description.trainer).deepspeed_engine}
+    return _with_supported_dimensions(description, space.replaced({**steps, **engine}, what=None))
 
 
 def _with_supported_dimensions(

@@ -22,7 +22,8 @@ def step(
     grad_norm: float | None = None,
     peak_memory_gib: float | None = None,
 ) -> None:
-    """Report one optimiser step, right after it, from one rank or from each.
+    """Report one optimiser step, right after it, from one rank or from each: ranks are told apart
+    by the variable RANK, and the first one to report a step is heard.
 
     `step_seconds` is its wall time between synchronisations; where only `tokens_per_second` is
     known, of all devices together, that will do. `loss` is the mean over the global batch,
@@ -39,6 +40,7 @@ def step(
         "peak_memory_gib": peak_memory_gib,
     }
     given = {name: float(value) for name, value in figures.items() if value is not None}
+    given["rank"] = int(os.environ.get("RANK", "0"))
     # One short write, so that lines of several ranks do not mix.
     with open(path, "ab", buffering=0) as steps:
         steps.write(json.dumps(given).encode() + b"\n")

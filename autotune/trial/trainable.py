@@ -5,6 +5,7 @@ Implementations are in `trainables` and in other packages (see `autotune.trial.r
 
 import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from autotune.cluster import Cluster
@@ -120,6 +121,8 @@ class TrainableDescription:
     read_command: Callable[[str], dict[str, Any]] | None = None
     """For a trainable that runs a training command: reads the file of --command into plain values,
     which are stored with the request. Raises InputError."""
+    how_read: Callable[[Mapping[str, Any], Path], list[str]] | None = None
+    """Sentences on how figures were found in a folder of logs, with such values."""
     configured: Callable[[Mapping[str, Any]], "TrainableDescription"] | None = None
     """The description of this trainable with such values. Raises InputError."""
     comparable_losses: bool = True
@@ -133,6 +136,12 @@ class TrainableDescription:
     """The dimensions of a layout that it can vary; the others are fixed to one value."""
     values: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     """By dimension, the only values that it knows; a dimension that is absent can have any."""
+    warmup_steps: int | None = None
+    """Warm-up steps of its trials; None: those of the space."""
+    measured_steps: int | None = None
+    """Measured steps of its trials; None: those of the space."""
+    trial_timeout_seconds: float | None = None
+    """Timeout of its trials where the user gives none; None: the default."""
 
     @property
     def notice(self) -> str | None:

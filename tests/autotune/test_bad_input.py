@@ -427,6 +427,7 @@ BAD_FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         "max_trials": no_count,
         "warmup_steps": no_count.filter(lambda value: value != 0),
         "measured_steps": no_count,
+        "deepspeed_engine": no_flag,
     },
     Model: {
         **dict.fromkeys(GOOD[Model], no_count),

@@ -8,6 +8,7 @@ from autotune.cost.trainers import known_trainers
 from autotune.errors import InputError
 from autotune.inputs import listed, shown
 from autotune.trial.trainable import Trainable, TrainableDescription, TrainableSetup
+from trainables.command.reading import how_figures_were_read
 from trainables.command.recipe import read_recipe, recipe_of
 
 
@@ -22,6 +23,9 @@ def _configured(values: Mapping[str, Any]) -> TrainableDescription:
         values=recipe.dimensions,
         trainer=recipe.trainer,
         comparable_losses=recipe.comparable_losses,
+        warmup_steps=recipe.warmup_steps,
+        measured_steps=recipe.measured_steps,
+        trial_timeout_seconds=recipe.trial_timeout_seconds,
     )
 
 
@@ -43,6 +47,7 @@ DESCRIPTION = TrainableDescription(
     trainer="deepspeed_llm",
     make=_make,
     read_command=read_recipe,
+    how_read=how_figures_were_read,
     configured=_configured,
     comparable_losses=False,
     reduced_trials=False,

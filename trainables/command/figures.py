@@ -1,8 +1,10 @@
 """Reads the figures of steps from the output of a training command."""
 
 import json
+import os
 import re
-from collections.abc import Mapping
+import runpy
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from trainables.command.recipe import SPEEDS, FigureName, Recipe
@@ -29,8 +31,20 @@ class Lines:
         return [line.decode(errors="replace") for line in lines if line]
 
 
-class LogFigures:
-    """Finds figures in lines of the log. The line with the speed ends a step."""
+LineReader = Callable[[str], Mapping[str, float] | None]
+"""Called with each line of the log: the figures of a step, if the line ends one. Raises
+BadReport."""
+
+
+def line_reader(recipe: Recipe) -> LineReader | None:
+    """What reads the log; None where the command reports its steps. Raises BadReport."""
+    if recipe.reader is not None:
+        return _function(recipe.reader, recipe.directory)
+    return _Patterns(recipe) if recipe.figures else None
+
+
+class _Patterns:
+    """Finds figures by regular expressions. The line with the speed ends a step."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._figures = {
@@ -39,8 +53,7 @@ class LogFigures:
         }
         self._found: dict[str, float] = {}
 
-    def feed(self, line: str) -> dict[str, float] | None:
-        """The figures of a step, if the line ends one. Raises BadReport."""
+    def __call__(self, line: str) -> dict[str, float] | None:
         for name, (pattern, scale) in self._figures.items():
             if match := pattern.search(line):
                 self._found[name] = _number(name, match[1]) * scale
@@ -50,19 +63,48 @@ class LogFigures:
         return found
 
 
-def reported(line: str) -> dict[str, float]:
-    """The figures of a step that the command reported as a JSON line. Raises BadReport."""
+def _function(reader: str, directory: str | None) -> LineReader:
+    """The user's function FILE.py:FUNCTION."""
+    file, _, name = reader.rpartition(":")
+    try:
+        function = runpy.run_path(os.path.join(directory or ".", file))[name]
+    except Exception as error:
+        raise BadReport(f"reader {reader}: {type(error).__name__}: {error}") from None
+
+    def read(line: str) -> Mapping[str, float] | None:
+        try:
+            figures = function(line)
+        except Exception as error:
+            raise BadReport(f"reader {reader}: {type(error).__name__}: {error}") from None
+        return None if figures is None else _checked(figures, f"what {name} returns")
+
+    return read
+
+
+def reported(line: str) -> tuple[int, dict[str, float]]:
+    """The rank that reported a step as a JSON line (0 where it does not say), and the figures.
+    Raises BadReport."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
         raise BadReport(f"a reported step must be a JSON object, got {line[:100]!r}") from None
-    if not isinstance(values, dict):
-        raise BadReport(f"a reported step must be a JSON object, got {line[:100]!r}")
-    if unknown := sorted(values.keys() - set(_NAMES)):
-        raise BadReport(f"a reported step must have {', '.join(_NAMES)}, got {unknown[0][:100]!r}")
-    if not values.keys() & set(SPEEDS):
-        raise BadReport(f"a reported step must have one of {', '.join(SPEEDS)}, got {line[:100]!r}")
-    return {name: _number(name, value) for name, value in values.items() if value is not None}
+    rank = values.pop("rank", 0) if isinstance(values, dict) else 0
+    if type(rank) is not int:
+        raise BadReport(f"the rank of a reported step must be a number, got {str(rank)[:100]!r}")
+    return rank, _checked(values, "a reported step")
+
+
+def _checked(values: Any, what: str) -> dict[str, float]:
+    """The figures of a step. Raises BadReport."""
+    got = f"got {str(values)[:100]!r}"
+    if not isinstance(values, Mapping):
+        raise BadReport(f"{what} must be a JSON object, {got}")
+    if unknown := [name for name in values if name not in _NAMES]:
+        raise BadReport(f"{what} must have {', '.join(_NAMES)}, got {str(unknown[0])[:100]!r}")
+    figures = {name: _number(name, value) for name, value in values.items() if value is not None}
+    if not figures.keys() & set(SPEEDS):
+        raise BadReport(f"{what} must have one of {', '.join(SPEEDS)}, {got}")
+    return figures
 
 
 def step_seconds(figures: Mapping[str, float], *, tokens: int, devices: int) -> float:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +18,21 @@ def problem_of_node(recipe: Recipe) -> str | None:
     """Why the command cannot run on this node."""
     if recipe.directory is not None and not os.path.isdir(recipe.directory):
         return f"the working directory {recipe.directory!r} is not on this node"
+    if recipe.reader is not None:
+        file = os.path.join(recipe.directory or ".", recipe.reader.rpartition(":")[0])
+        if not os.path.isfile(file):
+            return f"the file of the reader, {file!r}, is not on this node"
     program = recipe.argv[0]
     path = os.path.join(recipe.directory or ".", program) if "/" in program else program
-    if "{" not in program and shutil.which(path) is None:
+    if "{" not in program and shutil.which(path, path=search_path()) is None:
         return f"the program {program!r} is not on this node"
     return None
+
+
+def search_path() -> str:
+    """PATH for the command: last the folder of this Python, which may not be an active environment
+    but has torchrun and the like."""
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)))
 
 
 def free_port(listening: int) -> None:

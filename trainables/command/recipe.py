@@ -1,7 +1,9 @@
 """How a training command is started for a layout, and how its figures are read: a TOML file."""
 
 import dataclasses
+import json
 import re
+import runpy
 import string
 import tomllib
 from collections.abc import Mapping
@@ -13,9 +15,19 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.errors import InputError, first_line
-from autotune.inputs import Flag, PositiveFloat, PositiveInt, listed, read_text, shown, validated
+from autotune.inputs import (
+    LARGEST_COUNT,
+    Flag,
+    PositiveFloat,
+    PositiveInt,
+    listed,
+    read_text,
+    shown,
+    validated,
+)
 from autotune.layout import FIELD_TYPES, LAYOUT_COLUMNS, SEARCHED, Layout
 from autotune.trial.trial import TrialSpec
+from autotune.user_code import run_user_code
 
 FigureName = Literal[
     "step_seconds",
@@ -38,10 +50,19 @@ OF_TRIAL = (
     "nodes",
     "devices_per_node",
     "global_batch_size",
+    "replica_batch_size",
     "sequence_length",
+    "log_directory",
 )
 """Placeholders with the same value in all processes of a trial."""
-OF_PROCESS = ("rank", "local_rank", "node_rank", "master_addr", "master_port")
+OF_PROCESS = (
+    "rank",
+    "local_rank",
+    "node_rank",
+    "master_addr",
+    "master_port",
+    "scratch_directory",
+)
 """Placeholders with a value of their own in each process."""
 PLACEHOLDERS = (*LAYOUT_COLUMNS, *OF_TRIAL, *OF_PROCESS)
 """Words that may stand in braces in arguments and environment variables."""
@@ -54,6 +75,9 @@ _OUT_OF_MEMORY = (
     r"DefaultCPUAllocator: (can't allocate memory|not enough memory)",
     r"^MemoryError",
 )
+
+ANY_OTHER = "*"
+"""In `Recipe.values`: every value that is not listed."""
 
 Word = Annotated[str, Field(strict=True)]
 Words = tuple[Word, ...]
@@ -104,13 +128,18 @@ class Recipe:
     """Environment variables."""
     values: Mapping[str, Mapping[str, Word | Words]] = dataclasses.field(default_factory=dict)
     """What a placeholder becomes, by value: a text, or a list of arguments where the placeholder is
-    an argument of its own. Values that are not listed are written as they are."""
+    an argument of its own; both may have placeholders, which stand for the values themselves.
+    "*" is every other value. Values that are not listed are written as they are."""
     dimensions: Mapping[str, tuple[int | str | bool, ...]] = dataclasses.field(default_factory=dict)
     """By dimension of the layout, the values that the command knows. One that is not listed can
     have any value if it is a placeholder, and is fixed if it is not."""
     figures: Mapping[FigureName, Figure] = dataclasses.field(default_factory=dict)
-    """How figures are read from the log; empty: the command reports them itself, by
-    `autotune.report.step` or as JSON lines into the file that AUTOTUNE_STEPS names."""
+    """How figures are read from the log. Where neither they nor a `reader` are given, the command
+    reports steps itself: by `autotune.report.step`, or as JSON lines into the file that
+    AUTOTUNE_STEPS names."""
+    reader: str | None = None
+    """FILE.py:FUNCTION, relative to the directory: called with each line of the log, it returns the
+    figures of a step as a dictionary where the line ends one, else None."""
     reporters: Literal["one", "all"] = "one"
     """Whether one process reports each step, whichever it is, or every process does."""
     out_of_memory: OutOfMemory = dataclasses.field(default_factory=OutOfMemory)
@@ -120,12 +149,22 @@ class Recipe:
     with another loss is wrong."""
     stop_seconds: Annotated[float, Field(ge=0, le=30)] = 5.0
     """Time between SIGTERM and SIGKILL where a trial is ended."""
+    warmup_steps: Annotated[int, Field(strict=True, ge=0, le=LARGEST_COUNT)] | None = None
+    """Steps at the start that are not measured; None: those of the space."""
+    measured_steps: PositiveInt | None = None
+    """Measured steps after them; None: those of the space."""
+    trial_timeout_seconds: PositiveFloat | None = None
+    """A trial that takes longer ends as a timeout; None: that of the search."""
     trainer: str = "deepspeed_llm"
     """The trainer whose constants the predictions begin with (`autotune.cost.trainers`)."""
 
     def __post_init__(self) -> None:
-        for name in self.values:
+        for name, mapping in self.values.items():
             _check_placeholder(name, "values")
+            for mapped in mapping.values():
+                for word in [mapped] if isinstance(mapped, str) else mapped:
+                    for inner in _placeholders(word, f"values.{name}"):
+                        _check_placeholder(inner, f"values.{name}")
         for name, known in self.dimensions.items():
             if name not in self.varied:
                 raise ValueError(
@@ -142,6 +181,12 @@ class Recipe:
             raise ValueError(
                 f"figures must have one of {', '.join(SPEEDS)}, got {', '.join(self.figures)}"
             )
+        if self.reader is not None:
+            if self.figures:
+                raise ValueError("figures and reader exclude each other, got both")
+            file, _, function = self.reader.rpartition(":")
+            if not (file.endswith(".py") and function.isidentifier()):
+                raise ValueError(f"reader must be FILE.py:FUNCTION, got {shown(self.reader)}")
 
     def _check_word(self, word: str, where: str, *, may_be_list: bool) -> None:
         for name in _placeholders(word, where):
@@ -162,17 +207,22 @@ class Recipe:
             for word in (*self.argv, *self.env.values())
             for name in _placeholders(word, "argv")
         }
+        # A mapped value may mention further ones: those of a dimension that varies count.
+        for name in tuple(used):
+            for mapped in self.values.get(name, {}).values():
+                for word in [mapped] if isinstance(mapped, str) else mapped:
+                    used.update(_placeholders(word, "values"))
         return tuple(name for name in SEARCHED if name in used)
 
     def arguments(self, values: Mapping[str, Any]) -> list[str]:
         """The command's arguments; `values` are those of all PLACEHOLDERS."""
         written: list[str] = []
         for word in self.argv:
-            mapped = self._mapped(word[1:-1], values) if word[1:-1] in self.values else word
-            if not isinstance(mapped, str):
-                written.extend(mapped)
-            else:
+            mapped = self._mapped(word[1:-1], values) if word[1:-1] in self.values else None
+            if mapped is None or isinstance(mapped, str):
                 written.append(self._written(word, values))
+            else:
+                written.extend(mapped)
         return written
 
     def environment(self, values: Mapping[str, Any]) -> dict[str, str]:
@@ -182,10 +232,16 @@ class Recipe:
     def _written(self, word: str, values: Mapping[str, Any]) -> str:
         return word.format_map({name: self._mapped(name, values) for name in PLACEHOLDERS})
 
-    def _mapped(self, name: str, values: Mapping[str, Any]) -> str | Words:
-        value = values[name]
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        return self.values.get(name, {}).get(text, text)
+    def _mapped(self, name: str, values: Mapping[str, Any]) -> str | list[str]:
+        own = _text(values[name])
+        mapping = self.values.get(name, {})
+        mapped = mapping.get(own, mapping.get(ANY_OTHER))
+        if mapped is None:
+            return own
+        texts = {other: _text(value) for other, value in values.items()}
+        if isinstance(mapped, str):
+            return mapped.format_map(texts)
+        return [word.format_map(texts) for word in mapped]
 
 
 def placeholder_values(spec: TrialSpec, process: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,19 +258,25 @@ def placeholder_values(spec: TrialSpec, process: Mapping[str, Any]) -> dict[str,
         "nodes": nodes,
         "devices_per_node": layout.world_size // nodes,
         "global_batch_size": spec.model.global_batch_size,
+        "replica_batch_size": spec.model.global_batch_size // layout.data_parallel,
         "sequence_length": spec.model.sequence_length,
+        "log_directory": spec.log_dir,
         **process,
     }
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The content of a TOML file, checked, the directory made absolute. Raises InputError."""
+    """The content of a TOML file, or what the function `command()` of a Python file returns, such
+    as that of a space; checked, the directory made absolute. Raises InputError."""
     path = Path(path)
     text = read_text(path, what="command")
-    try:
-        values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"command: not valid TOML: {first_line(error)}") from None
+    if path.suffix == ".py":
+        values = run_user_code(lambda: _command_of(path), what=f"command {shown(path)}")
+    else:
+        try:
+            values = tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise InputError(f"command: not valid TOML: {first_line(error)}") from None
     recipe = recipe_of(values)
     directory = (path.resolve().parent / (recipe.directory or ".")).resolve()
     if not directory.is_dir():
@@ -222,9 +284,24 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return {**values, "directory": str(directory)}
 
 
+def _command_of(path: Path) -> dict[str, Any]:
+    make = runpy.run_path(str(path)).get("command")
+    if not callable(make):
+        raise InputError(f"must define a function command(), got {shown(make)}")
+    # Only what JSON can say is stored with the run: tuples become lists.
+    made: object = json.loads(json.dumps(make()))
+    if not isinstance(made, dict):
+        raise InputError(f"command() must return a dictionary, got {shown(made)}")
+    return made
+
+
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
     """The recipe of such values. Raises InputError."""
     return validated(Recipe, values, what="command")
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _placeholders(word: str, where: str) -> list[str]:

@@ -11,16 +11,25 @@ import ctypes
 import os
 import re
 import selectors
+import shlex
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from autotune.report.steps import VARIABLE
 from autotune.trial.trial import Outcome, TrialSpec, trial_spec_from_json
-from trainables.command.figures import BadReport, Lines, LogFigures, reported, step_seconds
-from trainables.command.node import free_port, place, problem_of_node
+from trainables.command.figures import (
+    BadReport,
+    LineReader,
+    Lines,
+    line_reader,
+    reported,
+    step_seconds,
+)
+from trainables.command.node import free_port, place, problem_of_node, search_path
 from trainables.command.recipe import Recipe, placeholder_values, recipe_of
 from trainables.deepspeed_llm.host_process import kill_children
 
@@ -88,35 +97,31 @@ class _Supervisor:
         self._recipe, self._emit = recipe, emit
         self._tokens = spec.model.global_batch_size * spec.model.sequence_length
         self._devices = spec.layout.world_size
-        self._log = LogFigures(recipe) if recipe.figures else None
+        self._read: LineReader | None = None
         self._last_lines: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
         self._steps = 0
+        self._reported: collections.Counter[int] = collections.Counter()  # steps, by rank
 
     def run(self, values: Mapping[str, Any]) -> None:
         """Run the command to its end and report it."""
-        arguments = self._recipe.arguments(values)
+        with tempfile.TemporaryDirectory(prefix="autotune-", ignore_cleanup_errors=True) as scratch:
+            values = {**values, "scratch_directory": scratch}
+            if values["log_directory"] is None:
+                values["log_directory"] = scratch
+            try:
+                self._read = line_reader(self._recipe)
+                self._run(self._recipe.arguments(values), values)
+            except BadReport as error:
+                self._fail(Outcome.INVALID, str(error), consequence=False)
+
+    def _run(self, arguments: list[str], values: Mapping[str, Any]) -> None:
         steps_read, steps_write = os.pipe()
-        environment = {
-            **os.environ,
-            "RANK": str(values["rank"]),
-            "LOCAL_RANK": str(values["local_rank"]),
-            "WORLD_SIZE": str(values["world_size"]),
-            "LOCAL_WORLD_SIZE": str(values["devices_per_node"]),
-            "MASTER_ADDR": str(values["master_addr"]),
-            "MASTER_PORT": str(values["master_port"]),
-            **self._recipe.environment(values),
-        }
-        if self._log is None:
-            # A path, not a descriptor: launchers such as torchrun close those.
-            environment[VARIABLE] = f"/proc/{os.getpid()}/fd/{steps_write}"
-        if self._recipe.processes == "node":
-            for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-                environment.pop(name)
+        _write_log(f"+ {shlex.join(arguments)}\n".encode())
         try:
             process = subprocess.Popen(
                 arguments,
                 cwd=self._recipe.directory,
-                env=environment,
+                env=self._environment(values, steps_write),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -128,10 +133,26 @@ class _Supervisor:
             return
         try:
             self._follow(process, steps_read)
-        except BadReport as error:
-            self._fail(Outcome.INVALID, str(error), consequence=False)
         finally:
             _end_group(process, self._recipe.stop_seconds)
+
+    def _environment(self, values: Mapping[str, Any], steps_fd: int) -> dict[str, str]:
+        ranks = {
+            "RANK": str(values["rank"]),
+            "LOCAL_RANK": str(values["local_rank"]),
+            "WORLD_SIZE": str(values["world_size"]),
+            "LOCAL_WORLD_SIZE": str(values["devices_per_node"]),
+        }
+        environment = {**os.environ, **ranks, "PATH": search_path()}
+        if self._recipe.processes == "node":
+            for name in ranks:
+                del environment[name]
+        environment["MASTER_ADDR"] = str(values["master_addr"])
+        environment["MASTER_PORT"] = str(values["master_port"])
+        if self._read is None:
+            # A path, not a descriptor: launchers such as torchrun close those.
+            environment[VARIABLE] = f"/proc/{os.getpid()}/fd/{steps_fd}"
+        return {**environment, **self._recipe.environment(values)}
 
     def _follow(self, process: "subprocess.Popen[bytes]", steps_read: int) -> None:
         """Read output and steps until the command has ended, then report how."""
@@ -149,7 +170,7 @@ class _Supervisor:
                 # Steps first: a flood of output must not delay them. After the end, read the rest.
                 for chunk in _chunks(steps_read, all_of_it=ended):
                     for line in steps.feed(chunk):
-                        self._step(reported(line))
+                        self._report(*reported(line))
                 for chunk in _chunks(process.stdout.fileno(), all_of_it=ended):
                     _write_log(chunk)
                     for line in log.feed(chunk):
@@ -164,7 +185,13 @@ class _Supervisor:
     def _read_line(self, line: str) -> None:
         if line.strip():
             self._last_lines.append(line)
-        if self._log is not None and (figures := self._log.feed(line)):
+        if self._read is not None and (figures := self._read(line)):
+            self._step(figures)
+
+    def _report(self, rank: int, figures: Mapping[str, float]) -> None:
+        """A step that one of the ranks here reported: the first to report it is heard."""
+        self._reported[rank] += 1
+        if self._reported[rank] > self._steps:
             self._step(figures)
 
     def _step(self, figures: Mapping[str, float]) -> None:

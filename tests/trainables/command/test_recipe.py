@@ -9,9 +9,9 @@ import pytest
 from autotune.errors import InputError
 from autotune.layout import Layout
 from autotune.options.search_options import SearchOptions, request_from_options
+from tests.trainables.command.conftest import CommandContract
 from tests.trainables.command.recipes import recipe
-from tests.trainables.command.test_trials import TestCommand as _Contract
-from trainables.command.figures import BadReport, Lines, LogFigures, reported, step_seconds
+from trainables.command.figures import BadReport, Lines, line_reader, reported, step_seconds
 from trainables.command.recipe import placeholder_values, read_recipe, recipe_of
 
 VALUES: dict[str, Any] = {
@@ -20,11 +20,12 @@ VALUES: dict[str, Any] = {
     "node_rank": 0,
     "master_addr": "127.0.0.1",
     "master_port": 29500,
+    "scratch_directory": "/tmp/scratch",
 }
 
 
 def arguments(layout: Layout, **changes: Any) -> list[str]:
-    spec = dataclasses.replace(_Contract().spec(), layout=layout)
+    spec = dataclasses.replace(CommandContract().spec(), layout=layout)
     return recipe_of(recipe(**changes)).arguments(placeholder_values(spec, VALUES))
 
 
@@ -42,6 +43,24 @@ def test_placeholders_become_the_values_of_the_layout() -> None:
     layout = dataclasses.replace(layout, activation_checkpointing="none")
     assert arguments(layout, argv=argv, values=values) == ["train", "--tp=1", "false"]
     assert arguments(layout, argv=["{global_batch_size} of {steps}"]) == ["8 of 3"]
+
+
+def test_a_mapped_value_may_have_placeholders_and_a_star_is_any_other() -> None:
+    values = {
+        "pipeline_parallel": {
+            "1": ["--local-batch", "{micro_batch_size}"],
+            "*": ["--stages", "{pipeline_parallel}", "--local-batch", "{replica_batch_size}"],
+        }
+    }
+    argv = ["{pipeline_parallel}", "of", "{zero_stage}"]
+    flat = Layout(data_parallel=2, micro_batch_size=2, gradient_accumulation_steps=2)
+    staged = dataclasses.replace(flat, pipeline_parallel=2, data_parallel=1)
+    assert arguments(flat, argv=argv, values=values) == ["--local-batch", "2", "of", "1"]
+    assert arguments(staged, argv=argv, values=values) == [
+        "--stages", "2", "--local-batch", "8", "of", "1",
+    ]  # fmt: skip
+    varied = recipe_of(recipe(argv=argv, values=values)).varied
+    assert varied == ("pipeline_parallel", "zero_stage", "micro_batch_size")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +94,19 @@ def test_placeholders_become_the_values_of_the_layout() -> None:
         ({"figures": {"loss": {"pattern": "x"}}}, "must have a group around the number, got 'x'"),
         ({"figures": {"loss": {"pattern": "(x"}}}, r"must be a regular expression \(.*, got '\(x'"),
         ({"figures": {"loss": {"pattern": "(x)", "scale": 0}}}, "scale must be greater .*, got 0"),
+        (
+            {"values": {"zero_stage": {"1": ["--stage", "{z}"]}}},
+            "values.zero_stage must have placeholders among .*, got 'z'",
+        ),
+        ({"reader": "read"}, "reader must be FILE.py:FUNCTION, got 'read'"),
+        ({"reader": "read.py:1"}, "reader must be FILE.py:FUNCTION, got 'read.py:1'"),
+        (
+            {"reader": "a.py:f", "figures": {"step_seconds": {"pattern": "(x)"}}},
+            "figures and reader exclude each other, got both",
+        ),
+        ({"warmup_steps": -1}, "warmup_steps must be greater .*, got -1"),
+        ({"measured_steps": 0}, "measured_steps must be greater .*, got 0"),
+        ({"trial_timeout_seconds": 0}, "trial_timeout_seconds must be greater .*, got 0"),
         ({"reporters": 2}, "reporters must be 'one' or 'all', got 2"),
         ({"out_of_memory": {"patterns": ["("]}}, r"must be a regular expression \(.*, got '\('"),
         ({"out_of_memory": {"exit_statuses": [0]}}, "exit_statuses must be greater .*, got 0"),
@@ -106,6 +138,42 @@ def test_a_bad_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) ->
     file.write_text(text)
     with pytest.raises(InputError, match=sentence):
         read_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("command = 1", r"must define a function command\(\), got 1"),
+        ("def command(): return 'train.py'", r"command\(\) must return a dictionary, got 'train"),
+        ("def command(): return {'argv': {1, 2}}", "TypeError: .*set is not JSON"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("def command(): return {'argv': []}", "command: argv must have at least 1 item"),
+    ],
+)
+def test_a_bad_python_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(InputError, match=sentence) as error:
+        read_recipe(file)
+    assert "\n" not in str(error.value)
+
+
+def test_a_python_file_with_a_space_and_its_command(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from search_spaces.tiny import space\n"
+        "def command():\n"
+        "    return {'argv': ('train', '{micro_batch_size}'), 'warmup_steps': 3,\n"
+        "            'measured_steps': 7, 'trial_timeout_seconds': 50.0}\n"
+    )
+    options = SearchOptions(space=file, trainable="command", command=file)
+    request = request_from_options(options)
+    assert request.command == {**read_recipe(file), "directory": str(tmp_path)}
+    assert request.command["argv"] == ["train", "{micro_batch_size}"]
+    assert (request.space.warmup_steps, request.space.measured_steps) == (3, 7)
+    assert request.trial_timeout_seconds == 50
+    given = dataclasses.replace(options, trial_timeout=9.0)
+    assert request_from_options(given).trial_timeout_seconds == 9
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -157,15 +225,16 @@ def test_figures_of_a_log() -> None:
         "peak_memory_gib": {"pattern": r"memory: ([\d.]+)MiB", "scale": 1 / 1024},
         "loss": {"pattern": r"loss: (\S+)"},
     }
-    log, lines = LogFigures(recipe_of(recipe(figures=figures))), Lines()
+    read, lines = line_reader(recipe_of(recipe(figures=figures))), Lines()
+    assert read is not None
     assert lines.feed(b"memory: 512MiB\rloss: 4.5") == ["memory: 512MiB"]
-    assert log.feed("memory: 512MiB") is None
-    found = log.feed("loss: 4.5 tps: 2,000")
+    assert read("memory: 512MiB") is None
+    found = read("loss: 4.5 tps: 2,000")
     assert found == {"peak_memory_gib": 0.5, "loss": 4.5, "tokens_per_second_per_device": 2000}
     assert step_seconds(found, tokens=8000, devices=2) == 2.0
-    assert log.feed("no figure") is None
+    assert read("no figure") is None
     with pytest.raises(BadReport, match="loss must be a number, got 'n/a'"):
-        log.feed("loss: n/a tps: 5")
+        read("loss: n/a tps: 5")
 
 
 @pytest.mark.parametrize("line", ["x", "[]", "{}", '{"loss": 1}', '{"step_seconds": "soon"}'])
