@@ -121,6 +121,8 @@ class TrainableDescription:
     read_command: Callable[[str], dict[str, Any]] | None = None
     """For a trainable that runs a training command: reads the file of --command into plain values,
     which are stored with the request. Raises InputError."""
+    command_template: Callable[[Path, Path], str] | None = None
+    """The text of a file to begin with, from the paths of a script and of that file."""
     how_read: Callable[[Mapping[str, Any], Path], list[str]] | None = None
     """Sentences on how figures were found in a folder of logs, with such values."""
     configured: Callable[[Mapping[str, Any]], "TrainableDescription"] | None = None

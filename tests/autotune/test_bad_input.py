@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 import autotune.commands.calibrate
 import autotune.commands.plan
 import autotune.commands.run
+import autotune.commands.try_
 import trainables.deepspeed_llm.__main__
 from autotune.cluster import Cluster
 from autotune.errors import InputError, shortened
@@ -48,6 +49,7 @@ SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 COMMANDS: dict[str, click.Command] = {
     "run": autotune.commands.run.main,
     "plan": autotune.commands.plan.main,
+    "try": autotune.commands.try_.main,
     "calibrate": autotune.commands.calibrate.main,
     "train": trainables.deepspeed_llm.__main__.main,
 }
@@ -119,6 +121,7 @@ ONE_LAYOUT = ("--model", json.dumps(MODEL), "--layout", "{}", "--steps", "2")
 NEEDED: dict[str, dict[str, str]] = {
     "run": {"--space": "tiny"},
     "plan": {"--space": "tiny"},
+    "try": {"--space": "tiny"},
     "calibrate": {},
     "train": dict(zip(ONE_LAYOUT[::2], ONE_LAYOUT[1::2], strict=True)),
 }
@@ -171,6 +174,18 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
             "", "NAME", "=", "=1", "A B=1", "1A=1", "A-B=1", "Ä=1", "A;B=1", "A\nB=1", "$(A)=1",
             "RANK=1", "MASTER_ADDR=here",
         ),
+    },
+    "try": {
+        **SPACE_OPTIONS,
+        "--layout": ("", "none.json", ".", "{", "[]", '{"speed": 1}', '{"tensor_parallel": 3}',
+            '{"zero_stage": [1, 2]}', '{"pipeline_parallel": 2, "zero_stage": 2}'),
+        "--trainable": ("", "magic", "simulated"),
+        "--command": ("", "none.toml", ".", LONG_NAME, "/dev/null"),
+        "--trial-timeout": (*AMOUNTS, "1e9"),
+        "--data": ("", "none", LONG_NAME, "/dev/null"),
+        "--env": ("", "NAME", "=", "=1", "A B=1", "RANK=1"),
+        "--address": ("local", "ray://x:1"),
+        "--logs": ("", LONG_NAME, "/dev/null"),
     },
     "plan": {
         **SPACE_OPTIONS,

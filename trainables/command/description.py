@@ -10,6 +10,7 @@ from autotune.inputs import listed, shown
 from autotune.trial.trainable import Trainable, TrainableDescription, TrainableSetup
 from trainables.command.reading import how_figures_were_read
 from trainables.command.recipe import read_recipe, recipe_of
+from trainables.command.template import command_template
 
 
 def _configured(values: Mapping[str, Any]) -> TrainableDescription:
@@ -47,6 +48,7 @@ DESCRIPTION = TrainableDescription(
     trainer="deepspeed_llm",
     make=_make,
     read_command=read_recipe,
+    command_template=command_template,
     how_read=how_figures_were_read,
     configured=_configured,
     comparable_losses=False,
