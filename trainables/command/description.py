@@ -9,7 +9,8 @@ from autotune.errors import InputError
 from autotune.inputs import listed, shown
 from autotune.trial.trainable import Trainable, TrainableDescription, TrainableSetup
 from trainables.command.reading import how_figures_were_read
-from trainables.command.recipe import read_recipe, recipe_of
+from trainables.command.recipe import recipe_of
+from trainables.command.recipe_file import read_recipe
 from trainables.command.template import command_template
 
 

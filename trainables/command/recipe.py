@@ -1,33 +1,30 @@
 """How a training command is started for a layout, and how its figures are read: a TOML file."""
 
 import dataclasses
-import json
 import re
-import runpy
-import string
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from autotune.errors import InputError, first_line
 from autotune.inputs import (
     LARGEST_COUNT,
     Flag,
     PositiveFloat,
     PositiveInt,
     listed,
-    read_text,
     shown,
     validated,
 )
-from autotune.layout import FIELD_TYPES, LAYOUT_COLUMNS, SEARCHED, Layout
-from autotune.trial.trial import TrialSpec
-from autotune.user_code import run_user_code
+from autotune.layout import FIELD_TYPES, SEARCHED
+from trainables.command.placeholders import (
+    IN_TEXT,
+    PLACEHOLDERS,
+    check_placeholder,
+    placeholders_in,
+)
 
 FigureName = Literal[
     "step_seconds",
@@ -40,32 +37,6 @@ FigureName = Literal[
 """What can be read of a step."""
 SPEEDS = ("step_seconds", "tokens_per_second", "tokens_per_second_per_device")
 """The figures that say how long a step took. One of them ends the step."""
-
-OF_TRIAL = (
-    "trial_id",
-    "steps",
-    "precision",
-    "seed",
-    "world_size",
-    "nodes",
-    "devices_per_node",
-    "global_batch_size",
-    "replica_batch_size",
-    "sequence_length",
-    "log_directory",
-)
-"""Placeholders with the same value in all processes of a trial."""
-OF_PROCESS = (
-    "rank",
-    "local_rank",
-    "node_rank",
-    "master_addr",
-    "master_port",
-    "scratch_directory",
-)
-"""Placeholders with a value of their own in each process."""
-PLACEHOLDERS = (*LAYOUT_COLUMNS, *OF_TRIAL, *OF_PROCESS)
-"""Words that may stand in braces in arguments and environment variables."""
 
 _OUT_OF_MEMORY = (
     r"OutOfMemoryError",
@@ -80,6 +51,7 @@ ANY_OTHER = "*"
 """In `Recipe.values`: every value that is not listed."""
 
 Word = Annotated[str, Field(strict=True)]
+FileName = Annotated[str, Field(strict=True, pattern=r"^[\w-][\w.-]*$")]
 Words = tuple[Word, ...]
 
 
@@ -130,6 +102,9 @@ class Recipe:
     """What a placeholder becomes, by value: a text, or a list of arguments where the placeholder is
     an argument of its own; both may have placeholders, which stand for the values themselves.
     "*" is every other value. Values that are not listed are written as they are."""
+    files: Mapping[FileName, Word] = dataclasses.field(default_factory=dict)
+    """Texts of files that each process finds in its scratch directory, by name. Only placeholders
+    are replaced in them; other braces stay as they are."""
     dimensions: Mapping[str, tuple[int | str | bool, ...]] = dataclasses.field(default_factory=dict)
     """By dimension of the layout, the values that the command knows. One that is not listed can
     have any value if it is a placeholder, and is fixed if it is not."""
@@ -159,12 +134,20 @@ class Recipe:
     """The trainer whose constants the predictions begin with (`autotune.cost.trainers`)."""
 
     def __post_init__(self) -> None:
+        for text in self.files.values():
+            for name in IN_TEXT.findall(text):
+                if any(
+                    not isinstance(mapped, str) for mapped in self.values.get(name, {}).values()
+                ):
+                    raise ValueError(
+                        f"files must have no {{{name}}}, because values.{name} has a list"
+                    )
         for name, mapping in self.values.items():
-            _check_placeholder(name, "values")
+            check_placeholder(name, "values")
             for mapped in mapping.values():
                 for word in [mapped] if isinstance(mapped, str) else mapped:
-                    for inner in _placeholders(word, f"values.{name}"):
-                        _check_placeholder(inner, f"values.{name}")
+                    for inner in placeholders_in(word, f"values.{name}"):
+                        check_placeholder(inner, f"values.{name}")
         for name, known in self.dimensions.items():
             if name not in self.varied:
                 raise ValueError(
@@ -189,8 +172,8 @@ class Recipe:
                 raise ValueError(f"reader must be FILE.py:FUNCTION, got {shown(self.reader)}")
 
     def _check_word(self, word: str, where: str, *, may_be_list: bool) -> None:
-        for name in _placeholders(word, where):
-            _check_placeholder(name, where)
+        for name in placeholders_in(word, where):
+            check_placeholder(name, where)
             mapped = self.values.get(name, {}).values()
             is_list = not all(isinstance(text, str) for text in mapped)
             if is_list and not (may_be_list and word == f"{{{name}}}"):
@@ -205,13 +188,14 @@ class Recipe:
         used = {
             name
             for word in (*self.argv, *self.env.values())
-            for name in _placeholders(word, "argv")
+            for name in placeholders_in(word, "argv")
         }
+        used.update(name for text in self.files.values() for name in IN_TEXT.findall(text))
         # A mapped value may mention further ones: those of a dimension that varies count.
         for name in tuple(used):
             for mapped in self.values.get(name, {}).values():
                 for word in [mapped] if isinstance(mapped, str) else mapped:
-                    used.update(_placeholders(word, "values"))
+                    used.update(placeholders_in(word, "values"))
         return tuple(name for name in SEARCHED if name in used)
 
     def arguments(self, values: Mapping[str, Any]) -> list[str]:
@@ -229,6 +213,13 @@ class Recipe:
         """The command's environment variables."""
         return {name: self._written(word, values) for name, word in self.env.items()}
 
+    def texts(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """The texts of the command's files by name."""
+        return {
+            name: IN_TEXT.sub(lambda found: str(self._mapped(found[1], values)), text)
+            for name, text in self.files.items()
+        }
+
     def _written(self, word: str, values: Mapping[str, Any]) -> str:
         return word.format_map({name: self._mapped(name, values) for name in PLACEHOLDERS})
 
@@ -244,57 +235,6 @@ class Recipe:
         return [word.format_map(texts) for word in mapped]
 
 
-def placeholder_values(spec: TrialSpec, process: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of PLACEHOLDERS; `process` has those of OF_PROCESS."""
-    layout: Layout = spec.layout
-    nodes = -(-layout.world_size // spec.cluster.gpus_per_node)
-    return {
-        **{column: getattr(layout, column) for column in LAYOUT_COLUMNS},
-        "trial_id": spec.trial_id,
-        "steps": spec.steps,
-        "precision": spec.precision,
-        "seed": spec.seed,
-        "world_size": layout.world_size,
-        "nodes": nodes,
-        "devices_per_node": layout.world_size // nodes,
-        "global_batch_size": spec.model.global_batch_size,
-        "replica_batch_size": spec.model.global_batch_size // layout.data_parallel,
-        "sequence_length": spec.model.sequence_length,
-        "log_directory": spec.log_dir,
-        **process,
-    }
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The content of a TOML file, or what the function `command()` of a Python file returns, such
-    as that of a space; checked, the directory made absolute. Raises InputError."""
-    path = Path(path)
-    text = read_text(path, what="command")
-    if path.suffix == ".py":
-        values = run_user_code(lambda: _command_of(path), what=f"command {shown(path)}")
-    else:
-        try:
-            values = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise InputError(f"command: not valid TOML: {first_line(error)}") from None
-    recipe = recipe_of(values)
-    directory = (path.resolve().parent / (recipe.directory or ".")).resolve()
-    if not directory.is_dir():
-        raise InputError(f"command: directory must be a folder, got {shown(str(directory))}")
-    return {**values, "directory": str(directory)}
-
-
-def _command_of(path: Path) -> dict[str, Any]:
-    make = runpy.run_path(str(path)).get("command")
-    if not callable(make):
-        raise InputError(f"must define a function command(), got {shown(make)}")
-    # Only what JSON can say is stored with the run: tuples become lists.
-    made: object = json.loads(json.dumps(make()))
-    if not isinstance(made, dict):
-        raise InputError(f"command() must return a dictionary, got {shown(made)}")
-    return made
-
-
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
     """The recipe of such values. Raises InputError."""
     return validated(Recipe, values, what="command")
@@ -302,27 +242,6 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _placeholders(word: str, where: str) -> list[str]:
-    try:
-        parsed = list(string.Formatter().parse(word))
-    except ValueError as error:
-        raise ValueError(f"{where} must have paired braces ({error}), got {shown(word)}") from None
-    names = []
-    for _, name, form, conversion in parsed:
-        if form or conversion:
-            raise ValueError(f"{where} must have plain placeholders, got {shown(word)}")
-        if name is not None:
-            names.append(name)
-    return names
-
-
-def _check_placeholder(name: str, where: str) -> None:
-    if name not in PLACEHOLDERS:
-        raise ValueError(
-            f"{where} must have placeholders among {listed(PLACEHOLDERS)}, got {shown(name)}"
-        )
 
 
 def _check_value(name: str, value: int | str | bool) -> None:

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from autotune.report.steps import VARIABLE
@@ -30,7 +31,8 @@ from trainables.command.figures import (
     step_seconds,
 )
 from trainables.command.node import free_port, place, problem_of_node, search_path
-from trainables.command.recipe import Recipe, placeholder_values, recipe_of
+from trainables.command.placeholders import placeholder_values
+from trainables.command.recipe import Recipe, recipe_of
 from trainables.deepspeed_llm.host_process import kill_children
 
 Emit = Callable[[Mapping[str, Any]], None]
@@ -109,6 +111,8 @@ class _Supervisor:
             if values["log_directory"] is None:
                 values["log_directory"] = scratch
             try:
+                for name, text in self._recipe.texts(values).items():
+                    Path(scratch, name).write_text(text, "utf-8")
                 self._read = line_reader(self._recipe)
                 self._run(self._recipe.arguments(values), values)
             except BadReport as error:

@@ -12,7 +12,9 @@ from autotune.options.search_options import SearchOptions, request_from_options
 from tests.trainables.command.conftest import CommandContract
 from tests.trainables.command.recipes import recipe
 from trainables.command.figures import BadReport, Lines, line_reader, reported, step_seconds
-from trainables.command.recipe import placeholder_values, read_recipe, recipe_of
+from trainables.command.placeholders import placeholder_values
+from trainables.command.recipe import recipe_of
+from trainables.command.recipe_file import read_recipe
 
 VALUES: dict[str, Any] = {
     "rank": 0,
@@ -98,6 +100,11 @@ def test_a_mapped_value_may_have_placeholders_and_a_star_is_any_other() -> None:
             {"values": {"zero_stage": {"1": ["--stage", "{z}"]}}},
             "values.zero_stage must have placeholders among .*, got 'z'",
         ),
+        ({"files": {"../x": "text"}}, r"files.*must match pattern .*, got '../x'"),
+        (
+            {"files": {"a": "{zero_stage}"}, "values": {"zero_stage": {"1": ["x"]}}},
+            "files must have no {zero_stage}, because values.zero_stage has a list",
+        ),
         ({"reader": "read"}, "reader must be FILE.py:FUNCTION, got 'read'"),
         ({"reader": "read.py:1"}, "reader must be FILE.py:FUNCTION, got 'read.py:1'"),
         (
@@ -174,6 +181,18 @@ def test_a_python_file_with_a_space_and_its_command(tmp_path: Path) -> None:
     assert request.trial_timeout_seconds == 50
     given = dataclasses.replace(options, trial_timeout=9.0)
     assert request_from_options(given).trial_timeout_seconds == 9
+
+
+def test_files_are_read_with_the_recipe_and_placeholders_replaced(tmp_path: Path) -> None:
+    (tmp_path / "base.json").write_text('{"stage": {zero_stage}, "log": "{scratch_directory}"}')
+    file = write(tmp_path / "mine.toml", "[files]", '"config.json" = "base.json"')
+    values = read_recipe(file)
+    (tmp_path / "base.json").unlink()
+    spec = CommandContract().spec()
+    texts = recipe_of(values).texts(placeholder_values(spec, VALUES))
+    assert texts == {"config.json": '{"stage": 1, "log": "/tmp/scratch"}'}
+    with pytest.raises(InputError, match=r"^command: files.config.json: cannot read '.*base.json'"):
+        read_recipe(file)
 
 
 def write(path: Path, *lines: str) -> Path:

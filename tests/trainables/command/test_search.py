@@ -14,7 +14,8 @@ import pytest
 from autotune import load
 from autotune.layout import LAYOUT_COLUMNS
 from tests.conftest import REPOSITORY
-from trainables.command.recipe import PLACEHOLDERS, recipe_of
+from trainables.command.placeholders import PLACEHOLDERS
+from trainables.command.recipe import recipe_of
 
 PAGE = (REPOSITORY / "docs" / "your-script.md").read_text("utf-8")
 

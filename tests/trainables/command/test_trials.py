@@ -101,15 +101,16 @@ def test_the_file_of_the_reader_must_be_on_each_node(trials: Trials) -> None:
 
 
 def test_files_of_a_trial_are_kept_or_removed(trials: Trials, spec: TrialSpec) -> None:
-    code = "import sys; open(sys.argv[1] + '/kept', 'w'); open(sys.argv[2] + '/not kept', 'w')"
+    code = "import sys; open(sys.argv[1] + '/kept', 'w').write(open(sys.argv[2] + '/a').read())"
     told = ["{log_directory}", "{scratch_directory}"]
     report = "; print(sys.argv[2]); from autotune.report import step; step(step_seconds=1)"
     argv = [sys.executable, "-c", code + report, *told]
-    trials.run(spec, recipe(argv=argv))
+    trials.run(spec, recipe(argv=argv, files={"a": "micro-batches of {micro_batch_size}"}))
     assert spec.log_dir is not None
     logs = Path(spec.log_dir)
     started, scratch, *_ = (logs / "rank-0.log").read_text().splitlines()
-    assert started.startswith(f"+ {sys.executable}") and (logs / "kept").exists()
+    assert started.startswith(f"+ {sys.executable}")
+    assert (logs / "kept").read_text() == "micro-batches of 1"
     assert scratch.startswith("/") and not Path(scratch).exists()
 
 

@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.trainables.command.recipes import FOLDER
 from trainables.command.reading import how_figures_were_read
-from trainables.command.recipe import read_recipe, recipe_of
+from trainables.command.recipe import recipe_of
+from trainables.command.recipe_file import read_recipe
 from trainables.command.template import command_template
 
 MEGATRON = """

@@ -1,0 +1,49 @@
+"""Reads the file of --command: TOML, or Python with a function `command()`."""
+
+import json
+import runpy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from autotune.errors import InputError, first_line
+from autotune.inputs import read_text, shown
+from autotune.user_code import run_user_code
+from trainables.command.recipe import recipe_of
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The content of a TOML file, or what the function `command()` of a Python file returns, such
+    as that of a space; checked, the directory made absolute, and the paths of `files` replaced by
+    what those files hold. Raises InputError."""
+    path = Path(path)
+    text = read_text(path, what="command")
+    if path.suffix == ".py":
+        values = run_user_code(lambda: _command_of(path), what=f"command {shown(path)}")
+    else:
+        try:
+            values = tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise InputError(f"command: not valid TOML: {first_line(error)}") from None
+    recipe = recipe_of(values)
+    directory = (path.resolve().parent / (recipe.directory or ".")).resolve()
+    if not directory.is_dir():
+        raise InputError(f"command: directory must be a folder, got {shown(str(directory))}")
+    texts = {
+        name: read_text(directory / file, what=f"command: files.{name}")
+        for name, file in recipe.files.items()
+    }
+    values = {**values, "directory": str(directory), **({"files": texts} if texts else {})}
+    recipe_of(values)  # also of the texts
+    return values
+
+
+def _command_of(path: Path) -> dict[str, Any]:
+    make = runpy.run_path(str(path)).get("command")
+    if not callable(make):
+        raise InputError(f"must define a function command(), got {shown(make)}")
+    # Only what JSON can say is stored with the run: tuples become lists.
+    made: object = json.loads(json.dumps(make()))
+    if not isinstance(made, dict):
+        raise InputError(f"command() must return a dictionary, got {shown(made)}")
+    return made
