@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from autotune.calibration.recorded_runs import Sweep, read_sweeps
 from autotune.cost.trainers import constants_for, trainer_named
 from autotune.errors import ClusterTooSmall, InputError, in_field, shortened
@@ -155,8 +157,15 @@ def _as_the_trainable_needs(description: TrainableDescription, space: SearchSpac
         for name in ("warmup_steps", "measured_steps")
         if getattr(description, name) is not None
     }
-    engine = {"deepspeed_engine": trainer_named(description.trainer).deepspeed_engine}
-    return _with_supported_dimensions(description, space.replaced({**steps, **engine}, what=None))
+    fields: dict[str, Any] = {
+        **steps,
+        "deepspeed_engine": trainer_named(description.trainer).deepspeed_engine,
+    }
+    cluster = space.cluster
+    if cluster.device.kind == "cpu" and not description.limits_memory:
+        share = psutil.virtual_memory().total / 2**30 / cluster.devices
+        fields["cluster"] = dataclasses.replace(cluster, memory_gib=share)
+    return _with_supported_dimensions(description, space.replaced(fields, what=None))
 
 
 def _with_supported_dimensions(

@@ -130,6 +130,9 @@ class TrainableDescription:
     comparable_losses: bool = True
     """Whether all layouts train the same model on the same data, so that trials with another final
     loss are wrong."""
+    limits_memory: bool = True
+    """Whether its ranks on CPUs are held to the memory limit of the space; else what counts is the
+    memory of this machine."""
     reduced_trials: bool = True
     """Whether it supports reduced trials, with fewer micro-batches per step."""
     exportable: bool = True

@@ -53,6 +53,7 @@ DESCRIPTION = TrainableDescription(
     how_read=how_figures_were_read,
     configured=_configured,
     comparable_losses=False,
+    limits_memory=False,
     reduced_trials=False,
     exportable=False,
 )
