@@ -121,6 +121,8 @@ AMOUNT = _Amount(min=SMALLEST_AMOUNT, max=LARGEST_AMOUNT)
 """Option type: a positive number."""
 FACTOR = _Amount(min=1, max=LARGEST_AMOUNT)
 """Option type: a factor of at least 1."""
+SHARE = _Amount(min=0, max=1)
+"""Option type: a number from 0 to 1."""
 SECONDS = _Amount(min=0, min_open=True, max=1e7)
 """Option type: a positive duration, short enough for the operating system's timers."""
 IP_ADDRESS = _IpAddress()

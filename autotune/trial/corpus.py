@@ -21,10 +21,11 @@ def text_files(data: str | None) -> list[Path]:
     if data is None:
         return sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     with in_field("data"):
-        return _files_below(data)
+        return files_below(data)
 
 
-def _files_below(data: str) -> list[Path]:
+def files_below(data: str) -> list[Path]:
+    """The file, or the files below the folder. Raises InputError without a field."""
     path = Path(data)
     try:
         if not data or not path.exists():

@@ -35,14 +35,12 @@ def deepspeed_config(
     *,
     precision: Precision,
     overlap_communication: bool,
-    own_clipping: bool = False,
 ) -> dict[str, Any]:
-    """DeepSpeed's JSON configuration of the layout.
+    """DeepSpeed's JSON configuration of the layout, complete for any training script.
 
     `overlap_communication` reduces gradients during the backward pass, which needs the streams of a
-    GPU. With `own_clipping` the workers compute the gradient norm and clip where they can
-    (`clips_itself`); in exports DeepSpeed does. The optimiser is not configured here: the workers
-    pass torch's AdamW, because DeepSpeed would compile its own at the first start.
+    GPU. The optimiser is not configured here: the workers pass torch's AdamW, because DeepSpeed
+    would compile its own at the first start.
     """
     local_parameters = model.parameters // (layout.tensor_parallel * layout.pipeline_parallel)
     bucket = max(SMALLEST_BUCKET, min(LARGEST_BUCKET, local_parameters))
@@ -55,22 +53,14 @@ def deepspeed_config(
     }
     if layout.zero_stage == 3:
         zero["stage3_prefetch_bucket_size"] = bucket
-    clipping, bf16 = GRADIENT_CLIPPING, {"enabled": precision == "bf16"}
-    if _cannot_clip(layout, precision):
-        clipping = 0.0
-    elif own_clipping and layout.zero_stage in (1, 2):
-        clipping = 0.0
-        zero["compute_grad_norm"] = False
-        # The check would synchronise with the device.
-        bf16["check_grad_overflow"] = False
     return {
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.gradient_accumulation_steps,
-        "gradient_clipping": clipping,
+        "gradient_clipping": GRADIENT_CLIPPING,
         "steps_per_print": 1_000_000_000,
         # The timer would synchronise with the device twice per micro-batch.
         "timers": {"throughput": {"enabled": False}},
-        "bf16": bf16,
+        "bf16": {"enabled": precision == "bf16"},
         "zero_optimization": zero,
         # Both default to True, which silently gives wrong results with sequence parallelism.
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
@@ -101,12 +91,21 @@ def worker_environment(device_kind: Literal["gpu", "cpu"]) -> dict[str, str]:
     }
 
 
-def clips_itself(layout: Layout, precision: Precision, config: Mapping[str, Any]) -> bool:
-    """Whether the workers, not DeepSpeed, compute the gradient norm and clip by it."""
-    norm_by_deepspeed = config["zero_optimization"].get("compute_grad_norm", True)
-    return _cannot_clip(layout, precision) or not norm_by_deepspeed
+def clips_itself(layout: Layout) -> bool:
+    """Whether the workers, not DeepSpeed, compute the gradient norm and clip by it.
+
+    With ZeRO 3 they cannot: no rank has whole gradients. Without ZeRO, in fp32, DeepSpeed cannot:
+    it neither reports the norm nor clips by that of all pipeline stages.
+    """
+    return layout.zero_stage < 3
 
 
-def _cannot_clip(layout: Layout, precision: Precision) -> bool:
-    """Whether DeepSpeed cannot report the gradient norm or clip by the global norm."""
-    return precision == "fp32" and layout.zero_stage == 0
+def without_clipping(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration for workers that clip themselves: DeepSpeed computes no gradient norm."""
+    config = {**config, "gradient_clipping": 0.0}
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage"):  # without ZeRO, DeepSpeed refuses the first of the two switches
+        config["zero_optimization"] = {**zero, "compute_grad_norm": False}
+        # The check would synchronise with the device.
+        config["bf16"] = {**config.get("bf16", {}), "check_grad_overflow": False}
+    return config

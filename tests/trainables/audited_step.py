@@ -121,12 +121,10 @@ def audit(of_layout: dict[str, Any], of_model: dict[str, Any]) -> dict[str, Any]
         build = Build(
             model=model, layout=layout, parallel=mesh.parallel, device=device, dtype=torch.bfloat16
         )
-        config = deepspeed_config(
-            layout, model, precision="bf16", overlap_communication=False, own_clipping=True
-        )
+        config = deepspeed_config(layout, model, precision="bf16", overlap_communication=False)
         tokens = torch.zeros(model.global_batch_size, model.sequence_length, dtype=torch.long)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            engine = build_engine(build, mesh, config, "bf16")
+            engine = build_engine(build, mesh, config)
             for _ in range(2):
                 engine.step((tokens, tokens))
         audit, update = _Audit(), _Audit()

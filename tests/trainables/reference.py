@@ -8,9 +8,10 @@ from autotune.layout import Layout
 from autotune.model import Model
 from autotune.trial.corpus import text_files
 from trainables.deepspeed_llm.build import Build
-from trainables.deepspeed_llm.data import TextTokens, batch_slice
+from trainables.deepspeed_llm.data import batch_slice
 from trainables.deepspeed_llm.decoder import Decoder
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
+from trainables.deepspeed_llm.tokens import InOrder, TextTokens
 
 
 def plain_decoder(model: Model, layout: Layout | None = None) -> Decoder:
@@ -29,19 +30,15 @@ def plain_decoder(model: Model, layout: Layout | None = None) -> Decoder:
 def plain_training(model: Model, steps: int) -> tuple[list[float], list[float]]:
     """Loss and global gradient norm before clipping of each step."""
     network = plain_decoder(model)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1
-    )
-    source = TextTokens(text_files(None))
+    matrices = [p for p in network.parameters() if p.dim() > 1]
+    vectors = [p for p in network.parameters() if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), eps=1e-5)
+    samples = InOrder(TextTokens(text_files(None)), model.sequence_length)
     losses, norms = [], []
     for step in range(steps):
         tokens, targets = batch_slice(
-            source,
-            step,
-            global_batch_size=model.global_batch_size,
-            sequence_length=model.sequence_length,
-            replica=0,
-            replicas=1,
+            samples, step, global_batch_size=model.global_batch_size, replica=0, replicas=1
         )
         optimizer.zero_grad()
         loss = network(tokens, targets)

@@ -132,7 +132,7 @@ def test_a_place_among_ranks_that_cannot_be_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("trainables.deepspeed_llm.torchrun.train_as_one_rank", must_not_start)
+    monkeypatch.setattr("trainables.deepspeed_llm.torchrun.run_as_one_rank", must_not_start)
     monkeypatch.setattr(command, "_run_here", must_not_start)
     for name, value in {**ONE_OF_ONE, **variables}.items():
         if value is None:

@@ -2,7 +2,8 @@
 
 import psutil
 
-from trainables.deepspeed_llm.host import LocalHost, network_environment
+from trainables.deepspeed_llm.host import LocalHost
+from trainables.deepspeed_llm.network import network_environment
 
 
 def test_the_interface_is_the_one_that_carries_the_address() -> None:

@@ -42,7 +42,8 @@ class Build:
 
         None: the whole matrix, replicated on every tensor-parallel rank.
         """
-        return self._parameter(self._normal(name, shape, shard, std), sharded=shard is not None)
+        values = self._normal(name, shape, shard, std)
+        return self._parameter(values, sharded=shard is not None, decayed=True)
 
     def expert_weights(
         self, name: str, count: int, shape: tuple[int, int], *, shard: int, std: float = INITIAL_STD
@@ -52,12 +53,13 @@ class Build:
         `name` has a place for the expert's number.
         """
         experts = [self._normal(name.format(i), shape, shard, std) for i in range(count)]
-        return self._parameter(torch.stack(experts), sharded=True)
+        return self._parameter(torch.stack(experts), sharded=True, decayed=True)
 
     def vector(self, size: int, value: float, *, sharded: bool = False) -> nn.Parameter:
         """A bias or the weight of a norm, of full size `size` and one value in all elements."""
         own = size // self.parallel.size if sharded else size
-        return self._parameter(torch.full((own,), value, device=self.device), sharded=sharded)
+        values = torch.full((own,), value, device=self.device)
+        return self._parameter(values, sharded=sharded, decayed=False)
 
     def _normal(self, name: str, shape: tuple[int, int], shard: int | None, std: float) -> Tensor:
         digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
@@ -68,10 +70,11 @@ class Build:
             return full
         return self.parallel.shard(full, shard)
 
-    def _parameter(self, values: Tensor, *, sharded: bool) -> nn.Parameter:
+    def _parameter(self, values: Tensor, *, sharded: bool, decayed: bool) -> nn.Parameter:
         parameter = nn.Parameter(values.to(self.dtype))
         # DeepSpeed counts a parameter in the global gradient norm only if this is set: replicated
         # parameters must count once.
         counted = sharded or self.parallel.rank == 0
         parameter.model_parallel = counted  # type: ignore[attr-defined]
+        parameter.decayed = decayed  # type: ignore[attr-defined]
         return parameter

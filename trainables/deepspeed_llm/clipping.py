@@ -5,43 +5,64 @@ and synchronises three times per step to test for infinities. This one reads the
 the optimiser is about to use, once.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from autotune.trial.deepspeed_config import GRADIENT_CLIPPING
-
 # On CPUs the norm is computed in fp64, over chunks of this many elements.
 _FP64_ELEMENTS = 2**20
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Shard:
+    """This rank's shard of one group of parameters, under ZeRO 1 and 2."""
+
+    parameter: Tensor
+    """The flat fp32 weights that the optimiser updates."""
+    counted: list[tuple[int, int]]
+    """Ranges of elements that this rank counts in the norm."""
 
 
 class ClippedNorm:
     """Computes the global norm and clips the gradients, as a hook before each optimiser step."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, model_parallel: dist.ProcessGroup) -> None:
-        """`model_parallel`: process group of the ranks that hold one replica's parameters."""
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model_parallel: dist.ProcessGroup,
+        *,
+        largest: float,
+    ) -> None:
+        """`model_parallel`: process group of the ranks that hold one replica's parameters.
+        `largest`: the norm that larger gradients are scaled to; 0: gradients are not clipped."""
         self.value: Tensor | None = None
         """The norm before clipping, on the device; None before the first step."""
         self._model_parallel = model_parallel
-        self._counted: list[tuple[int, int]] | None = None
+        self._largest = largest
+        self._zero: Any = None
+        self._shards: list[_Shard] = []
         optimizer.register_step_pre_hook(self._clip)
 
-    def count_shard_of(self, zero_optimizer: Any) -> None:
-        """Use the flat gradient shard of DeepSpeed 0.19's ZeRO stage 1 and 2 optimiser.
+    def count_shards_of(self, zero_optimizer: Any) -> None:
+        """Use the flat gradient shards of DeepSpeed 0.19's ZeRO stage 1 and 2 optimiser.
 
         Weights that are replicated over tensor-parallel ranks must count once in the norm: the
         first rank counts them, the others skip their positions in the shard.
         """
-        rank = dist.get_rank(group=zero_optimizer.real_dp_process_group[0])
-        size = int(zero_optimizer.partition_size[0])
-        self._counted = counted_ranges(
-            zero_optimizer.round_robin_bit16_groups[0],
-            zero_optimizer.round_robin_bit16_offsets[0],
-            first=rank * size,
-            size=size,
-        )
+        self._zero = zero_optimizer
+        for index, flat in enumerate(zero_optimizer.single_partition_of_fp32_groups):
+            rank = dist.get_rank(group=zero_optimizer.real_dp_process_group[index])
+            size = int(zero_optimizer.partition_size[index])
+            ranges = counted_ranges(
+                zero_optimizer.round_robin_bit16_groups[index],
+                zero_optimizer.round_robin_bit16_offsets[index],
+                first=rank * size,
+                size=size,
+            )
+            self._shards.append(_Shard(parameter=flat, counted=ranges))
 
     def _clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         parameters = [
@@ -50,19 +71,33 @@ class ClippedNorm:
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        if self._counted is None:
+        if not self._shards:
             own = [p.grad for p in parameters if _counts(p)]
             squares = _sum_of_squares(own, parameters[0].device)
             dist.all_reduce(squares, group=self._model_parallel)
-        else:
-            (flat,) = parameters
-            own = [flat.grad[start:end] for start, end in self._counted]
-            squares = _sum_of_squares(own, flat.device)
-            dist.all_reduce(squares)  # over all replicas too: each holds a shard
-        self.value = squares.sqrt()
-        coefficient = (GRADIENT_CLIPPING / (self.value + 1e-6)).clamp(max=1.0)
+            self.value = squares.sqrt()
+        elif parameters[0] is self._shards[0].parameter:
+            self.value = self._norm_of_shards()
+        if not self._largest:
+            return
+        assert self.value is not None
+        coefficient = (self._largest / (self.value + 1e-6)).clamp(max=1.0)
         for parameter in parameters:
             parameter.grad.mul_(coefficient)
+
+    def _norm_of_shards(self) -> Tensor:
+        """DeepSpeed updates one group after the other. Before the first it has flattened that
+        group's gradients only; those of the others, which are few, are a list."""
+        own = []
+        for index, shard in enumerate(self._shards):
+            flat = shard.parameter.grad
+            if flat is None:
+                parts = self._zero.averaged_gradients[index]
+                flat = torch.cat([part.reshape(-1) for part in parts]).float()
+            own += [flat[start:end] for start, end in shard.counted]
+        squares = _sum_of_squares(own, self._shards[0].parameter.device)
+        dist.all_reduce(squares)  # over all replicas too: each holds a shard
+        return squares.sqrt()
 
 
 def counted_ranges(

@@ -1,7 +1,8 @@
 """Build the DeepSpeed engine that a layout needs (plain or pipeline) and run optimiser steps."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import deepspeed
@@ -12,21 +13,21 @@ from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataP
 from torch import Tensor, nn
 
 from autotune.layout import Layout
-from autotune.model import Precision
-from autotune.trial.deepspeed_config import clips_itself, engine_of
+from autotune.trial.deepspeed_config import (
+    GRADIENT_CLIPPING,
+    clips_itself,
+    engine_of,
+    without_clipping,
+)
 from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.clipping import ClippedNorm
 from trainables.deepspeed_llm.decoder import Block, Decoder, Head
+from trainables.deepspeed_llm.hyperparameters import WEIGHT_DECAY
+from trainables.deepspeed_llm.optimizer import adamw, set_learning_rate
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
 from trainables.deepspeed_llm.vocabulary import Embedding, PositionEmbedding
 
 Batch = tuple[Tensor, Tensor]
-
-# Llama 2's AdamW (Touvron et al. 2023, arXiv 2307.09288, section 2.2).
-_LEARNING_RATE = 3e-4
-_BETAS = (0.9, 0.95)
-_EPSILON = 1e-5
-_WEIGHT_DECAY = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,20 @@ class Engine(Protocol):
         """One optimiser step over this replica's [sequences, sequence_length] tokens on its device.
 
         The host synchronises with the GPU only once, at the end, to read loss and norm."""
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use this learning rate from the next step on."""
+
+    def evaluate(self, batch: Batch) -> float:
+        """Mean loss of all replicas' batches, shaped as in `step`, without training on them."""
+
+    def save(self, directory: Path, tag: str, client_state: dict[str, Any]) -> None:
+        """Write DeepSpeed's checkpoint into directory/tag. A collective call."""
+
+    def load(self, directory: Path, tag: str) -> dict[str, Any]:
+        """Read weights and optimiser from directory/tag; returns the client state that was saved.
+
+        A collective call. Raises what DeepSpeed and torch raise for files that are not theirs."""
 
 
 class Mesh:
@@ -79,22 +94,69 @@ class Mesh:
         return own_group
 
 
-def build_engine(build: Build, mesh: Mesh, config: dict[str, Any], precision: Precision) -> Engine:
-    """Build the layout's model, its optimiser and the DeepSpeed engine around them."""
+def build_engine(
+    build: Build, mesh: Mesh, config: Mapping[str, Any], *, weight_decay: float = WEIGHT_DECAY
+) -> Engine:
+    """Build the layout's model, its optimiser and the DeepSpeed engine around them.
+
+    `config` is DeepSpeed's configuration; it clips itself where `clips_itself` says so.
+    """
     if engine_of(build.layout) == "pipeline":
-        return _PipelineEngine(build, mesh, config, precision)
-    return _PlainEngine(build, mesh, config, precision)
+        return _PipelineEngine(build, mesh, config, weight_decay)
+    return _PlainEngine(build, mesh, config, weight_decay)
 
 
-class _PlainEngine:
+class _DeepSpeedEngine:
+    """What both engines have in common: initialisation around a model, clipping, checkpoints."""
+
+    def __init__(self, build: Build, model: nn.Module, weight_decay: float) -> None:
+        self._layout = build.layout
+        self._device = build.device
+        self._model = model
+        self._optimizer = adamw(model, weight_decay)
+        self._norm: ClippedNorm | None = None
+
+    def _initialize(
+        self, grid: PipelineParallelGrid, config: Mapping[str, Any], **more: Any
+    ) -> None:
+        if clips_itself(self._layout):
+            self._norm = ClippedNorm(
+                self._optimizer,
+                grid.get_model_parallel_group(),
+                largest=config.get("gradient_clipping", GRADIENT_CLIPPING),
+            )
+            config = without_clipping(config)
+        self._engine: Any = deepspeed.initialize(
+            model=self._model, optimizer=self._optimizer, config=config, **more
+        )[0]
+        if self._norm is not None and self._layout.zero_stage > 0:
+            self._norm.count_shards_of(self._engine.optimizer)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        set_learning_rate(self._optimizer, learning_rate)
+
+    def save(self, directory: Path, tag: str, client_state: dict[str, Any]) -> None:
+        self._engine.save_checkpoint(
+            str(directory), tag=tag, client_state=client_state, save_latest=False
+        )
+
+    def load(self, directory: Path, tag: str) -> dict[str, Any]:
+        _, state = self._engine.load_checkpoint(str(directory), tag=tag)
+        return cast(dict[str, Any], state)
+
+    def _grad_norm(self) -> float:
+        norm = self._engine.get_global_grad_norm() if self._norm is None else self._norm.value
+        assert norm is not None, "DeepSpeed computes the norm where ClippedNorm does not"
+        return float(cast(Tensor | float, norm))
+
+
+class _PlainEngine(_DeepSpeedEngine):
     """DeepSpeed's engine without pipeline stages, for every ZeRO stage."""
 
     def __init__(
-        self, build: Build, mesh: Mesh, config: dict[str, Any], precision: Precision
+        self, build: Build, mesh: Mesh, config: Mapping[str, Any], weight_decay: float
     ) -> None:
         assert mesh.grid is not None
-        self._layout = build.layout
-        self._device = build.device
         self._data_group = mesh.grid.get_data_parallel_group()
         # ZeRO 3 shards each layer as soon as it is built, so no rank ever holds the whole model.
         # The dtype is taken from the configuration: DeepSpeed 0.19.8 ignores the `dtype` argument
@@ -106,14 +168,8 @@ class _PlainEngine:
             enabled=build.layout.zero_stage == 3,
         ):
             model = Decoder(build)
-        optimizer = _optimizer(model)
-        self._norm = None
-        if clips_itself(build.layout, precision, config):
-            self._norm = ClippedNorm(optimizer, mesh.grid.get_model_parallel_group())
-        self._engine = deepspeed.initialize(
-            model=model, optimizer=optimizer, mpu=mesh.grid, config=config
-        )[0]
-        _count_shard(self._norm, self._engine, build.layout)
+        super().__init__(build, model, weight_decay)
+        self._initialize(mesh.grid, config, mpu=mesh.grid)
 
     def step(self, batch: Batch) -> StepResult:
         steps = self._layout.gradient_accumulation_steps
@@ -123,18 +179,28 @@ class _PlainEngine:
             self._engine.backward(loss)
             self._engine.step()
             total += loss.detach() / steps
-        dist.all_reduce(total, group=self._data_group)
-        loss_mean = float(total) / self._layout.data_parallel
-        return StepResult(loss=loss_mean, grad_norm=_grad_norm(self._norm, self._engine))
+        return StepResult(loss=self._mean(total), grad_norm=self._grad_norm())
+
+    def evaluate(self, batch: Batch) -> float:
+        total = torch.zeros((), device=self._device, dtype=torch.float32)
+        self._engine.eval()
+        with torch.no_grad():
+            for tokens, targets in micro_batches(batch, self._layout.micro_batch_size):
+                total += self._engine(tokens, targets) / self._layout.gradient_accumulation_steps
+        self._engine.train()
+        return self._mean(total)
+
+    def _mean(self, loss: Tensor) -> float:
+        dist.all_reduce(loss, group=self._data_group)
+        return float(loss) / self._layout.data_parallel
 
 
-class _PipelineEngine:
+class _PipelineEngine(_DeepSpeedEngine):
     """DeepSpeed's 1F1B pipeline engine: ZeRO stages 0 and 1."""
 
     def __init__(
-        self, build: Build, mesh: Mesh, config: dict[str, Any], precision: Precision
+        self, build: Build, mesh: Mesh, config: Mapping[str, Any], weight_decay: float
     ) -> None:
-        self._layout = build.layout
         module: Any = PipelineModule(
             _pipeline_layers(build),
             topology=mesh.topology,
@@ -145,18 +211,19 @@ class _PipelineEngine:
         head = _head_of(module)
         if build.model.tie_word_embeddings and head is not None:
             head.lm_head.tie(module.tied_modules[_TIED])
-        optimizer = _optimizer(module)
-        self._norm = None
-        if clips_itself(build.layout, precision, config):
-            self._norm = ClippedNorm(optimizer, module._grid.get_model_parallel_group())
-        self._engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
-        _count_shard(self._norm, self._engine, build.layout)
+        super().__init__(build, module, weight_decay)
+        self._initialize(module._grid, config)
 
     def step(self, batch: Batch) -> StepResult:
         loss = self._engine.train_batch(
             data_iter=micro_batches(batch, self._layout.micro_batch_size)
         )
-        return StepResult(loss=float(loss), grad_norm=_grad_norm(self._norm, self._engine))
+        return StepResult(loss=float(loss), grad_norm=self._grad_norm())
+
+    def evaluate(self, batch: Batch) -> float:
+        return float(
+            self._engine.eval_batch(data_iter=micro_batches(batch, self._layout.micro_batch_size))
+        )
 
 
 # Key of the embedding among DeepSpeed's tied layers.
@@ -187,25 +254,3 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
     """Split a replica's batch into contiguous micro-batches of `size` sequences."""
     tokens, targets = batch
     yield from zip(tokens.split(size), targets.split(size), strict=True)
-
-
-def _optimizer(model: nn.Module) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=_LEARNING_RATE,
-        betas=_BETAS,
-        eps=_EPSILON,
-        weight_decay=_WEIGHT_DECAY,
-        fused=True,
-    )
-
-
-def _count_shard(norm: ClippedNorm | None, engine: Any, layout: Layout) -> None:
-    if norm is not None and layout.zero_stage > 0:
-        norm.count_shard_of(engine.optimizer)
-
-
-def _grad_norm(norm: ClippedNorm | None, engine: Any) -> float:
-    value = norm.value if norm is not None else engine.get_global_grad_norm()
-    assert value is not None, "DeepSpeed computes the norm where ClippedNorm does not"
-    return float(cast(Tensor | float, value))

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from autotune.errors import NodeCheckFailed, NodeLost
 from autotune.trial.deepspeed_config import worker_environment
+from trainables.deepspeed_llm.network import network_environment
 
 # Importing torch and DeepSpeed from a cold disk can take this long.
 _PRELOAD_TIMEOUT_SECONDS = 300
@@ -158,19 +157,6 @@ class LocalHost:
                 "be imported on this node, or a variable set by --env prevents it"
             )
         return NodeLost(f"the host process ended with status {status}")
-
-
-def network_environment(address: str) -> dict[str, str]:
-    """Variables that make gloo and NCCL use the network interface with the node's address.
-
-    By default gloo uses the interface that the host name resolves to, and NCCL the first that is
-    up. Empty if no interface has the address.
-    """
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address == address for entry in addresses):
-            # "=" for an exact match: NCCL reads a bare name as a prefix, so eth1 would match eth10.
-            return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
-    return {}
 
 
 def _with_project_root(python_path: str | None) -> str:

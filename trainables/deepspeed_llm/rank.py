@@ -1,11 +1,12 @@
-"""One rank of a trial: join the process group, build the engine, train and report each step."""
+"""One rank: join the process group and build the engine; for a trial, train and report steps."""
 
 import contextlib
 import dataclasses
 import datetime
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import deepspeed
 import torch
@@ -16,15 +17,17 @@ from autotune.trial.corpus import text_files
 from autotune.trial.deepspeed_config import deepspeed_config
 from autotune.trial.trial import RankStep, TrialSpec
 from trainables.deepspeed_llm.build import Build
-from trainables.deepspeed_llm.data import (
-    SyntheticTokens,
-    TextTokens,
-    TokenSource,
-    batch_slice,
+from trainables.deepspeed_llm.data import batch_slice
+from trainables.deepspeed_llm.engine import Batch, Engine, Mesh, StepResult, build_engine
+from trainables.deepspeed_llm.hyperparameters import WEIGHT_DECAY
+from trainables.deepspeed_llm.memory import (
+    CpuPeakMemory,
+    CudaPeakMemory,
+    PeakMemory,
+    memory_limit,
 )
-from trainables.deepspeed_llm.engine import Mesh, build_engine
-from trainables.deepspeed_llm.memory import CpuPeakMemory, CudaPeakMemory, memory_limit
 from trainables.deepspeed_llm.probe import DeviceProbe
+from trainables.deepspeed_llm.tokens import InOrder, SyntheticTokens, TextTokens, TokenSource
 
 # The tuner's own deadlines end a trial that hangs; this timeout only has to be longer.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
@@ -71,60 +74,103 @@ def process_group(place: Place, device_kind: str) -> Iterator[torch.device]:
     yield device
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """This rank's engine, ready to train, and what belongs to it."""
+
+    engine: Engine
+    device: torch.device
+    replica: int
+    """Which replica of the model the rank belongs to, from 0."""
+    memory: PeakMemory
+
+    def to_device(self, batch: Batch) -> Batch:
+        """Copy a batch to the rank's device."""
+        tokens, targets = batch
+        return tokens.to(self.device), targets.to(self.device)
+
+    def step(self, batch: Batch) -> StepResult:
+        """One optimiser step over a batch on the device; returns when the device has done it."""
+        result = self.engine.step(batch)
+        self.synchronise()
+        return result
+
+    def synchronise(self) -> None:
+        """Wait until the GPU has finished its queue; a no-op on CPUs."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@contextlib.contextmanager
+def worker(
+    spec: TrialSpec,
+    place: Place,
+    device: torch.device,
+    *,
+    config: Mapping[str, Any] | None = None,
+    weight_decay: float = WEIGHT_DECAY,
+) -> Iterator[Worker]:
+    """Build this rank's engine under the memory limit, which is lifted on leaving.
+
+    `config` replaces the DeepSpeed configuration made from the layout. A collective call.
+    """
+    layout, model = spec.layout, spec.model
+    mesh = Mesh(layout)
+    build = Build(
+        model=model,
+        layout=layout,
+        parallel=mesh.parallel,
+        device=device,
+        dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
+        seed=spec.seed,
+    )
+    if config is None:
+        config = deepspeed_config(
+            layout,
+            model,
+            precision=spec.precision,
+            overlap_communication=device.type == "cuda",
+        )
+    memory = CudaPeakMemory() if device.type == "cuda" else CpuPeakMemory()
+    with memory_limit(spec.cluster.memory_gib, device):
+        ready = Worker(
+            engine=build_engine(build, mesh, config, weight_decay=weight_decay),
+            device=device,
+            replica=mesh.topology.get_coord(place.rank).data,
+            memory=memory,
+        )
+        ready.synchronise()
+        yield ready
+
+
 def train(
     spec: TrialSpec,
     place: Place,
     *,
     on_ready: Callable[[], None],
     on_step: Callable[[RankStep], None],
-    config: dict[str, object] | None = None,
 ) -> None:
     """Train the trial's steps on this rank; calls `on_step` after each.
 
-    `config` replaces the DeepSpeed configuration made from the layout. Exceptions of the training
-    pass through, after the memory limit is lifted.
+    Exceptions of the training pass through, after the memory limit is lifted.
     """
-    layout, model, cluster = spec.layout, spec.model, spec.cluster
-    source = _token_source(spec)
-    with process_group(place, cluster.device.kind) as device:
-        mesh = Mesh(layout)
-        build = Build(
-            model=model,
-            layout=layout,
-            parallel=mesh.parallel,
-            device=device,
-            dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
-            seed=spec.seed,
-        )
-        if config is None:
-            config = deepspeed_config(
-                layout,
-                model,
-                precision=spec.precision,
-                overlap_communication=device.type == "cuda",
-                own_clipping=True,
-            )
+    samples = InOrder(_token_source(spec), spec.model.sequence_length)
+    with process_group(place, spec.cluster.device.kind) as device:
         probe = DeviceProbe(device)
-        memory = CudaPeakMemory() if device.type == "cuda" else CpuPeakMemory()
-        replica = mesh.topology.get_coord(place.rank).data
-        with memory_limit(cluster.memory_gib, device):
-            engine = build_engine(build, mesh, config, spec.precision)
-            _synchronise(device)
+        with worker(spec, place, device) as ready:
             on_ready()
             for step in range(spec.steps):
-                tokens, targets = batch_slice(
-                    source,
+                batch = batch_slice(
+                    samples,
                     step,
-                    global_batch_size=model.global_batch_size,
-                    sequence_length=model.sequence_length,
-                    replica=replica,
-                    replicas=layout.data_parallel,
+                    global_batch_size=spec.model.global_batch_size,
+                    replica=ready.replica,
+                    replicas=spec.layout.data_parallel,
                 )
                 # Not timed: a training run loads the next batch while a step computes.
-                batch = tokens.to(device), targets.to(device)
+                batch = ready.to_device(batch)
                 started = time.perf_counter()
-                result = engine.step(batch)
-                _synchronise(device)
+                result = ready.step(batch)
                 seconds = time.perf_counter() - started
                 on_step(
                     RankStep(
@@ -133,17 +179,11 @@ def train(
                         step_seconds=seconds,
                         loss=result.loss,
                         grad_norm=result.grad_norm,
-                        peak_memory_gib=memory.in_use(),
-                        peak_reserved_gib=memory.reserved(),
+                        peak_memory_gib=ready.memory.in_use(),
+                        peak_reserved_gib=ready.memory.reserved(),
                         probe_seconds=probe.seconds(),
                     )
                 )
-
-
-def _synchronise(device: torch.device) -> None:
-    """Wait until the GPU has finished its queue; a no-op on CPUs."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _token_source(spec: TrialSpec) -> TokenSource:
