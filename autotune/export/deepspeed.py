@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,29 @@ _SCRIPT = """\
 #!/usr/bin/env bash
 # Trains the layout {words}
 # on {cluster}. Started once per node.
+# Options are passed on; `python -m {worker} --help` lists them:
+#   ./launch.sh --data tokens.npy --steps 10000 --checkpoints DIR --save-every 500
+#   ... --resume-from DIR
+# PYTHON names another interpreter than python3. Variables that are set already are kept.
 set -euo pipefail
 here="$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)"
+python="${{PYTHON:-python3}}"
+check='from importlib.util import find_spec as f; f("deepspeed").name, f("{worker}").name'
+"$python" -c "$check" > /dev/null 2>&1 || {{
+  echo "error: DeepSpeed and autotune-layouts must be installed for $python (or set PYTHON)" >&2
+  exit 2
+}}
 {exports}
-python={python}
-exec "${{PYTHON:-$python}}" -m torch.distributed.run {rendezvous} \\
-  --nproc-per-node {ranks} -m trainables.deepspeed_llm \\
-  --layout "$here/layout.json" --model "$here/model.json" \\
-  --deepspeed-config "$here/deepspeed.json" {arguments} --fail --steps "${{STEPS:-20}}"
+training=(-m {worker}
+  --layout "$here/layout.json" --model "$here/model.json"
+  --deepspeed-config "$here/deepspeed.json" {arguments}
+  --steps "${{STEPS:-20}}" "$@")
+# Bad input is one line here, and not the failure of every rank.
+"$python" "${{training[@]}}" --dry-run > /dev/null
+exec "$python" -m torch.distributed.run {rendezvous} \\
+  --nproc-per-node {ranks} "${{training[@]}}"
 """
+_WORKER = "trainables.deepspeed_llm.training"
 _ONE_MACHINE = "--standalone"
 _MANY_NODES = (
     '--nnodes {nodes} --node-rank "${{NODE_RANK:?0 to {last}}}" '
@@ -56,12 +69,13 @@ def _script(layout: Layout, request: Request) -> str:
     cluster = request.space.cluster
     environment = {**worker_environment(cluster.device.kind), **request.env}
     exports = "\n".join(
-        f"export {name}={shlex.quote(value)}" for name, value in environment.items()
+        f'[ -n "${{{name}+set}}" ] || export {name}={shlex.quote(value)}'
+        for name, value in environment.items()
     )
     rendezvous, ranks = _rendezvous(cluster)
     return _SCRIPT.format(
         words=layout.describe(),
-        python=shlex.quote(sys.executable),
+        worker=_WORKER,
         cluster=cluster.describe(),
         exports=exports,
         rendezvous=rendezvous,

@@ -27,6 +27,7 @@ import autotune.commands.plan
 import autotune.commands.run
 import autotune.commands.try_
 import trainables.deepspeed_llm.__main__
+import trainables.deepspeed_llm.training.__main__
 from autotune.cluster import Cluster
 from autotune.errors import InputError, shortened
 from autotune.export import export_layout
@@ -52,6 +53,7 @@ COMMANDS: dict[str, click.Command] = {
     "try": autotune.commands.try_.main,
     "calibrate": autotune.commands.calibrate.main,
     "train": trainables.deepspeed_llm.__main__.main,
+    "training": trainables.deepspeed_llm.training.__main__.main,
 }
 MODEL = {
     "num_hidden_layers": 4,
@@ -124,6 +126,7 @@ NEEDED: dict[str, dict[str, str]] = {
     "try": {"--space": "tiny"},
     "calibrate": {},
     "train": dict(zip(ONE_LAYOUT[::2], ONE_LAYOUT[1::2], strict=True)),
+    "training": dict(zip(ONE_LAYOUT[::2], ONE_LAYOUT[1::2], strict=True)),
 }
 COUNTS = ("0", "-1", "1.5", "many", "", "nan", "inf", "1e3", str(2**31), "9" * 5000)
 AMOUNTS = ("0", "-1", "much", "", "nan", "inf", "-inf", "1e400", "1e30")
@@ -221,10 +224,30 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--seed": ("-1", "1.5", "x", ""),
         "--device": ("", "tpu", "CPU"),
         "--gpu": SPACE_OPTIONS["--gpu"],
-        "--deepspeed-config": ("none.json", "{}"),
         "--trial-timeout": (*AMOUNTS, "1e9"),
     },
 }  # fmt: skip
+BAD_OPTIONS["training"] = {
+    **{
+        option: values
+        for option, values in BAD_OPTIONS["train"].items()
+        if option not in ("--warmup", "--trial-timeout")
+    },
+    "--data-dtype": ("", "float32", "UINT16"),
+    "--learning-rate": AMOUNTS,
+    "--min-learning-rate": ("-1", "1", "2", "x", "", "nan", "inf"),
+    "--warmup-steps": ("-1", "3", "1.5", "x", "", "nan"),
+    "--weight-decay": ("-1", "2", "x", "", "nan"),
+    "--checkpoints": ("", "/proc/mine", "/dev/null", LONG_NAME),
+    "--save-every": COUNTS,
+    "--keep-checkpoints": COUNTS,
+    "--resume-from": ("", "none", LONG_NAME),
+    "--validation-data": ("", "none", "none.npy", LONG_NAME),
+    "--validate-every": COUNTS,
+    "--validation-batches": COUNTS,
+    "--metrics": ("", "none/metrics.jsonl", ".", LONG_NAME),
+    "--deepspeed-config": ("none.json", "{"),
+}
 """By command and option."""
 CASES = [
     (command, option, value)
@@ -324,7 +347,17 @@ CONTRADICTIONS: list[tuple[str, tuple[object, ...], str]] = [
     ("train", (*ONE_LAYOUT, "--gpu", "h100", "--device", "cpu"), "exclude each other"),
     ("train", (*ONE_LAYOUT, "--data", "x", "--synthetic-data"), "--data must not be given"),
     ("train", (*ONE_LAYOUT, "--gpu", "h100"), "layout: "),
-    ("train", (*ONE_LAYOUT, "--deepspeed-config", "{}"), "--deepspeed-config needs torchrun"),
+    ("training", ONE_LAYOUT, "must be started by torchrun, as an exported launch.sh does"),
+    ("training", (*ONE_LAYOUT, "--save-every", "2"), "--save-every must be given with --checkp"),
+    ("training", (*ONE_LAYOUT, "--keep-checkpoints", "2"), "must be given with --checkpoints"),
+    ("training", (*ONE_LAYOUT, "--validate-every", "2"), "must be given with --validation-data"),
+    ("training", (*ONE_LAYOUT, "--data-dtype", "uint8"), "--data-dtype is for .bin files only"),
+    ("training", (*ONE_LAYOUT, "--min-learning-rate", "0.1"), "at most --learning-rate 0.0003"),
+    (
+        "training",
+        (*ONE_LAYOUT, "--validation-data", __file__, "--validation-batches", "999999"),
+        "--validation-data must have 127999873 tokens for 999999 batches",
+    ),
 ]
 
 
@@ -1103,25 +1136,25 @@ def test_a_launch_script_passes_on_what_it_was_given(odd: Path) -> None:
     environment = {"PLAIN": "1", "HOSTILE": hostile, "EMPTY": ""}
     request = fake_request(data=data, env=environment, seed=7)
     layout = request.space.layouts()[0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "executable", str(stub))
-        export_layout(odd / "export", layout, request)
-    for chosen in ({}, {"PYTHON": str(stub), "STEPS": "3 4"}):
+    export_layout(odd / "export", layout, request)
+    more = ["--checkpoints", f"{odd}/a $(touch made)", "--steps", "5 6"]
+    for chosen, added in (({}, []), ({"STEPS": "3 4", "PLAIN": "2"}, []), ({}, more)):
         process = subprocess.run(
-            [odd / "export" / "launch.sh"],
-            env={"PATH": os.environ["PATH"], **chosen},
+            [odd / "export" / "launch.sh", *added],
+            env={"PATH": os.environ["PATH"], "PYTHON": str(stub), **chosen},
             capture_output=True,
             text=True,
             timeout=60,
         )
         assert (process.returncode, process.stderr) == (0, "")
         arguments, seen = json.loads(process.stdout)
-        assert {name: seen[name] for name in environment} == environment
+        kept = {name: chosen.get(name, value) for name, value in environment.items()}
+        assert {name: seen[name] for name in environment} == kept
         options = dict(itertools.pairwise(arguments))
         assert options["--data"] == data and options["--seed"] == "7"
         assert options["--layout"] == str(odd / "export" / "layout.json")
-        assert options["--steps"] == chosen.get("STEPS", "20")
-        assert "--fail" in arguments
+        steps = arguments.index("--steps")
+        assert arguments[steps:] == ["--steps", chosen.get("STEPS", "20"), *added]
         assert arguments[:3] == ["-m", "torch.distributed.run", "--standalone"]
     assert not list(odd.rglob("made"))
 
