@@ -31,7 +31,7 @@ def test_a_model_is_searched_and_its_best_layout_trains(model: Path, tmp_path: P
     assert losses.min() > 5.5 and losses.max() - losses.min() < 1e-3
     exported = subprocess.run(
         ["bash", str(out / "export" / "launch.sh")],
-        env={**os.environ, "STEPS": "2"},
+        env={**os.environ, "PYTHON": sys.executable, "STEPS": "2"},
         capture_output=True,
         text=True,
         timeout=100,

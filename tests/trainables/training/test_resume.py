@@ -60,6 +60,6 @@ def check_resumed(name: str, folder: Path) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "tp2 pp2"])
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_resumed_training_is_the_same_in_every_layout(name: str, tmp_path: Path) -> None:
     check_resumed(name, tmp_path)

@@ -24,8 +24,6 @@ from trainables.deepspeed_llm.training import checkpoints
 from trainables.deepspeed_llm.training.metrics import metrics_file
 from trainables.deepspeed_llm.training.plan import Inputs, Plan
 
-_SAYS = {Outcome.OOM: "out of memory: ", Outcome.CRASHED: "the training crashed: "}
-
 
 class Training:
     """This rank's part of a training. Its `Work`, as torchrun's ranks do it."""
@@ -62,7 +60,8 @@ class Training:
     def summary(self, ended: Ended) -> dict[str, Any]:
         """Also says on stderr why the training failed."""
         if ended.outcome is not Outcome.OK:
-            print_error(_SAYS.get(ended.outcome, "") + ended.reason)
+            out_of_memory = ended.outcome is Outcome.OOM
+            print_error(f"out of memory: {ended.reason}" if out_of_memory else ended.reason)
         return {
             "summary": True,
             "outcome": ended.outcome,
