@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from autotune.model import Activation, RopeScaling
 from trainables.deepspeed_llm import loss as loss_module
@@ -69,6 +70,10 @@ def test_the_loss_without_gradients_is_the_same() -> None:
     torch.testing.assert_close(
         linear_cross_entropy(hidden, weight, targets, TensorParallel()), expected
     )
+    trained = weight.requires_grad_()
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        linear_cross_entropy(hidden, trained, targets, TensorParallel())
+    assert counted.get_total_flops() == 2 * SEQUENCE * BATCH * HIDDEN * VOCABULARY
 
 
 def test_rotation_is_that_of_rotate_half() -> None:

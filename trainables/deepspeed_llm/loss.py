@@ -33,6 +33,8 @@ def linear_cross_entropy(
     `hidden` is [sequence, batch, hidden], `weight` this rank's rows of [vocabulary, hidden],
     `targets` [batch, sequence] with token ids of the full vocabulary.
     """
+    if not torch.is_grad_enabled():  # the function computes gradients of what requires them
+        hidden, weight = hidden.detach(), weight.detach()
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, parallel, cap)
     return loss
 

@@ -84,8 +84,12 @@ class Training:
             ready.engine.set_learning_rate(learning_rate)
             result = ready.step(batch)
             seconds = time.perf_counter() - started
-            if not math.isfinite(result.loss):
-                raise FloatingPointError(f"the loss of step {step} is {result.loss}")
+            if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+                # Before the weights, which are spoilt now, get into a checkpoint.
+                raise FloatingPointError(
+                    f"step {step} has a loss of {result.loss} and a gradient norm of "
+                    f"{result.grad_norm}"
+                )
             self._losses.append(result.loss)
             self._seconds.append(seconds)
             line = {
