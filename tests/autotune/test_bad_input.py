@@ -246,8 +246,10 @@ BAD_OPTIONS["training"] = {
     "--validate-every": COUNTS,
     "--validation-batches": COUNTS,
     "--metrics": ("", "none/metrics.jsonl", ".", LONG_NAME),
-    "--deepspeed-config": ("none.json", "{"),
-}
+    "--deepspeed-config": (
+        "none.json", "{", "{}", '{"train_micro_batch_size_per_gpu": 1}', "[]",
+    ),
+}  # fmt: skip
 """By command and option."""
 CASES = [
     (command, option, value)
@@ -353,6 +355,11 @@ CONTRADICTIONS: list[tuple[str, tuple[object, ...], str]] = [
     ("training", (*ONE_LAYOUT, "--validate-every", "2"), "must be given with --validation-data"),
     ("training", (*ONE_LAYOUT, "--data-dtype", "uint8"), "--data-dtype is for .bin files only"),
     ("training", (*ONE_LAYOUT, "--min-learning-rate", "0.1"), "at most --learning-rate 0.0003"),
+    (
+        "training",
+        (*ONE_LAYOUT, "--deepspeed-config", '{"train_micro_batch_size_per_gpu": 4}'),
+        "--deepspeed-config must have the layout's train_micro_batch_size_per_gpu 1, got 4",
+    ),
     (
         "training",
         (*ONE_LAYOUT, "--validation-data", __file__, "--validation-batches", "999999"),

@@ -9,6 +9,7 @@ from typing import Any
 from autotune.errors import InputError, in_field
 from autotune.inputs import shown
 from autotune.output_paths import refuse_impossible_directory, refuse_impossible_file
+from autotune.trial.deepspeed_config import deepspeed_config
 from autotune.trial.trial import TrialSpec
 from trainables.deepspeed_llm.tokens import InOrder, Samples, SyntheticTokens
 from trainables.deepspeed_llm.training import checkpoints
@@ -80,6 +81,7 @@ class Inputs:
 
 def opened(plan: Plan, spec: TrialSpec) -> Inputs:
     """Open the data and look at the checkpoint. Raises InputError; nothing is written."""
+    _refuse_other_config(plan, spec)
     first_step = _steps_done(plan, spec)
     _refuse_overwriting(plan)
     return Inputs(
@@ -87,6 +89,30 @@ def opened(plan: Plan, spec: TrialSpec) -> Inputs:
         validation=_validation_samples(plan, spec),
         first_step=first_step,
     )
+
+
+def _refuse_other_config(plan: Plan, spec: TrialSpec) -> None:
+    """The worker takes these from the layout: another value would be half applied."""
+    if plan.config is None:
+        return
+    made = deepspeed_config(
+        spec.layout, spec.model, precision=spec.precision, overlap_communication=False
+    )
+    for section, key in (
+        (None, "train_micro_batch_size_per_gpu"),
+        (None, "gradient_accumulation_steps"),
+        ("zero_optimization", "stage"),
+        ("bf16", "enabled"),
+    ):
+        own = made if section is None else made[section]
+        given = plan.config if section is None else plan.config.get(section)
+        value = given.get(key) if isinstance(given, Mapping) else None
+        if value != own[key]:
+            name = key if section is None else f"{section}.{key}"
+            raise InputError(
+                f"must have the layout's {name} {shown(own[key])}, got {shown(value)}",
+                field="deepspeed_config",
+            )
 
 
 def _training_samples(plan: Plan, spec: TrialSpec) -> Samples:
