@@ -253,9 +253,10 @@ def _write_result(ledger: Ledger) -> None:
     """Write what follows from the finished trials, and export the best layout."""
     ledger.write_results()
     store, request = ledger.store, ledger.request
-    if ledger.best and request.description.exportable:
+    form = request.description.export_format
+    if ledger.best and form is not None:
         with store.writing():
-            export_layout(store.directory / "export", ledger.best[0].layout, request)
+            export_layout(store.directory / "export", ledger.best[0].layout, request, form)
 
 
 def _warn_if_not_measured(request: Request, screen: Screen) -> None:

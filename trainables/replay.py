@@ -70,5 +70,5 @@ DESCRIPTION = TrainableDescription(
     trainer="hagemann2023",
     make=_make,
     reduced_trials=False,
-    exportable=False,  # its kernels are of another code base
+    export_format=None,  # its kernels are of another code base
 )

@@ -3,14 +3,13 @@
 import json
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from autotune.cluster import Cluster
+from autotune.export._format import Export, Format
 from autotune.hardware import known_devices
 from autotune.layout import Layout
 from autotune.request import Request
-from autotune.store.files import write_atomically
 from autotune.trial.deepspeed_config import deepspeed_config, worker_environment
 from autotune.trial.trial import to_json
 
@@ -48,8 +47,8 @@ _MANY_NODES = (
 )
 
 
-def write(directory: Path, layout: Layout, request: Request) -> None:
-    """Write deepspeed.json, layout.json, model.json and launch.sh into `directory`."""
+def _export(layout: Layout, request: Request) -> Export:
+    """deepspeed.json, layout.json, model.json and launch.sh."""
     space = request.space
     is_gpu = space.cluster.device.kind == "gpu"
     config = deepspeed_config(
@@ -57,12 +56,14 @@ def write(directory: Path, layout: Layout, request: Request) -> None:
     )
     model = to_json(space.model)
     assert isinstance(model, dict)
-    _write_json(directory / "deepspeed.json", config)
-    _write_json(directory / "layout.json", layout.columns())
-    _write_json(directory / "model.json", {**model, "precision": space.precision})
-    script = directory / "launch.sh"
-    write_atomically(script, lambda path: path.write_text(_script(layout, request), "utf-8"))
-    script.chmod(0o755)
+    return Export(
+        files={
+            "deepspeed.json": _json(config),
+            "layout.json": _json(layout.columns()),
+            "model.json": _json({**model, "precision": space.precision}),
+            "launch.sh": _script(layout, request),
+        }
+    )
 
 
 def _script(layout: Layout, request: Request) -> str:
@@ -102,6 +103,8 @@ def _arguments(request: Request) -> list[str]:
     return [*arguments, "--synthetic-data"] if request.synthetic_data else arguments
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+FORMAT = Format(checked_against="deepspeed 0.19.8", export=_export, starts_trainable=True)

@@ -90,7 +90,7 @@ def print_end(screen: Screen, ledger: Ledger, directory: Path) -> None:
     _print_trends(screen, best[0])
     for device in sorted({r.slow_device for r in ledger.records if r.slow_device is not None}):
         screen.warn(f"slow device: {device}")
-    if ledger.request.description.exportable:
+    if ledger.request.description.export_format is not None:
         screen.note(f"train it with {directory}/export/launch.sh")
     if ledger.request.description.notice is not None:
         screen.warn(ledger.request.description.notice)

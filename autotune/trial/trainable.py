@@ -135,8 +135,9 @@ class TrainableDescription:
     memory of this machine."""
     reduced_trials: bool = True
     """Whether it supports reduced trials, with fewer micro-batches per step."""
-    exportable: bool = True
-    """Whether its best layout can be exported (`autotune.export`)."""
+    export_format: str | None = "deepspeed"
+    """The export format that starts its training code (`autotune.export`); a search exports its
+    best layout to it. None: nothing starts that code but a search."""
     dimensions: tuple[str, ...] = SEARCHED
     """The dimensions of a layout that it can vary; the others are fixed to one value."""
     values: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)

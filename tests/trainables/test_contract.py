@@ -107,7 +107,7 @@ def described(name: str, **changes: Any) -> TrainableDescription:
 
 def test_another_package_registers_a_trainable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the core knows its name: what it does follows from its description."""
-    theirs = described("theirs", exportable=False, dimensions=("tensor_parallel", "zero_stage"))
+    theirs = described("theirs", export_format=None, dimensions=("tensor_parallel", "zero_stage"))
     monkeypatch.setattr(registry, "_entry_points", lambda: {"theirs": _EntryPoint(theirs)})
     assert "theirs" in registry.trainable_names()
     request = request_from_options(SearchOptions(space="tiny", trainable="theirs"))

@@ -55,5 +55,5 @@ DESCRIPTION = TrainableDescription(
     comparable_losses=False,
     limits_memory=False,
     reduced_trials=False,
-    exportable=False,
+    export_format="command",
 )
