@@ -3,20 +3,24 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
+from autotune.commands.export import write_export
 from autotune.cost.feasibility import least_nodes
 from autotune.cost.model import CostModel, Estimates
 from autotune.cost.trainers import known_trainers, trainer_named
 from autotune.cost.uncertainty import step_time_interval
 from autotune.errors import InputError, in_field
+from autotune.export import formats
 from autotune.hardware import Device, device_named, known_devices, unknown_gpu
 from autotune.inputs import read_json, validated
 from autotune.layout import Layout, layout_from_mapping, why_illegal
-from autotune.options.command_line import AMOUNT, COUNT
+from autotune.options.command_line import AMOUNT, COUNT, PATH
 from autotune.options.output import plain_console
+from autotune.options.search_options import request_of_plan
 from autotune.options.space_options import (
     SpaceOptions,
     space_from_options,
@@ -36,6 +40,13 @@ _DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multipr
 @space_options
 @click.option("--top", type=COUNT, default=10, show_default=True, metavar="K", help="Lines.")
 @click.option("--explain", metavar="JSON", help="One layout in full, inline or as a file.")
+@click.option(
+    "--export",
+    "form",
+    type=click.Choice(formats()),
+    help="Write the layout of --explain for another program.",
+)
+@click.option("--out", type=PATH, metavar="PATH", help="Folder of --export; default ./export.")
 @click.option("--peak-tflops", type=AMOUNT, metavar="X", help="Dense peak of the device.")
 @click.option("--memory-gib", type=AMOUNT, metavar="X", help="Memory per device.")
 @click.option("--memory-bandwidth", type=AMOUNT, metavar="X", help="In GB/s per device.")
@@ -51,6 +62,8 @@ _DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multipr
 def main(
     top: int,
     explain: str | None,
+    form: str | None,
+    out: Path | None,
     peak_tflops: float | None,
     memory_gib: float | None,
     memory_bandwidth: float | None,
@@ -68,6 +81,7 @@ def main(
         "memory_gb_per_second": memory_bandwidth,
         "multiprocessors": multiprocessors,
     }
+    _check_export(explain, form, out)
     options = SpaceOptions(**given)
     with in_field("trainer"):
         trainer_named(trainer)
@@ -84,6 +98,8 @@ def main(
         prepared = model.prepare([layout])
         estimates = model.estimate(prepared)
         low, high = (float(bound[0]) for bound in step_time_interval(model, prepared))
+        if form is not None:
+            write_export(out or Path("export"), layout, request_of_plan(space), form)
         if as_json:
             print(json.dumps(_explained(layout, estimates, space, (low, high)), indent=2))
         else:
@@ -106,6 +122,13 @@ def main(
         console.print(f"{len(ranked.order)} layouts ranked")
         print_not_ranked(console, ranked.dropped, "not ranked")
     return 0
+
+
+def _check_export(explain: str | None, form: str | None, out: Path | None) -> None:
+    if form is not None and explain is None:
+        raise InputError("must be given with --explain, got none", field="export")
+    if out is not None and form is None:
+        raise InputError("must be given with --export, got none", field="out")
 
 
 def _on_fewest_nodes(

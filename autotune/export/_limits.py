@@ -58,7 +58,7 @@ def refuse_other_models(request: Request, program: str, expressed: Collection[st
 def cannot(request: Request, program: str, what: str) -> InputError:
     """The error for a model that would become another one."""
     kind = shown(request.space.model.architecture)
-    return InputError(f"{program} cannot express this {kind} model: {what}", field="format")
+    return InputError(f"{program} cannot express this {kind} model: {what}")
 
 
 def refuse_parallel(layout: Layout, program: str, *sizes: str) -> None:
@@ -66,8 +66,7 @@ def refuse_parallel(layout: Layout, program: str, *sizes: str) -> None:
     for name in sizes:
         if (size := getattr(layout, name)) != 1:
             raise InputError(
-                f"{program} has no {name.replace('_', ' ')}ism: {name} must be 1, got {size}",
-                field="format",
+                f"{program} has no {name.replace('_', ' ')}ism: {name} must be 1, got {size}"
             )
 
 

@@ -71,7 +71,6 @@ def _shape(model: Model) -> dict[str, Any]:
         "ffn_hidden_size": model.intermediate_size,
         "num_attention_heads": model.num_attention_heads,
         "seq_length": model.sequence_length,
-        "max_position_embeddings": model.max_position_embeddings or model.sequence_length,
         "share_embeddings_and_output_weights": model.tie_word_embeddings,
         "make_vocab_size_divisible_by": 1,
         "normalization": {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.norm],
@@ -167,9 +166,9 @@ def _experts(layout: Layout, request: Request, program: str) -> dict[str, Any]:
         raise cannot(request, program, "sigmoid scores of experts that are not normalised")
     if layout.tensor_parallel > 1 and not layout.sequence_parallel:
         raise cannot(
-            request, program, "a mixture of experts with tensor_parallel > 1 needs sequence_parallel"
+            request, program, "experts with tensor_parallel > 1 need sequence_parallel there"
         )
-    found = {
+    found: dict[str, Any] = {
         "num_moe_experts": experts.count,
         "moe_router_topk": experts.per_token,
         "moe_ffn_hidden_size": experts.intermediate_size,
@@ -205,7 +204,7 @@ def _parallel(layout: Layout, model: Model) -> dict[str, Any]:
 
 
 def _recomputed(layout: Layout) -> dict[str, Any]:
-    return {
+    fields: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
         "full": {
@@ -213,4 +212,5 @@ def _recomputed(layout: Layout) -> dict[str, Any]:
             "recompute_method": "uniform",
             "recompute_num_layers": 1,
         },
-    }[layout.activation_checkpointing]
+    }
+    return fields[layout.activation_checkpointing]

@@ -15,8 +15,7 @@ _SCRIPT = """\
 # Started once per node; further arguments are passed on.
 set -euo pipefail
 here="$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)"
-{exports}
-{command} "$@"
+{exports}exec {command} "$@"
 """
 
 
@@ -29,7 +28,7 @@ def heading(
         f"on {request.space.cluster.describe()}, for {program}.",
     ]
     if notes:
-        paragraphs.append("Differs from the layout:")
+        paragraphs.append("Not expressed, or expressed otherwise:")
     lines = [line for text in paragraphs for line in textwrap.wrap(text, _WIDTH)]
     for note in notes:
         lines += textwrap.wrap(note, _WIDTH, initial_indent="- ", subsequent_indent="  ")
@@ -40,11 +39,14 @@ def script(comment: str, command: Sequence[str], *, variables: Mapping[str, str]
     """A script that sets the variables and becomes the command; its words are quoted already."""
     return _SCRIPT.format(
         heading=comment,
-        exports="\n".join(
-            f"export {name}={shlex.quote(value)}" for name, value in variables.items()
-        ),
-        command=f"exec {' '.join(command)}",
+        exports=exports(variables),
+        command=" ".join(command),
     )
+
+
+def exports(variables: Mapping[str, str]) -> str:
+    """Lines that set environment variables."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
 
 
 def torchrun(cluster: Cluster) -> list[str]:

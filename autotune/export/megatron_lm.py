@@ -60,6 +60,7 @@ def _arguments(layout: Layout, request: Request) -> list[str]:
         fields.pop("num_query_groups", None)
     arguments += [_written(name, value) for name, value in fields.items() if value is not None]
     arguments += [
+        f"--max-position-embeddings {model.max_position_embeddings or model.sequence_length}",
         f"--micro-batch-size {layout.micro_batch_size}",
         f"--global-batch-size {model.global_batch_size}",
         f"--clip-grad {GRADIENT_CLIPPING}",

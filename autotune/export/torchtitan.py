@@ -223,8 +223,7 @@ def _refuse(layout: Layout, request: Request) -> None:
     if model.tie_word_embeddings and layout.pipeline_parallel > 1:
         raise InputError(
             f"{_PROGRAM} has no pipeline parallelism for tied embeddings: pipeline_parallel must "
-            f"be 1, got {layout.pipeline_parallel}",
-            field="format",
+            f"be 1, got {layout.pipeline_parallel}"
         )
 
 

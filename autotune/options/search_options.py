@@ -112,6 +112,16 @@ def request_from_options(options: SearchOptions) -> Request:
     return request
 
 
+def request_of_plan(space: SearchSpace) -> Request:
+    """The request whose layouts a plan predicts: a simulated search of the whole space."""
+    return Request(
+        space=space,
+        trainable=_SIMULATED,
+        search=default_of(SearchOptions, "search"),
+        max_trials=space.max_trials,
+    )
+
+
 def _describe(name: str) -> TrainableDescription:
     with in_field("trainable"):
         return describe_trainable(name)

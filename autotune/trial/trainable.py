@@ -100,6 +100,20 @@ class TrainableSetup:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CommandLine:
+    """How a training command is started for a layout without the tuner."""
+
+    argv: Sequence[str]
+    """The program and its arguments."""
+    env: Mapping[str, str]
+    """Environment variables."""
+    directory: str | None
+    """Working directory; None: that of the caller."""
+    per_rank: bool
+    """Whether it is started once for each rank, instead of once on each node."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableDescription:
     """What the tuner needs to know about a trainable before creating it."""
 
@@ -125,6 +139,10 @@ class TrainableDescription:
     """The text of a file to begin with, from the paths of a script and of that file."""
     how_read: Callable[[Mapping[str, Any], Path], list[str]] | None = None
     """Sentences on how figures were found in a folder of logs, with such values."""
+    command_line: Callable[[TrainableSetup, Layout, Mapping[str, str]], CommandLine] | None = None
+    """For a trainable that runs a training command: how it is started for a layout. The mapping has
+    texts for what neither of them knows: seed, steps, rank, local_rank, node_rank, master_addr and
+    master_port."""
     configured: Callable[[Mapping[str, Any]], "TrainableDescription"] | None = None
     """The description of this trainable with such values. Raises InputError."""
     comparable_losses: bool = True

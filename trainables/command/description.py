@@ -7,7 +7,10 @@ from typing import Any
 from autotune.cost.trainers import known_trainers
 from autotune.errors import InputError
 from autotune.inputs import listed, shown
-from autotune.trial.trainable import Trainable, TrainableDescription, TrainableSetup
+from autotune.layout import Layout
+from autotune.trial.trainable import CommandLine, Trainable, TrainableDescription, TrainableSetup
+from autotune.trial.trial import TrialSpec
+from trainables.command.placeholders import placeholder_values
 from trainables.command.reading import how_figures_were_read
 from trainables.command.recipe import recipe_of
 from trainables.command.recipe_file import read_recipe
@@ -43,6 +46,30 @@ def _make(setup: TrainableSetup) -> Trainable:
     )
 
 
+def _command_line(
+    setup: TrainableSetup, layout: Layout, at_start: Mapping[str, str]
+) -> CommandLine:
+    assert setup.command is not None
+    recipe, space = recipe_of(setup.command), setup.space
+    spec = TrialSpec(
+        trial_id="export",
+        layout=layout,
+        model=space.model,
+        cluster=space.cluster,
+        precision=space.precision,
+        warmup_steps=space.warmup_steps,
+        measured_steps=space.measured_steps,
+        log_dir=None,
+    )
+    values = {**placeholder_values(spec, {}), **at_start}
+    return CommandLine(
+        argv=recipe.arguments(values),
+        env={**setup.env, **recipe.environment(values)},
+        directory=recipe.directory,
+        per_rank=recipe.processes == "rank",
+    )
+
+
 DESCRIPTION = TrainableDescription(
     name="command",
     trains="real",
@@ -51,6 +78,7 @@ DESCRIPTION = TrainableDescription(
     read_command=read_recipe,
     command_template=command_template,
     how_read=how_figures_were_read,
+    command_line=_command_line,
     configured=_configured,
     comparable_losses=False,
     limits_memory=False,
