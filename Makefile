@@ -29,7 +29,7 @@ test-fast: .venv/installed-dev
 
 # Also every further variant, and of generated examples more, others every time.
 test-all: export HYPOTHESIS_PROFILE := random
-test-all: .venv/installed-dev
+test-all: .venv/installed-dev .venv/frameworks
 	$(BIN)/python -m pytest -m "not gpu"
 
 # Every fault, also those that take minutes; writes the table of docs/reliability.md.
@@ -91,6 +91,20 @@ clean:
 .venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
+
+# Frameworks whose parsers read our exports (tests/frameworks). They ask for other versions of their
+# dependencies than ours, and Megatron for Python 3.12; what reads configurations runs with these.
+.venv/frameworks: .venv/installed-dev
+	rm -rf $@.new
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+	    --python-version 3.12 --ignore-requires-python --target $@.new \
+	    megatron-core==0.19.2 megatron-bridge==0.6.2
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@.new \
+	    torchtitan==0.3.0 spmd_types==0.2.3 torch_checkpointing==0.1.1 torchdata==0.11.0 \
+	    tyro==1.0.17 docstring_parser==0.18.0 typeguard==4.6.1 datasets==5.2.0 dill==0.4.1 \
+	    multiprocess==0.70.19 xxhash==4.1.0 tensorboard==2.21.0 absl-py==2.5.1 triton==3.9.0 \
+	    hydra-core==1.3.8 omegaconf==2.4.0 antlr4-python3-runtime==4.9.3
+	mv $@.new $@
 
 # llm-analysis asks for older versions of its dependencies than ours; it needs none of them here.
 .venv/peers: .venv/installed

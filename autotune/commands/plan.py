@@ -42,7 +42,6 @@ _DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multipr
 @click.option("--explain", metavar="JSON", help="One layout in full, inline or as a file.")
 @click.option(
     "--export",
-    "form",
     type=click.Choice(formats()),
     help="Write the layout of --explain for another program.",
 )
@@ -62,7 +61,7 @@ _DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multipr
 def main(
     top: int,
     explain: str | None,
-    form: str | None,
+    export: str | None,
     out: Path | None,
     peak_tflops: float | None,
     memory_gib: float | None,
@@ -81,7 +80,7 @@ def main(
         "memory_gb_per_second": memory_bandwidth,
         "multiprocessors": multiprocessors,
     }
-    _check_export(explain, form, out)
+    _check_export(explain, export, out)
     options = SpaceOptions(**given)
     with in_field("trainer"):
         trainer_named(trainer)
@@ -98,8 +97,8 @@ def main(
         prepared = model.prepare([layout])
         estimates = model.estimate(prepared)
         low, high = (float(bound[0]) for bound in step_time_interval(model, prepared))
-        if form is not None:
-            write_export(out or Path("export"), layout, request_of_plan(space), form)
+        if export is not None:
+            write_export(out or Path("export"), layout, request_of_plan(space), export)
         if as_json:
             print(json.dumps(_explained(layout, estimates, space, (low, high)), indent=2))
         else:
@@ -124,10 +123,10 @@ def main(
     return 0
 
 
-def _check_export(explain: str | None, form: str | None, out: Path | None) -> None:
-    if form is not None and explain is None:
+def _check_export(explain: str | None, export: str | None, out: Path | None) -> None:
+    if export is not None and explain is None:
         raise InputError("must be given with --explain, got none", field="export")
-    if out is not None and form is None:
+    if out is not None and export is None:
         raise InputError("must be given with --export, got none", field="out")
 
 

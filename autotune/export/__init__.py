@@ -56,8 +56,8 @@ def export_layout(directory: Path, layout: Layout, request: Request, form: str) 
     declared = format_named(form)
     if declared.starts_trainable and form != request.description.export_format:
         raise InputError(
-            f"format {form} does not start the training code of {request.trainable} trials (formats "
-            f"for them: {', '.join(_offered(request))})"
+            f"format {form} does not start the training code of {request.trainable} trials; "
+            f"formats for them: {', '.join(_offered(request))}"
         )
     exported = declared.export(layout, request)
     directory.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from autotune.errors import InputError
 from autotune.export import _megatron
 from autotune.export._format import Export, Format
 from autotune.export._limits import cannot, gpu_note
@@ -26,6 +27,11 @@ def _export(layout: Layout, request: Request) -> Export:
     model = request.space.model
     if model.latent_attention:
         raise cannot(request, _PROGRAM, "latent attention in its recipe for any GPT")
+    if request.space.precision == "fp32" and layout.pipeline_parallel > 1:
+        raise InputError(
+            f"overrides of {_PROGRAM} have no fp32 for pipeline stages: pipeline_parallel must be "
+            f"1, got {layout.pipeline_parallel}"
+        )
     notes = [*gpu_note(request, _PROGRAM), *_megatron.notes(layout, _PROGRAM)]
     if model.max_position_embeddings not in (None, model.sequence_length):
         notes.append("Its learned position embedding has as many rows as a sequence has tokens.")

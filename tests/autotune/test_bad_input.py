@@ -1143,7 +1143,7 @@ def test_a_launch_script_passes_on_what_it_was_given(odd: Path) -> None:
     environment = {"PLAIN": "1", "HOSTILE": hostile, "EMPTY": ""}
     request = fake_request(data=data, env=environment, seed=7)
     layout = request.space.layouts()[0]
-    export_layout(odd / "export", layout, request)
+    export_layout(odd / "export", layout, request, "deepspeed")
     more = ["--checkpoints", f"{odd}/a $(touch made)", "--steps", "5 6"]
     for chosen, added in (({}, []), ({"STEPS": "3 4", "PLAIN": "2"}, []), ({}, more)):
         process = subprocess.run(

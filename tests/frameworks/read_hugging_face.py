@@ -9,7 +9,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def read_accelerate(arguments: list[str], variables: dict[str, str]) -> dict[str, Any]:
-    """What `accelerate launch` tells the script, and the plugins that an Accelerator makes of it."""
+    """What `accelerate launch` tells the script, and the plugins that are made of it."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.parallelism_config import ParallelismConfig
     from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin, TorchDynamoPlugin
