@@ -193,6 +193,8 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
     "plan": {
         **SPACE_OPTIONS,
         "--top": COUNTS,
+        "--export": ("", "nemo", "Megatron-LM"),
+        "--out": ("x",),  # without --export
         "--explain": (
             "", "none.json", ".", "{", "[]", "{}{}", '{"tensor_parallel": NaN}',
             '{"tensor_parallel": 1, "tensor_parallel": 2}', '{"a": ' * 99_999, '{"speed": 1}',

@@ -87,7 +87,7 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
         found[name] = value
     for key in found:
         section, _, field = key.partition(".")
-        assert section in _own_fields(*_CONTAINER), key
+        assert section in SECTIONS, key
         assert not field or field in KNOWN[section], f"{key} is no field"
     core = {field.name for field in dataclasses.fields(TransformerConfig)}
     values = {
@@ -104,6 +104,7 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
     return {**found, "kv_channels": config.kv_channels}
 
 
+SECTIONS = _own_fields(*_CONTAINER)
 KNOWN = {section: _known(section) for section in _SECTIONS}
 
 if __name__ == "__main__":
