@@ -339,7 +339,7 @@ CONTRADICTIONS: list[tuple[str, tuple[object, ...], str]] = [
         (*TINY, "--gpu", "a/b", *STATED),
         "name must be 1 to 100 printable characters",
     ),
-    ("plan", (*TINY, "--out", "x"), "No such option '--out'"),
+    ("plan", (*TINY, "--out", "x"), "--out must be given with --export, got none"),
     (
         "plan",
         (*TINY, "--explain", LAYOUT, "--model", "{}"),

@@ -1,5 +1,6 @@
 """deepspeed, accelerate and hf-trainer, read by DeepSpeed, accelerate and transformers."""
 
+import dataclasses
 import importlib.metadata
 import json
 from pathlib import Path
@@ -11,6 +12,9 @@ from autotune.trial.deepspeed_config import GRADIENT_CLIPPING
 from tests.frameworks import exported, read, request_of, started
 
 REQUESTS = [request_of("llama-3.1-8b"), request_of("llama-3.1-8b", precision="fp32")]
+ONE_PIECE = [
+    dataclasses.replace(it, space=it.space.restricted({"tensor_parallel": (1,)})) for it in REQUESTS
+]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,10 @@ def test_deepspeed_reads_its_configuration(tmp_path: Path) -> None:
 
 def test_accelerate_reads_its_files(tmp_path: Path) -> None:
     cases, jobs = [], []
-    for folder, layout, request in exported(tmp_path, "accelerate", REQUESTS):
+    for folder, layout, request in (
+        *exported(tmp_path, "accelerate", REQUESTS),
+        *exported(tmp_path / "one", "accelerate", ONE_PIECE),
+    ):
         for config in ("deepspeed", "fsdp"):
             if not (folder / f"{config}.yaml").exists():
                 continue
