@@ -127,7 +127,7 @@ def read(module: str, jobs: Sequence[dict[str, Any]], *paths: Path) -> list[dict
         cwd=FOLDER,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

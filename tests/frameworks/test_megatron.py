@@ -21,7 +21,7 @@ from tests.frameworks import (
     version_in,
 )
 
-pytestmark = [needs_frameworks(), pytest.mark.slow]
+pytestmark = [needs_frameworks(), pytest.mark.slow, pytest.mark.timeout(900)]
 
 REQUESTS = [request_of(name) for name in ARCHITECTURES] + [
     request_of("llama-3.1-8b", precision="fp32"),
