@@ -19,6 +19,8 @@ _VARIABLES = {
     "node_rank": "NODE_RANK",
     "master_addr": "MASTER_ADDR",
     "master_port": "MASTER_PORT",
+    "scratch_directory": "SCRATCH",
+    "log_directory": "LOGS",
 }
 _SCRIPT = """\
 #!/usr/bin/env bash
@@ -29,9 +31,11 @@ set -euo pipefail
 NODE_RANK="${{NODE_RANK:{node}}}"
 export MASTER_ADDR="${{MASTER_ADDR:{master}}}" MASTER_PORT="${{MASTER_PORT:-29500}}"
 {start}"""
+_SCRATCH = 'SCRATCH="$(mktemp -d)"\n'
+_LOGS = 'LOGS="${LOGS:-$PWD}"\n'
 _PER_NODE = """\
 LOCAL_RANK=0 RANK=$((NODE_RANK * {ranks}))
-{exports}exec {argv} "$@"
+{folders}{files}{exports}exec {argv} "$@"
 """
 # The first rank that fails ends the others.
 _PER_RANK = """\
@@ -40,7 +44,7 @@ trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 for ((LOCAL_RANK = 0; LOCAL_RANK < {ranks}; LOCAL_RANK++)); do
   (
     export LOCAL_RANK RANK=$((NODE_RANK * {ranks} + LOCAL_RANK))
-{exports}    exec {argv} "$@"
+{folders}{files}{exports}    exec {argv} "$@"
   ) &
 done
 for ((ended = 0; ended < {ranks}; ended++)); do wait -n; done
@@ -67,10 +71,22 @@ def _export(layout: Layout, request: Request) -> Export:
 
 def _start(line: CommandLine, cluster: Cluster) -> str:
     indent = "    " if line.per_rank else ""
+    texts = [*line.argv, *line.env.values(), *line.files.values()]
+    folders = [
+        indent + made
+        for variable, made in (("SCRATCH", _SCRATCH), ("LOGS", _LOGS))
+        if (variable == "SCRATCH" and line.files) or any(f"\0{variable}\0" in t for t in texts)
+    ]
+    files = [
+        f'{indent}printf %s {_quoted(text)} > "$SCRATCH"/{shlex.quote(name)}\n'
+        for name, text in line.files.items()
+    ]
     exports = [f"{indent}export {name}={_quoted(value)}\n" for name, value in line.env.items()]
     return (_PER_RANK if line.per_rank else _PER_NODE).format(
         ranks=cluster.gpus_per_node,
         world_size=cluster.devices,
+        folders="".join(folders),
+        files="".join(files),
         exports="".join(exports),
         argv=" ".join(map(_quoted, line.argv)),
     )

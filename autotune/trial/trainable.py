@@ -107,6 +107,8 @@ class CommandLine:
     """The program and its arguments."""
     env: Mapping[str, str]
     """Environment variables."""
+    files: Mapping[str, str]
+    """Texts of files in its scratch directory, by name."""
     directory: str | None
     """Working directory; None: that of the caller."""
     per_rank: bool
@@ -141,8 +143,8 @@ class TrainableDescription:
     """Sentences on how figures were found in a folder of logs, with such values."""
     command_line: Callable[[TrainableSetup, Layout, Mapping[str, str]], CommandLine] | None = None
     """For a trainable that runs a training command: how it is started for a layout. The mapping has
-    texts for what neither of them knows: seed, steps, rank, local_rank, node_rank, master_addr and
-    master_port."""
+    texts for what neither of them knows: seed, steps, rank, local_rank, node_rank, master_addr,
+    master_port, scratch_directory and log_directory."""
     configured: Callable[[Mapping[str, Any]], "TrainableDescription"] | None = None
     """The description of this trainable with such values. Raises InputError."""
     comparable_losses: bool = True

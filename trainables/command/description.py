@@ -65,6 +65,7 @@ def _command_line(
     return CommandLine(
         argv=recipe.arguments(values),
         env={**setup.env, **recipe.environment(values)},
+        files=recipe.texts(values),
         directory=recipe.directory,
         per_rank=recipe.processes == "rank",
     )

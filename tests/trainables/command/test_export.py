@@ -92,6 +92,23 @@ def test_the_command_is_started_once_for_each_rank(tmp_path: Path) -> None:
         assert f"1:{seen['RANK']}@first:29500" in arguments
 
 
+@pytest.mark.parametrize("processes", ["node", "rank"])
+def test_files_and_folders_of_the_command(processes: str, tmp_path: Path) -> None:
+    script, layout, _ = exported(
+        tmp_path,
+        processes=processes,
+        argv=["cat", "{scratch_directory}/a.json", "{log_directory}/b"],
+        files={"a.json": '{"mbs": {micro_batch_size}, "quote": "\'", "rank": {rank}}\n'},
+    )
+    (tmp_path / "b").write_text("b\n")
+    done = launched(script, NODE_RANK="1", LOGS=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    ranks = ["2"] if processes == "node" else ["2", "3"]
+    assert sorted(line for line in done.stdout.splitlines() if line != "b") == [
+        f'{{"mbs": {layout.micro_batch_size}, "quote": "\'", "rank": {rank}}}' for rank in ranks
+    ]
+
+
 def test_a_rank_that_fails_ends_the_others(tmp_path: Path) -> None:
     script, _, _ = exported(tmp_path, processes="rank")
     assert launched(script, "fail", NODE_RANK="0").returncode == 7
