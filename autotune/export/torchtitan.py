@@ -1,7 +1,7 @@
 """Export for torchtitan: a Python module with its configuration, and launch.sh.
 
 Since release 0.3 torchtitan reads no TOML files, but calls a function that returns a
-Trainer.Config.
+Trainer.Config. A TOML file for releases 0.2 is written beside it.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from autotune.export._limits import (
     refuse_other_models,
 )
 from autotune.export._script import heading, script, torchrun
+from autotune.export._torchtitan import RELEASE_OF_TOML, job_fields, toml_job
 from autotune.layout import Layout
 from autotune.model import Model
 from autotune.request import Request
-from autotune.trial.deepspeed_config import GRADIENT_CLIPPING
 
-CHECKED_AGAINST = "torchtitan 0.3.0"
+CHECKED_AGAINST = f"torchtitan 0.3.0 (job.toml: {RELEASE_OF_TOML})"
 _PROGRAM = "torchtitan"
 _EXPRESSED = frozenset(
     {
@@ -192,11 +192,12 @@ def _export(layout: Layout, request: Request) -> Export:
     kernel = "flex" if _is_plain(layout, request) else "varlen"
     notes = [*gpu_note(request, _PROGRAM), *_notes(layout, kernel)]
     comment = heading(layout, request, CHECKED_AGAINST, notes)
+    recomputed = layout.activation_checkpointing
     content = _MODULE.format(
         heading=comment,
         **(_QWEN if model.qk_norm == "heads" or model.experts else _LLAMA),
         **_model(model),
-        **_training(layout, request),
+        **{**job_fields(layout, request), "checkpointing": _CHECKPOINTING[recomputed]},
         kernel=kernel,
     )
     command = [
@@ -207,6 +208,7 @@ def _export(layout: Layout, request: Request) -> Export:
     return Export(
         files={
             "layout_config.py": content,
+            "job.toml": toml_job(layout, request, CHECKED_AGAINST),
             "launch.sh": script(comment, command, variables=request.env),
         },
         notes=tuple(notes),
@@ -290,27 +292,6 @@ def _feed_forward(model: Model) -> str:
         scoring=experts.scoring,
         normalised=experts.normalised,
     )
-
-
-def _training(layout: Layout, request: Request) -> dict[str, Any]:
-    replicated = layout.zero_stage == 0
-    in_flight = layout.gradient_accumulation_steps if layout.pipeline_parallel > 1 else 1
-    return {
-        "global_batch": request.space.model.global_batch_size,
-        # With stages the batch of a replica is one, which the schedule splits.
-        "local_batch": layout.micro_batch_size * in_flight,
-        "micro_batch": layout.micro_batch_size,
-        "clipping": GRADIENT_CLIPPING,
-        "precision": {"bf16": "bfloat16", "fp32": "float32"}[request.space.precision],
-        "replicas": layout.data_parallel if replicated else 1,
-        "shards": 1 if replicated else layout.data_parallel,
-        "reshard": "always" if layout.zero_stage == 3 else "never",
-        "tensor": layout.tensor_parallel,
-        "sequence": layout.sequence_parallel,
-        "stages": layout.pipeline_parallel,
-        "checkpointing": _CHECKPOINTING[layout.activation_checkpointing],
-        "compiled": layout.torch_compile,
-    }
 
 
 FORMAT = Format(checked_against=CHECKED_AGAINST, export=_export)
