@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from autotune.export._torchtitan import CHECKED_TOML
 from autotune.trial.deepspeed_config import GRADIENT_CLIPPING
 from tests.frameworks import exported, read, request_of
 
