@@ -2,17 +2,16 @@
 
 from typing import Any
 
-from autotune.export._script import heading
 from autotune.layout import Layout
 from autotune.request import Request
 from autotune.trial.deepspeed_config import GRADIENT_CLIPPING
 
 RELEASE_OF_TOML = "0.2.2"
 _TOML = """\
-{heading}
+{comment}
 # For releases 0.2, which know models by name: give yours in [model].
 #   torchrun ... -m torchtitan.train --job.config_file job.toml
-
+{notes}
 [model]
 name = "llama3"
 flavor = "debugmodel"
@@ -68,16 +67,17 @@ def job_fields(layout: Layout, request: Request) -> dict[str, Any]:
     }
 
 
-def toml_job(layout: Layout, request: Request, checked_against: str) -> str:
-    """The text of job.toml, for releases 0.2."""
+def toml_job(layout: Layout, request: Request, comment: str) -> str:
+    """The text of job.toml, for releases 0.2; `comment` stands at its head."""
     notes = []
     if layout.tensor_parallel > 1 and not layout.sequence_parallel:
-        notes.append("Tensor parallelism of releases 0.2 has sequence parallelism always.")
+        notes.append("#   Tensor parallelism has sequence parallelism always.\n")
     if layout.zero_stage == 0 and layout.tensor_parallel * layout.pipeline_parallel > 1:
-        notes.append("Releases 0.2 refuse replicas without sharding beside other parallelism.")
+        notes.append("#   Replicas without sharding are refused beside other parallelism.\n")
     fields = job_fields(layout, request)
     return _TOML.format(
-        heading=heading(layout, request, checked_against, notes),
+        comment=comment,
+        notes="".join(notes),
         length=request.space.model.sequence_length,
         **{**fields, "compiled": str(fields["compiled"]).lower()},
     )

@@ -208,7 +208,7 @@ def _export(layout: Layout, request: Request) -> Export:
     return Export(
         files={
             "layout_config.py": content,
-            "job.toml": toml_job(layout, request, CHECKED_AGAINST),
+            "job.toml": toml_job(layout, request, comment),
             "launch.sh": script(comment, command, variables=request.env),
         },
         notes=tuple(notes),
