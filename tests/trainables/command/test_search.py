@@ -62,8 +62,12 @@ def test_an_example_is_searched(package: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     table = load(out).trials.to_pandas()
     assert set(table.trainable) == {"command"}
-    # Two ranks to a core: some are stopped because they are slow.
-    assert set(table.outcome) <= {"ok", "stopped"}, table[["outcome", "reason"]]
+    # Two ranks to a core: some are stopped because they are slow. torchtitan refuses some layouts.
+    refused = table.reason.str.contains(
+        r"ValueError: Number of microbatches \(\d\) must be greater"
+    )
+    assert set(table[~refused].outcome) <= {"ok", "stopped"}, table[["outcome", "reason"]]
+    assert (table.outcome == "ok").sum() >= 6
     assert (table.purpose == "explore").sum() == 12
 
 
