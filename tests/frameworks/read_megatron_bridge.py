@@ -36,6 +36,7 @@ _SECTIONS: dict[str, tuple[type | None, str, str]] = {
     "train": (None, "training/config.py", "TrainingConfig"),
     "dist": (None, "training/config.py", "DistributedInitConfig"),
     "dataset": (None, "training/config.py", "GPTDatasetConfig"),
+    "logger": (None, "training/config.py", "LoggerConfig"),
     "checkpoint": (None, "training/config.py", "CheckpointConfig"),
 }
 _CONTAINER = ("training/config.py", "ConfigContainer")
@@ -95,6 +96,8 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
         for key, value in found.items()
         if key.startswith("model.") and key.partition(".")[2] in core
     }
+    if "num_layers" not in values:
+        return found  # the recipe says what the model is
     values["activation_func"] = {"silu": functional.silu, "gelu": functional.gelu}[
         values["activation_func"]
     ]

@@ -151,7 +151,8 @@ class Recipe:
         for name, known in self.dimensions.items():
             if name not in self.varied:
                 raise ValueError(
-                    f"dimensions must be placeholders of the command ({listed(self.varied)}), "
+                    f"dimensions must be placeholders of the command "
+                    f"({listed(self.varied or ('none',))}), "
                     f"got {shown(name)}"
                 )
             for value in known:

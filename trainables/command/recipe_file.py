@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from autotune.errors import InputError, first_line
+from autotune.errors import InputError, first_line, shortened
 from autotune.inputs import read_text, shown
 from autotune.user_code import run_user_code
 from trainables.command.recipe import recipe_of
@@ -25,17 +25,23 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             values = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise InputError(f"command: not valid TOML: {first_line(error)}") from None
-    recipe = recipe_of(values)
-    directory = (path.resolve().parent / (recipe.directory or ".")).resolve()
-    if not directory.is_dir():
-        raise InputError(f"command: directory must be a folder, got {shown(str(directory))}")
-    texts = {
-        name: read_text(directory / file, what=f"command: files.{name}")
-        for name, file in recipe.files.items()
-    }
-    values = {**values, "directory": str(directory), **({"files": texts} if texts else {})}
-    recipe_of(values)  # also of the texts
+    directory = values.get("directory", ".")
+    if isinstance(directory, str):  # else it is refused below
+        folder = (path.resolve().parent / directory).resolve()
+        if not folder.is_dir():
+            raise InputError(f"command: directory must be a folder, got {shown(str(folder))}")
+        values = {**values, "directory": str(folder)}
+        if isinstance(files := values.get("files"), dict):
+            values["files"] = {name: _text_of(name, file, folder) for name, file in files.items()}
+    recipe_of(values)
     return values
+
+
+def _text_of(name: str, file: object, folder: Path) -> object:
+    """The text of one of `files`; what is no path is left for the recipe to refuse."""
+    if not isinstance(file, str):
+        return file
+    return read_text(folder / file, what=f"command: files.{shortened(name)}")
 
 
 def _command_of(path: Path) -> dict[str, Any]:

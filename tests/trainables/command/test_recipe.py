@@ -83,6 +83,10 @@ def test_a_mapped_value_may_have_placeholders_and_a_star_is_any_other() -> None:
             {"argv": ["--x={zero_stage}"], "values": {"zero_stage": {"1": ["a"]}}},
             "argv must have {zero_stage} as an argument of its own, .*, got '--x={zero_stage}'",
         ),
+        (
+            {"argv": ["x"], "dimensions": {"zero_stage": [1]}},
+            r"dimensions must be placeholders of the command \(none\), got 'zero_stage'",
+        ),
         ({"dimensions": {"zero_stage": [1]}}, "dimensions must be placeholders .*'zero_stage'"),
         (
             {"dimensions": {"micro_batch_size": [0]}},
