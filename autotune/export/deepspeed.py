@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from autotune.cluster import Cluster
+from autotune.errors import InputError
 from autotune.export._format import Export, Format
 from autotune.hardware import known_devices
-from autotune.layout import Layout
+from autotune.layout import Layout, why_illegal
 from autotune.request import Request
 from autotune.trial.deepspeed_config import deepspeed_config, worker_environment
 from autotune.trial.trial import to_json
@@ -50,6 +51,8 @@ _MANY_NODES = (
 def _export(layout: Layout, request: Request) -> Export:
     """deepspeed.json, layout.json, model.json and launch.sh."""
     space = request.space
+    if reason := why_illegal(layout, space.model, space.precision):
+        raise InputError(f"the DeepSpeed worker cannot train the layout: {reason}")
     is_gpu = space.cluster.device.kind == "gpu"
     config = deepspeed_config(
         layout, space.model, precision=space.precision, overlap_communication=is_gpu

@@ -1,5 +1,8 @@
 """Messages of a dry run, and of the end of a search."""
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +93,20 @@ def print_end(screen: Screen, ledger: Ledger, directory: Path) -> None:
     _print_trends(screen, best[0])
     for device in sorted({r.slow_device for r in ledger.records if r.slow_device is not None}):
         screen.warn(f"slow device: {device}")
-    if ledger.request.description.export_format is not None:
-        screen.note(f"train it with {directory}/export/launch.sh")
+    description = ledger.request.description
+    if description.export_format is not None:
+        python = "" if description.command_line is not None else _python_variable()
+        screen.note(f"train it with {python}{directory}/export/launch.sh")
     if ledger.request.description.notice is not None:
         screen.warn(ledger.request.description.notice)
+
+
+def _python_variable() -> str:
+    """What makes launch.sh use this Python, where `python3` is another one."""
+    found = shutil.which("python3")
+    if found is not None and Path(found).parent == Path(sys.executable).parent:
+        return ""
+    return f"PYTHON={shlex.quote(sys.executable)} "
 
 
 def _print_trends(screen: Screen, best: TrialRecord) -> None:

@@ -212,3 +212,13 @@ def test_a_planned_layout_is_exported(tmp_path: Path, capsys: pytest.CaptureFixt
         captured = capsys.readouterr()
         assert captured.err == f"{sentence}\n" and captured.out == ""
     assert not (tmp_path / "none").exists()
+
+
+def test_the_worker_does_not_train_what_other_trainers_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = json.dumps({"pipeline_parallel": 2, "zero_stage": 3})
+    words = ["--space", "tiny", "--trainer", "fsdp2", "--explain", layout, "--export", "deepspeed"]
+    assert command_line(plan_command, [*words, "--out", str(tmp_path / "out")]) == 2
+    assert "the DeepSpeed worker cannot train the layout: pipel" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

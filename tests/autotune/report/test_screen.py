@@ -1,6 +1,8 @@
 """What a search shows while it goes, and at its end."""
 
 import io
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,12 @@ def test_a_line_for_each_trial(tmp_path: Path, terminal: bool) -> None:
     assert third.startswith("[    3/3] crashed") and third.endswith("(rank [1]: no)")
 
 
-def test_the_end_of_a_search(tmp_path: Path) -> None:
+@pytest.mark.parametrize("same_python", [True, False])
+def test_the_end_of_a_search(
+    same_python: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Path(sys.executable).parent / "python3" if same_python else "/elsewhere/python3"
+    monkeypatch.setattr(shutil, "which", lambda name: str(found))
     display = screen()
     ledger = Ledger(new_store(tmp_path, trainable="simulated", max_trials=1), display)
     explored = ledger.next_trial()
@@ -62,7 +69,8 @@ def test_the_end_of_a_search(tmp_path: Path) -> None:
     lines = shown(display).splitlines()
     assert any(line.startswith("finished: max_trials reached (1)") for line in lines)
     assert any("the best layout is not confirmed" in line and len(line) < 300 for line in lines)
-    assert f"train it with {tmp_path}/export/launch.sh" in lines
+    python = "" if same_python else f"PYTHON={sys.executable} "
+    assert f"train it with {python}{tmp_path}/export/launch.sh" in lines
     assert lines[-1] == "simulated: figures are predictions"
 
 
