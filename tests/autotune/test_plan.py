@@ -133,7 +133,16 @@ def test_where_nothing_fits_a_trainer_it_says_so(
 
 
 def test_a_trainer_without_any_layout_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--space", "llm13b", "--trainer", "megatron", "--fix", "zero_stage=3"]
+    arguments = [
+        "--space",
+        "llm13b",
+        "--trainer",
+        "megatron",
+        "--fix",
+        "zero_stage=3",
+        "--fix",
+        "pipeline_parallel=1",
+    ]
     assert command_line(main, arguments) == 2
     assert capsys.readouterr().err == (
         "error: llm13b has no layout that trainer megatron supports: trainer megatron has ZeRO "

@@ -57,6 +57,7 @@ def test_an_example_is_searched(package: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     # The guided search may be content with fewer.
     limits = ["--max-trials", "12", "--search", "random", "--out", str(out)]
+    limits += ["--training-gpu-hours", "1000000"]  # or it may end earlier
     command = ["--space", "tiny", "--trainable", "command", "--command", EXAMPLES[package]]
     done = run(*command, *limits, timeout=1700)
     assert done.returncode == 0, done.stderr
