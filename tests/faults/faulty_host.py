@@ -48,8 +48,8 @@ def main() -> None:
             callbacks["on_step"] = on_step
         real_train(spec, place, **callbacks)
 
-    def build_engine(*arguments: Any) -> Any:
-        engine = real_engine(*arguments)
+    def build_engine(*arguments: Any, **options: Any) -> Any:
+        engine = real_engine(*arguments, **options)
         fault = FAULTS.get(current[0] or "")
         faulty = fault is not None and dist.get_rank() == FAULTY_RANK
         return FaultyEngine(engine, fault) if fault is not None and faulty else engine
