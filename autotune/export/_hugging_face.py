@@ -1,6 +1,5 @@
 """What accelerate and the Trainer of transformers share: models of transformers, DeepSpeed."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from autotune.layout import Layout
@@ -33,9 +32,9 @@ def deepspeed_of(layout: Layout, request: Request) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name != "pipeline"}
 
 
-def deepspeed_notes(config: Mapping[str, Any]) -> list[str]:
-    """What DeepSpeed does not do with that configuration."""
-    if config["gradient_clipping"]:
+def deepspeed_notes(layout: Layout, request: Request) -> list[str]:
+    """What DeepSpeed does not do with that layout."""
+    if layout.zero_stage > 0 or request.space.precision == "bf16":
         return []
     return ["DeepSpeed cannot clip gradients by the global norm in fp32 with ZeRO 0."]
 

@@ -42,7 +42,7 @@ def _export(layout: Layout, request: Request) -> Export:
             f"tensor_parallel {layout.tensor_parallel} and zero_stage {layout.zero_stage}"
         )
     deepspeed = deepspeed_of(layout, request)
-    notes = [*_notes(layout), *deepspeed_notes(deepspeed)]
+    notes = [*_notes(layout), *deepspeed_notes(layout, request)]
     comment = heading(layout, request, CHECKED_AGAINST, notes)
     files: dict[str, str] = {}
     if layout.tensor_parallel == 1:

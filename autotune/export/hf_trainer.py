@@ -17,7 +17,7 @@ def _export(layout: Layout, request: Request) -> Export:
     """training_arguments.json, with DeepSpeed's configuration in it, and launch.sh."""
     refuse_parallel(layout, _PROGRAM, "tensor_parallel", "pipeline_parallel")
     deepspeed = deepspeed_of(layout, request)
-    notes = [*model_notes(layout), *deepspeed_notes(deepspeed)]
+    notes = [*model_notes(layout), *deepspeed_notes(layout, request)]
     if layout.activation_checkpointing == "selective":
         notes.append(
             f"{_PROGRAM} cannot recompute the attention core alone; nearest: no checkpointing, "
