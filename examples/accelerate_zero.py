@@ -8,6 +8,7 @@ It prints a line per step, as such loops do; accelerate_zero.toml reads that lin
 import argparse
 import time
 
+import deepspeed
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.utils import set_seed
@@ -29,6 +30,8 @@ def main() -> None:
     options = parser.parse_args()
 
     has_gpu = torch.cuda.is_available()
+    if not has_gpu:  # or DeepSpeed compiles C++ for minutes at its first start
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = Accelerator(
         cpu=not has_gpu,
         mixed_precision="bf16" if has_gpu else "no",

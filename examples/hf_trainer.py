@@ -10,6 +10,7 @@ import tempfile
 import time
 from typing import Any
 
+import deepspeed
 import torch
 from torch.utils.data import Dataset
 from transformers import (
@@ -82,6 +83,8 @@ def main() -> None:
     options = parser.parse_args()
 
     has_gpu = torch.cuda.is_available()
+    if not has_gpu:  # or DeepSpeed compiles C++ for minutes at its first start
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
