@@ -18,7 +18,7 @@ from autotune.cluster import Cluster
 from autotune.cost.columns import Array
 from autotune.cost.constants import Constants, known_constants
 from autotune.cost.model import CostModel, Prepared
-from autotune.cost.trainers import constants_for
+from autotune.cost.trainers import StatedTrainer, constants_for
 from autotune.hardware import Device, Measured, Network
 from autotune.trial.trial import Outcome
 
@@ -201,7 +201,7 @@ def _likeliest_spread(excess: Array, ran_out: NDArray[np.bool_]) -> float:
     return float(scales[int(np.argmin(log_loss))])
 
 
-def constants_before_any_fit(cluster: Cluster, trainer: str) -> Constants:
+def constants_before_any_fit(cluster: Cluster, trainer: StatedTrainer) -> Constants:
     """The constants of the cluster's device and network without any fitted ones."""
     return constants_for(
         before_any_fit(cluster.device), trainer, network_before_any_fit(cluster.links)

@@ -24,6 +24,7 @@ from autotune.calibration.rows import (
 )
 from autotune.calibration.spreadsheets import spreadsheet_rows
 from autotune.cluster import Cluster
+from autotune.cost.trainers import StatedTrainer
 from autotune.errors import InputError, first_line, in_field, shortened
 from autotune.hardware import device_named, network_named
 from autotune.inputs import LARGEST_TABLE, opened, shown, validated
@@ -58,8 +59,8 @@ class Sweep:
     model: Model
     precision: Precision
     cluster: Cluster
-    trainer: str
-    """The training code that ran them (a name of `autotune.cost.trainers`)."""
+    trainer: StatedTrainer
+    """The training code that ran them."""
     runs: tuple[RecordedRun, ...]
 
     @property

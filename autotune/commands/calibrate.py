@@ -26,6 +26,7 @@ from autotune.cost.constants import (
     bounds_of,
     known_constants,
 )
+from autotune.cost.trainers import trainer_of
 from autotune.errors import InputError, in_field
 from autotune.hardware import Device, Measured, Stated, device_to_json, known_devices
 from autotune.inputs import SMALLEST_AMOUNT, shown
@@ -61,9 +62,9 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
         dataclasses.replace(s, cluster=dataclasses.replace(s.cluster, device=device))
         for s in sweeps
     ]
-    _only({sweep.trainer for sweep in sweeps}, "trainer")
+    trainer = trainer_of(sweeps[0].trainer)
+    _only({trainer_of(sweep.trainer).name for sweep in sweeps}, "trainer")
     _only({sweep.cluster.links.name for sweep in sweeps}, "network")
-    trainer = sweeps[0].trainer
     out = out or Path(f"{device.name}.json")
     _refuse_unwritable(out)
     if not any(run.outcome in (Outcome.OK, Outcome.OOM) for s in sweeps for run in s.runs):
@@ -77,7 +78,7 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
     else:
         after, how = {sweeps[0].name: fitted}, "fitted on itself"
     source = f"fitted on {_described(sweeps)}"
-    calibrated = with_constants(device, trainer, before, fitted, source)
+    calibrated = with_constants(device, trainer.name, before, fitted, source)
     try:
         write_atomically(out, lambda path: path.write_text(device_to_json(calibrated), "utf-8"))
     except OSError as error:

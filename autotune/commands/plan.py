@@ -11,7 +11,7 @@ import click
 from autotune.commands.export import write_export
 from autotune.cost.feasibility import least_nodes
 from autotune.cost.model import CostModel, Estimates
-from autotune.cost.trainers import known_trainers, trainer_named
+from autotune.cost.trainers import Trainer, known_trainers, trainer_of
 from autotune.cost.uncertainty import step_time_interval
 from autotune.errors import InputError, in_field
 from autotune.export import formats
@@ -54,8 +54,8 @@ _DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multipr
 @click.option(
     "--trainer",
     default="deepspeed_llm",
-    metavar="NAME",
-    help="Training code to predict: " + ", ".join(known_trainers()) + ".",
+    metavar="NAME|FILE.json",
+    help="Training code to predict: " + ", ".join(known_trainers()) + ", or a file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def main(
@@ -83,14 +83,14 @@ def main(
     _check_export(explain, export, out)
     options = SpaceOptions(**given)
     with in_field("trainer"):
-        trainer_named(trainer)
+        own = trainer_of(trainer)
     device = _device(options.gpu, stated)
     if fit:
-        options = _on_fewest_nodes(options, device, trainer)
+        options = _on_fewest_nodes(options, device, own)
     space = space_from_options(options, device=device)
-    engine = {"deepspeed_engine": trainer_named(trainer).deepspeed_engine}
+    engine = {"deepspeed_engine": own.deepspeed_engine}
     space = space.replaced(engine, what=None)
-    model = CostModel(space.model, space.precision, space.cluster, trainer=trainer)
+    model = CostModel(space.model, space.precision, space.cluster, trainer=own)
     console = plain_console()
     if explain is not None:
         layout = _layout_to_explain(explain, space)
@@ -108,7 +108,7 @@ def main(
     if as_json:
         content = {
             "predicted": True,
-            "trainer": trainer,
+            "trainer": own.name,
             "nodes": space.cluster.nodes,
             "notes": list(space.model.notes),
             "layouts": ranked.rows(top),
@@ -131,7 +131,7 @@ def _check_export(explain: str | None, export: str | None, out: Path | None) -> 
 
 
 def _on_fewest_nodes(
-    options: SpaceOptions, device: Callable[[Device], Device], trainer: str
+    options: SpaceOptions, device: Callable[[Device], Device], trainer: Trainer
 ) -> SpaceOptions:
     """The options with the smallest number of nodes that a layout is likely to fit on."""
     if options.nodes is not None:

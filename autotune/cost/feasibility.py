@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from autotune.cost.model import CostModel
+from autotune.cost.trainers import StatedTrainer
 from autotune.errors import InputError
 from autotune.inputs import LARGEST_COUNT
 from autotune.space import SearchSpace
@@ -18,7 +19,7 @@ _DOUBLINGS = 8
 _MOST_BETWEEN = 16
 
 
-def why_nothing_fits(space: SearchSpace, trainer: str) -> str | None:
+def why_nothing_fits(space: SearchSpace, trainer: StatedTrainer) -> str | None:
     """What the space needs, as a sentence, where no layout is predicted to fit; else None.
 
     None also where the cost model does not know the device. `space` must have a layout.
@@ -44,7 +45,7 @@ class _Fit:
     capacity_gib: float
 
 
-def _best_fit(space: SearchSpace, trainer: str) -> _Fit | None:
+def _best_fit(space: SearchSpace, trainer: StatedTrainer) -> _Fit | None:
     try:
         model = CostModel(space.model, space.precision, space.cluster, trainer=trainer)
     except InputError:
@@ -62,7 +63,7 @@ def _best_fit(space: SearchSpace, trainer: str) -> _Fit | None:
     )
 
 
-def _least_nodes(space: SearchSpace, trainer: str) -> int | None:
+def _least_nodes(space: SearchSpace, trainer: StatedTrainer) -> int | None:
     """The smallest number of nodes on which a layout is likely to fit; None: not up to a limit.
 
     Doubled until one does, then the numbers in between are tried from below, at most
@@ -80,18 +81,20 @@ def _least_nodes(space: SearchSpace, trainer: str) -> int | None:
     return None
 
 
-def _likely_fits_on(space: SearchSpace, nodes: int, trainer: str) -> bool:
+def _likely_fits_on(space: SearchSpace, nodes: int, trainer: StatedTrainer) -> bool:
     cluster = dataclasses.replace(space.cluster, nodes=nodes)
     return likely_fits(space.replaced({"cluster": cluster}, what="nodes"), trainer)
 
 
-def likely_fits(space: SearchSpace, trainer: str) -> bool:
+def likely_fits(space: SearchSpace, trainer: StatedTrainer) -> bool:
     """Whether a layout of the space is predicted to fit, as likely as not."""
     fit = _best_fit(space, trainer)
     return fit is not None and fit.probability >= _LIKELY
 
 
-def least_nodes(space_on: Callable[[int], SearchSpace], trainer: str, most: int) -> int | None:
+def least_nodes(
+    space_on: Callable[[int], SearchSpace], trainer: StatedTrainer, most: int
+) -> int | None:
     """The smallest number of nodes, up to `most`, on which a layout is likely to fit; None: none.
 
     `space_on` makes the space of that many nodes. Numbers are doubled until one is enough; then

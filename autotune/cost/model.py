@@ -12,7 +12,13 @@ from autotune.cost.memory import PeakMemory, peak_memory
 from autotune.cost.setting import setting_of
 from autotune.cost.stages import Stages, stages_of
 from autotune.cost.time import StepTime, step_time
-from autotune.cost.trainers import constants_for, spreads_after_a_fit, spreads_for, trainer_named
+from autotune.cost.trainers import (
+    StatedTrainer,
+    constants_for,
+    spreads_after_a_fit,
+    spreads_for,
+    trainer_of,
+)
 from autotune.errors import InputError
 from autotune.layout import Layout
 from autotune.model import Model, Precision
@@ -51,18 +57,19 @@ class CostModel:
         precision: Precision,
         cluster: Cluster,
         *,
-        trainer: str = "deepspeed_llm",
+        trainer: StatedTrainer = "deepspeed_llm",
         constants: Constants | None = None,
     ) -> None:
         """`constants` replace those of the cluster's device and network, and count as fitted.
         Raises InputError where a needed figure of the device is unknown."""
-        self.trainer_name = trainer
-        self.setting = setting_of(model, precision, cluster, trainer_named(trainer))
-        self.constants = constants or constants_for(cluster.device, trainer, cluster.network)
+        own = trainer_of(trainer)
+        self.trainer_name = own.name
+        self.setting = setting_of(model, precision, cluster, own)
+        self.constants = constants or constants_for(cluster.device, own, cluster.network)
         self.spreads = (
             spreads_after_a_fit()
             if constants
-            else spreads_for(cluster.device, trainer, cluster.network)
+            else spreads_for(cluster.device, own, cluster.network)
         )
 
     def prepare(self, layouts: Sequence[Layout]) -> Prepared:

@@ -1,4 +1,4 @@
-"""The trainers (training code) that the cost model knows, one JSON file each in `data/trainers`.
+"""Trainers (training code), one JSON file each: those in `data/trainers`, and those of users.
 
 A file says what the trainer sends and what it hides behind computation, which precision its
 gradients have, and its own values of constants, each with its source.
@@ -6,16 +6,18 @@ gradients have, and its own values of constants, each with its source.
 
 import functools
 import importlib.resources
+import json
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune.cost.constants import Constants, bounds_of, known_constants
 from autotune.cost.stages import Partition
 from autotune.errors import InputError
-from autotune.hardware import Device, Kind, Measured, Network, usual_network
+from autotune.hardware import Device, Kind, Measured, Network, files, usual_network
 from autotune.hardware.constants import ConstantsOfFile
 from autotune.inputs import Flag, Name, json_object, listed, shown, validated
 from autotune.layout import Layout
@@ -55,13 +57,13 @@ class Trainer:
     """Which code it is, and where its figures come from."""
     partition: Partition
     """How it distributes layers over pipeline stages."""
-    states: str
+    states: Literal["deepspeed", "recorded", "megatron", "fsdp"]
     """Its formula of the memory of weights, gradients and optimiser states
     (`autotune.cost.states.STATES`)."""
     gradient_bytes: Literal[2, 4] | None = None
     """Bytes per element of gradients that are accumulated and reduced in mixed precision; null:
     those of the weights."""
-    sharding: Mapping[int, Sharding]
+    sharding: Mapping[Annotated[int, Field(ge=0, le=3)], Sharding]
     """By ZeRO stage."""
     deepspeed_engine: Flag = True
     """Whether it trains with DeepSpeed's engines, whose ZeRO stages 2 and 3 know no pipeline."""
@@ -86,6 +88,10 @@ class Trainer:
         return f"trainer {self.name} has ZeRO stage {stages} only, got {layout.zero_stage}"
 
 
+StatedTrainer = str | Mapping[str, Any] | Trainer
+"""A trainer, the content of its file, its name, or the path of its file (NAME.json)."""
+
+
 @functools.cache
 def known_trainers() -> dict[str, Trainer]:
     """All trainers with a file in `data/trainers`, by name."""
@@ -100,21 +106,36 @@ def known_trainers() -> dict[str, Trainer]:
     }
 
 
-def trainer_named(name: str) -> Trainer:
-    """The trainer of that name. Raises InputError for an unknown name."""
-    if name not in known_trainers():
-        raise InputError(f"trainer must be one of {', '.join(known_trainers())}, got {shown(name)}")
-    return known_trainers()[name]
+def trainer_of(stated: StatedTrainer) -> Trainer:
+    """The trainer that is stated. Raises InputError for an unknown name and for a bad file."""
+    if isinstance(stated, Trainer):
+        return stated
+    if isinstance(stated, str):
+        return files.named(Trainer, stated, known_trainers(), what="trainer")
+    return validated(Trainer, stated, what="trainer")
 
 
-def assumed_constants(trainer: str) -> dict[str, float]:
+def trainer_content(trainer: Trainer) -> dict[str, Any]:
+    """What the trainer's file holds; `trainer_of` reads it back equal."""
+    content: dict[str, Any] = pydantic.TypeAdapter(Trainer).dump_python(trainer, mode="json")
+    return content
+
+
+def trainer_to_json(trainer: Trainer) -> str:
+    """The trainer's file."""
+    return json.dumps(trainer_content(trainer), indent=2) + "\n"
+
+
+def assumed_constants(trainer: StatedTrainer) -> dict[str, float]:
     """The values of that trainer where nothing is known of device and network."""
     values = {name: constant.value for name, constant in known_constants().items()}
-    own = trainer_named(trainer)
+    own = trainer_of(trainer)
     return {**values, **_checked(f"trainer {own.name}", own.constants)}
 
 
-def constants_for(device: Device, trainer: str, network: Network | None = None) -> Constants:
+def constants_for(
+    device: Device, trainer: StatedTrainer, network: Network | None = None
+) -> Constants:
     """The constants of that trainer on that device and network (None: the device's usual one).
 
     Constants in the device's file override those of the network: a file that `autotune calibrate`
@@ -125,12 +146,13 @@ def constants_for(device: Device, trainer: str, network: Network | None = None) 
             f"hardware {device.name}: trainer must be one of {', '.join(known_trainers())}, "
             f"got {shown(min(unknown))}"
         )
+    own = trainer_of(trainer)
     links = network or usual_network(device)
     return {
-        **assumed_constants(trainer),
+        **assumed_constants(own),
         **_checked(f"network {links.name}", links.constants),
         **_checked(f"hardware {device.name}", device.constants),
-        **_checked(f"hardware {device.name}", device.trainers.get(trainer, {})),
+        **_checked(f"hardware {device.name}", device.trainers.get(own.name, {})),
     }
 
 
@@ -138,14 +160,17 @@ def constants_for(device: Device, trainer: str, network: Network | None = None) 
 _KNOWN = {"fitted": 0.2, "stated": 0.5, "assumed": 1.0}
 
 
-def spreads_for(device: Device, trainer: str, network: Network | None = None) -> dict[str, float]:
+def spreads_for(
+    device: Device, trainer: StatedTrainer, network: Network | None = None
+) -> dict[str, float]:
     """Standard deviation of the logarithm of each constant of `constants_for`."""
+    own = trainer_of(trainer)
     kinds: dict[str, Kind] = {}
     for constants in (
-        trainer_named(trainer).constants,
+        own.constants,
         (network or usual_network(device)).constants,
         device.constants,
-        device.trainers.get(trainer, {}),
+        device.trainers.get(own.name, {}),
     ):
         kinds.update({name: constant.kind for name, constant in constants.items()})
     return {

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from autotune.cost.columns import Array
 from autotune.cost.minimum import minimum_step_seconds
-from autotune.cost.trainers import trainer_named
+from autotune.cost.trainers import StatedTrainer, trainer_of
 from autotune.store.record import TrialRecord
 from autotune.trial.measurement import Measurement
 from autotune.trial.trial import Outcome, StepReport, TrialSpec
@@ -33,7 +33,7 @@ class FinalLoss:
 
 
 def why_impossible(
-    spec: TrialSpec, measurement: Measurement, steps: Sequence[StepReport], trainer: str
+    spec: TrialSpec, measurement: Measurement, steps: Sequence[StepReport], trainer: StatedTrainer
 ) -> str | None:
     """Why the figures of one trial are impossible (not compared to others); None: they are not."""
     peak = spec.cluster.device.peak_bf16_tflops
@@ -42,7 +42,7 @@ def why_impossible(
             spec.layout,
             spec.model,
             peak_flops_per_second=peak * 1e12,
-            partition=trainer_named(trainer).partition,
+            partition=trainer_of(trainer).partition,
         )
         if measurement.step_seconds < bound:
             return (

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autotune.cost.setting import setting_of
-from autotune.cost.trainers import trainer_named
+from autotune.cost.trainers import trainer_of
 from autotune.errors import InputError
 from autotune.hardware import Device, device_of_accelerator
 from autotune.inputs import shown
@@ -104,7 +104,7 @@ def _with_usable_search(fitted: Fitted) -> Fitted:
         return fitted
     try:
         setting_of(
-            space.model, space.precision, space.cluster, trainer_named(request.description.trainer)
+            space.model, space.precision, space.cluster, trainer_of(request.description.trainer)
         )
     except InputError:
         return fitted.changed(

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 
 from autotune.calibration.recorded_runs import Sweep, read_sweeps
-from autotune.cost.trainers import constants_for, trainer_named
+from autotune.cost.trainers import constants_for, trainer_of
 from autotune.errors import ClusterTooSmall, InputError, in_field, shortened
 from autotune.inputs import default_of, listed, shown, validated
 from autotune.layout import SEARCHED, Layout
@@ -169,7 +169,7 @@ def _as_the_trainable_needs(description: TrainableDescription, space: SearchSpac
     }
     fields: dict[str, Any] = {
         **steps,
-        "deepspeed_engine": trainer_named(description.trainer).deepspeed_engine,
+        "deepspeed_engine": trainer_of(description.trainer).deepspeed_engine,
     }
     cluster = space.cluster
     if cluster.device.kind == "cpu" and not description.limits_memory:

@@ -10,7 +10,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from autotune.cost.trainers import known_trainers
+from autotune.cost.trainers import trainer_of
 from autotune.layout import SEARCHED, Layout
 from autotune.named_spaces import load_space
 from autotune.space import SearchSpace
@@ -95,7 +95,7 @@ class TrainableContract:
         """Its description names a trainer and dimensions that the tuner knows."""
         description = self.description
         assert description.name and not description.name.startswith("-")
-        assert description.trainer in known_trainers()
+        assert trainer_of(description.trainer).name
         assert set(description.dimensions) <= set(SEARCHED)
         assert (description.notice is None) == (description.trains == "real")
         if description.trains == "recorded":

@@ -124,9 +124,9 @@ class TrainableDescription:
     trains: Literal["real", "recorded", "nothing"]
     """Where figures come from: measured on the cluster ("real"), replayed ("recorded") or
     simulated ("nothing"). Only "real" needs devices, and only "recorded" needs recorded runs."""
-    trainer: str
-    """The trainer whose step the cost model predicts: constants are fitted under this name
-    (`autotune.cost.trainers`)."""
+    trainer: str | Mapping[str, Any]
+    """The trainer whose step the cost model predicts: its name or the content of its file
+    (`autotune.cost.trainers`). Constants are fitted under its name."""
     make: Callable[[TrainableSetup], Trainable]
     """Creates the trainable on the head; heavy imports belong here. Raises InputError."""
     check_model: Callable[[Model], None] = lambda model: None

@@ -208,7 +208,7 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--memory-gib": AMOUNTS,
         "--memory-bandwidth": AMOUNTS,
         "--multiprocessors": COUNTS,
-        "--trainer": ("", "mine", "Megatron", LONG_NAME),
+        "--trainer": ("", "mine", "Megatron", LONG_NAME, "none.json", "/dev/null.json"),
     },
     "calibrate": {
         "--gpu": SPACE_OPTIONS["--gpu"],

@@ -1,5 +1,6 @@
 """The planner's command line: rankings, explanations, and what it refuses."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from autotune.commands.plan import main
+from autotune.cost.trainers import trainer_of, trainer_to_json
 from autotune.layout import layout_from_mapping
 from autotune.named_spaces import load_space
 from autotune.options.command_line import command_line
@@ -121,6 +123,15 @@ def test_other_trainers_and_networks_are_planned(capsys: pytest.CaptureFixture[s
     )
     assert slow > 2 * fast
     assert best(*fixed, "--network-gbit", 1600)["layouts"] == best(*fixed)["layouts"]
+
+
+def test_a_trainer_of_a_file_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    megatron = trainer_of("megatron")
+    file = tmp_path / "mine.json"
+    file.write_text(trainer_to_json(dataclasses.replace(megatron, name="mine")))
+    mine = planned(capsys, "--space", "llm13b", "--top", 1, "--trainer", file)
+    known = planned(capsys, "--space", "llm13b", "--top", 1, "--trainer", "megatron")
+    assert mine["trainer"] == "mine" and mine["layouts"] == known["layouts"]
 
 
 @pytest.mark.parametrize("trainer", ["megatron", "nemo", "fsdp2", "hagemann2023"])

@@ -12,16 +12,18 @@ from autotune.trial.trainable import CommandLine, Trainable, TrainableDescriptio
 from autotune.trial.trial import TrialSpec
 from trainables.command.placeholders import placeholder_values
 from trainables.command.reading import how_figures_were_read
-from trainables.command.recipe import recipe_of
+from trainables.command.recipe import checked_trainer, recipe_of
 from trainables.command.recipe_file import read_recipe
 from trainables.command.template import command_template
 
 
 def _configured(values: Mapping[str, Any]) -> TrainableDescription:
     recipe = recipe_of(values)
-    if recipe.trainer not in known_trainers():
+    # A stored request has the content of a file, so no file is read for it.
+    if isinstance(recipe.trainer, str) and recipe.trainer not in known_trainers():
         known = listed(sorted(known_trainers()))
         raise InputError(f"command: trainer must be one of {known}, got {shown(recipe.trainer)}")
+    checked_trainer(recipe.trainer)
     return dataclasses.replace(
         DESCRIPTION,
         dimensions=recipe.varied,

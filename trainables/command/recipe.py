@@ -9,6 +9,8 @@ import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from autotune.cost.trainers import StatedTrainer, Trainer, trainer_of
+from autotune.errors import InputError
 from autotune.inputs import (
     LARGEST_COUNT,
     Flag,
@@ -53,6 +55,16 @@ ANY_OTHER = "*"
 Word = Annotated[str, Field(strict=True)]
 FileName = Annotated[str, Field(strict=True, pattern=r"^[\w-][\w.-]*$")]
 Words = tuple[Word, ...]
+
+
+def _name_or_content(stated: Any) -> Any:
+    if not isinstance(stated, (str, Mapping)):
+        raise ValueError(f"trainer must be a name or FILE.json, got {shown(stated)}")
+    return stated
+
+
+NameOrContent = Annotated[str | Mapping[str, Any], pydantic.BeforeValidator(_name_or_content)]
+"""A trainer's name, or what its file holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
@@ -130,8 +142,9 @@ class Recipe:
     """Measured steps after them; None: those of the space."""
     trial_timeout_seconds: PositiveFloat | None = None
     """A trial that takes longer ends as a timeout; None: that of the search."""
-    trainer: str = "deepspeed_llm"
-    """The trainer whose constants the predictions begin with (`autotune.cost.trainers`)."""
+    trainer: NameOrContent = "deepspeed_llm"
+    """The trainer whose constants the predictions begin with (`autotune.cost.trainers`): its name,
+    or FILE.json relative to this file; as stored, the content of that file."""
 
     def __post_init__(self) -> None:
         for text in self.files.values():
@@ -239,6 +252,14 @@ class Recipe:
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
     """The recipe of such values. Raises InputError."""
     return validated(Recipe, values, what="command")
+
+
+def checked_trainer(stated: StatedTrainer) -> Trainer:
+    """The trainer of a name, a file or a file's content. Raises InputError."""
+    try:
+        return trainer_of(stated)
+    except InputError as error:
+        raise InputError(f"command: {error}") from None
 
 
 def _text(value: object) -> str:

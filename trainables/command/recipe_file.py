@@ -6,10 +6,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from autotune.cost.trainers import trainer_content
 from autotune.errors import InputError, first_line, shortened
 from autotune.inputs import read_text, shown
 from autotune.user_code import run_user_code
-from trainables.command.recipe import recipe_of
+from trainables.command.recipe import checked_trainer, recipe_of
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -33,6 +34,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         values = {**values, "directory": str(folder)}
         if isinstance(files := values.get("files"), dict):
             values["files"] = {name: _text_of(name, file, folder) for name, file in files.items()}
+        trainer = values.get("trainer")
+        if isinstance(trainer, str) and trainer.endswith(".json"):
+            values["trainer"] = trainer_content(checked_trainer(str(path.parent / trainer)))
     recipe_of(values)
     return values
 

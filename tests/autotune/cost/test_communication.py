@@ -1,13 +1,15 @@
 """What is sent over links and network cards, by hand; and what computation hides of it."""
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 
 from autotune.cluster import Cluster
 from autotune.cost.model import CostModel
-from autotune.cost.trainers import known_trainers
+from autotune.cost.states import STATES
+from autotune.cost.trainers import known_trainers, trainer_of, trainer_to_json
 from autotune.errors import InputError
 from autotune.hardware import Network, device_named
 from autotune.layout import Layout
@@ -239,3 +241,5 @@ def test_every_trainer_says_where_it_is_from() -> None:
     for name, trainer in known_trainers().items():
         assert trainer.name == name and len(trainer.source) > 20
         assert all(constant.source for constant in trainer.constants.values())
+        assert trainer.states in STATES
+        assert trainer_of(json.loads(trainer_to_json(trainer))) == trainer

@@ -1,14 +1,18 @@
 """Reading the TOML file of a training command: each field, and what is wrong with it."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from autotune.cost.trainers import trainer_content, trainer_of, trainer_to_json
 from autotune.errors import InputError
 from autotune.layout import Layout
+from autotune.ledger.search_setup import cost_model_of
 from autotune.options.search_options import SearchOptions, request_from_options
+from autotune.store.run_directory import create_run, open_run
 from tests.trainables.command.conftest import CommandContract
 from tests.trainables.command.recipes import recipe
 from trainables.command.figures import BadReport, Lines, line_reader, reported, step_seconds
@@ -123,7 +127,7 @@ def test_a_mapped_value_may_have_placeholders_and_a_star_is_any_other() -> None:
         ({"out_of_memory": {"exit_statuses": [0]}}, "exit_statuses must be greater .*, got 0"),
         ({"comparable_losses": 1}, "comparable_losses must be a valid boolean, got 1"),
         ({"stop_seconds": 31}, "stop_seconds must be less than or equal to 30, got 31"),
-        ({"trainer": 1}, "trainer must be a valid string, got 1"),
+        ({"trainer": 1}, "trainer must be a name or FILE.json, got 1"),
         ({"shell": True}, "unknown key shell"),
     ],
 )
@@ -240,6 +244,38 @@ def test_an_unknown_trainer(tmp_path: Path) -> None:
     file = write(tmp_path / "mine.toml", 'trainer = "x"')
     with pytest.raises(InputError, match=r"command: trainer must be one of .*, got 'x'"):
         request_from_options(SearchOptions(space="tiny", trainable="command", command=file))
+
+
+def test_a_trainer_of_a_file(tmp_path: Path) -> None:
+    """It is read once: what is stored with the request needs the file no more."""
+    trainer = dataclasses.replace(trainer_of("megatron"), name="mine", constants={})
+    (tmp_path / "mine.json").write_text(trainer_to_json(trainer))
+    file = write(tmp_path / "mine.toml", 'trainer = "mine.json"')
+    request = request_from_options(SearchOptions(space="tiny", trainable="command", command=file))
+    (tmp_path / "mine.json").unlink()
+    create_run(tmp_path / "run", request)
+    stored = open_run(tmp_path / "run").request
+    assert trainer_of(stored.description.trainer) == trainer
+    assert cost_model_of(stored).setting.trainer == trainer
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"hides_tensor_parallel": "always"}, "hides_tensor_parallel must be 'never', 'backward'"),
+        ({"states": "mine"}, "states must be 'deepspeed', 'recorded', 'megatron'"),
+        ({"sharding": {"4": {}}}, "sharding"),
+        ({"speed": 1}, "unknown key speed"),
+        ({"constants": {"speed": {"value": 1, "kind": "stated", "source": ""}}}, "got 'speed'"),
+    ],
+)
+def test_a_bad_file_of_a_trainer(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    content = trainer_content(dataclasses.replace(trainer_of("megatron"), name="mine"))
+    (tmp_path / "mine.json").write_text(json.dumps({**content, **changes}))
+    file = write(tmp_path / "mine.toml", 'trainer = "mine.json"')
+    with pytest.raises(InputError) as error:
+        request_from_options(SearchOptions(space="tiny", trainable="command", command=file))
+    assert sentence in str(error.value)
 
 
 def test_figures_of_a_log() -> None:
