@@ -1,5 +1,6 @@
 """The cost model: predicted step time and peak memory of layouts, with their uncertainty."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 
@@ -7,13 +8,14 @@ import numpy as np
 
 from autotune.cluster import Cluster
 from autotune.cost.columns import Array, Columns, columns_of
-from autotune.cost.constants import Constants
+from autotune.cost.constants import Constants, known_constants
 from autotune.cost.memory import PeakMemory, peak_memory
 from autotune.cost.setting import setting_of
 from autotune.cost.stages import Stages, stages_of
 from autotune.cost.time import StepTime, step_time
 from autotune.cost.trainers import (
     StatedTrainer,
+    Trainer,
     constants_for,
     spreads_after_a_fit,
     spreads_for,
@@ -71,6 +73,20 @@ class CostModel:
             if constants
             else spreads_for(cluster.device, own, cluster.network)
         )
+
+    def of_trainer(self, trainer: Trainer) -> "CostModel":
+        """The cost model of another trainer on the same hardware. Constants that the file of
+        neither trainer states stay as they are: what was fitted or measured holds for both."""
+        other = copy.copy(self)
+        other.trainer_name = trainer.name
+        other.setting = dataclasses.replace(self.setting, trainer=trainer)
+        known = known_constants()
+        other.constants = {
+            **self.constants,
+            **{name: known[name].value for name in self.setting.trainer.constants},
+            **{name: constant.value for name, constant in trainer.constants.items()},
+        }
+        return other
 
     def prepare(self, layouts: Sequence[Layout]) -> Prepared:
         """Convert legal layouts to arrays once, to estimate them with different constants.

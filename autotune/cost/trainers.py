@@ -4,6 +4,7 @@ A file says what the trainer sends and what it hides behind computation, which p
 gradients have, and its own values of constants, each with its source.
 """
 
+import dataclasses
 import functools
 import importlib.resources
 import json
@@ -124,6 +125,22 @@ def trainer_content(trainer: Trainer) -> dict[str, Any]:
 def trainer_to_json(trainer: Trainer) -> str:
     """The trainer's file."""
     return json.dumps(trainer_content(trainer), indent=2) + "\n"
+
+
+def alternatives(trainer: Trainer) -> list[Trainer]:
+    """What training code may be that is thought to be `trainer`: the same but hiding all
+    communication that computation can hide, and each other known trainer."""
+    hides_all = dataclasses.replace(
+        trainer,
+        name=f"{trainer.name}, hiding all",
+        hides_tensor_parallel="passes",
+        hides_with_stages=True,
+        sharding={
+            stage: dataclasses.replace(sharding, hides_reduction=True, hides_gathering=True)
+            for stage, sharding in trainer.sharding.items()
+        },
+    )
+    return [hides_all, *(o for name, o in known_trainers().items() if name != trainer.name)]
 
 
 def assumed_constants(trainer: StatedTrainer) -> dict[str, float]:

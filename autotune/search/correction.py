@@ -6,21 +6,18 @@ that the formulas leave out: a squared exponential of the distance of the layout
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
-from scipy.special import expit
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import log_ndtr
 
 from autotune.cost.columns import Array, mapped
 from autotune.layout import DIMENSIONS, Layout
 
 # Length scale of the squared exponential kernel, in units of `features`.
 _LENGTH_SCALE = 1.5
-_NEWTON_STEPS = 100
-_HALVINGS = 30
-# Newton's method has converged where no error changes by more.
-_CONVERGED = 1e-10
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,7 +27,7 @@ class Covariance:
     factors: Array
     """[n, k] change of the error if a constant is off by one standard deviation."""
     features: Array
-    """[n, f] features of the layouts (`features_of`)."""
+    """[n, f] features of the layouts: those that are alike have like errors."""
     local: float
     """Standard deviation of the effects that the formulas leave out."""
 
@@ -63,20 +60,22 @@ def features_of(layouts: Sequence[Layout]) -> Array:
 
 
 class Regression:
-    """Gaussian process regression over n layouts, extended by one measurement at a time.
+    """Gaussian process regression over n layouts, extended by one result at a time.
 
-    It keeps the Cholesky factor of the measurements' covariance, continued to all layouts: a row
-    [n] per measurement. So measurement number m takes O(m n) operations, and never a solution of
-    all of them anew, which takes O(m^3). The order of the measurements decides the rounding.
+    It keeps the Cholesky factor of the results' covariance, continued to all layouts: a row [n] per
+    result. So result number m takes O(m n) operations, and never a solution of all of them anew,
+    which takes O(m^3). The order of the results decides the rounding.
     """
 
     def __init__(self, prior: Covariance) -> None:
-        """Without measurements the mean is 0."""
+        """Without results the mean is 0."""
         self._prior = prior
         self.variance: Array = prior.variance()
         """[n] posterior variance of each layout's error."""
         self.mean: Array = np.zeros_like(self.variance)
         """[n] posterior mean of each layout's error."""
+        self.log_evidence = 0.0
+        """Logarithm of the probability (density) of all results before they were known."""
         self._rows = _Rows(len(self.variance))
 
     def covariance_with(self, index: int) -> Array:
@@ -85,35 +84,54 @@ class Regression:
         result: Array = self._prior.between([index])[:, 0] - rows[:, index] @ rows
         return result
 
-    def measure(self, index: int, error: float, noise: float) -> Array:
+    def measure(self, index: int, error: float, noise: float) -> None:
         """Take in the error of the layout at `index`, measured with a standard deviation of
-        `noise`. Returns the row [n] whose outer product with itself was subtracted from the
-        posterior covariance."""
+        `noise`."""
         covariance = self.covariance_with(index)
         deviation = np.sqrt(covariance[index] + noise**2)
-        row: Array = covariance / deviation
-        self.mean = self.mean + row * ((error - self.mean[index]) / deviation)
+        surprise = (error - self.mean[index]) / deviation
+        self.log_evidence += float(stats.norm.logpdf(surprise) - np.log(deviation))
+        self._update(covariance / deviation, surprise, 1.0)
+
+    def compare(self, index: int, bound: float, noise: float, *, is_above: bool) -> None:
+        """Take in that the error of the layout at `index` is above `bound`, or below.
+
+        `noise` is the standard deviation of the bound. The posterior is then the Gaussian with the
+        mean and the variance that it really has (assumed density filtering: Rasmussen and Williams
+        2006, section 3.6 and equations 3.57 and 3.58).
+        """
+        covariance = self.covariance_with(index)
+        deviation = np.sqrt(covariance[index] + noise**2)
+        sign = 1.0 if is_above else -1.0
+        margin = sign * (self.mean[index] - bound) / deviation
+        log_probability = float(log_ndtr(margin))
+        hazard = float(np.exp(stats.norm.logpdf(margin) - log_probability))
+        self.log_evidence += log_probability
+        self._update(covariance / deviation, sign * hazard, hazard * (margin + hazard))
+
+    def _update(self, row: Array, surprise: float, known: float) -> None:
+        """Move the mean by `surprise` rows; subtract `known` times the row's outer product with
+        itself from the covariance."""
+        self.mean = self.mean + row * surprise
+        row = row * np.sqrt(np.clip(known, 0.0, 1.0))
         self.variance = self.variance - row**2
         self._rows.append(row)
-        return row
 
 
 class MemoryCorrection:
-    """Maximum a posteriori error of log(peak / capacity) for all n layouts.
+    """Error of log(peak / capacity) for all n layouts, from peaks and from who ran out of memory.
 
-    Likelihood of a layout that ran: Gaussian with standard deviation `spread` where its peak was
-    measured; else logistic with that scale, for running out of memory or not. The Gaussian ones are
-    a regression, and Newton's method finds the mode over the others alone, given that.
+    A layout runs out of memory where its peak is above the capacity.
     """
 
-    def __init__(self, prior: Covariance, log_memory: Array, spread: float) -> None:
-        """`log_memory` [n] is the predicted log(peak / capacity)."""
+    def __init__(self, prior: Covariance, log_memory: Array, noise: float) -> None:
+        """`log_memory` [n] is the predicted log(peak / capacity), `noise` the standard deviation
+        of a measurement of it."""
         self._prior = prior
         self._log_memory = log_memory
-        self._spread = spread
+        self._noise = noise
         self._observations: dict[int, tuple[bool, float | None]] = {}
-        self._mean: Array | None = None
-        self._start()
+        self._regression = Regression(prior)
 
     def observe(self, index: int, *, ran_out: bool, peak: float | None) -> None:
         """Learn whether the layout at `index` ran out of memory, and its log(peak / capacity)
@@ -123,80 +141,33 @@ class MemoryCorrection:
         if not replaces:
             self._learn(index, ran_out, peak)
             return
-        self._start()
+        self._regression = Regression(self._prior)
         for earlier, observation in self._observations.items():
             self._learn(earlier, *observation)
 
     @property
     def mean(self) -> Array:
-        """[n] the most probable error of each layout."""
-        if self._mean is None:
-            self._mean = self._regression.mean
-            if self._without_peak:
-                self._mean = self._mean + self._from_outcomes()
-        return self._mean
+        """[n] expected error of each layout."""
+        return self._regression.mean
 
-    def _start(self) -> None:
-        self._regression = Regression(self._prior)
-        self._without_peak: list[int] = []
-        self._ran_out: list[bool] = []
-        # Posterior covariance of all layouts with each one whose peak is not known.
-        self._columns = _Rows(len(self._log_memory))
+    @property
+    def log_evidence(self) -> float:
+        """As of `Regression`."""
+        return self._regression.log_evidence
 
-    def _learn(self, index: int, ran_out: bool, peak: float | None) -> None:
-        self._mean = None
-        if peak is None:
-            self._columns.append(self._regression.covariance_with(index))
-            self._without_peak.append(index)
-            self._ran_out.append(ran_out)
-            return
-        row = self._regression.measure(index, peak - self._log_memory[index], self._spread)
-        columns = self._columns.filled
-        columns -= np.outer(row[self._without_peak], row)
-
-    def _from_outcomes(self) -> Array:
-        """[n] change of the regression's mean by the layouts whose peak is not known."""
-        known = self._without_peak
-        columns = self._columns.filled
-        prior = columns[:, known] + 1e-8 * np.eye(len(known))
-        predicted = self._log_memory[known] + self._regression.mean[known]
-        # In units of `spread`; where it ran out, the other way round.
-        sign = np.where(self._ran_out, -1.0, 1.0) / self._spread
-
-        def log_posterior(weights: Array) -> float:
-            error = prior @ weights
-            likelihood = -np.logaddexp(0, sign * (predicted + error)).sum()
-            return float(likelihood - weights @ error / 2)
-
-        weights = np.zeros(len(known))
-        for _ in range(_NEWTON_STEPS):
-            error = prior @ weights
-            # Probability of the opposite outcome; slope and curvature of the log likelihood.
-            miss = expit(sign * (predicted + error))
-            slope = -sign * miss
-            curvature = sign**2 * miss * (1 - miss)
-            # Rasmussen and Williams 2006, algorithm 3.1: nothing is inverted.
-            root = np.sqrt(curvature)
-            wanted = curvature * error + slope
-            factor = cho_factor(np.eye(len(known)) + root[:, None] * prior * root)
-            step = wanted - root * cho_solve(factor, root * (prior @ wanted)) - weights
-            step = _uphill(log_posterior, weights, step)
-            weights = weights + step
-            if np.abs(prior @ step).max() < _CONVERGED:
-                break
-        result: Array = weights @ columns
+    def fit_probability(self, indices: NDArray[np.int64]) -> Array:
+        """Probability that the layouts at `indices` do not run out of memory."""
+        variance = np.maximum(self._regression.variance[indices], 0.0) + self._noise**2
+        excess = self._log_memory[indices] + self.mean[indices]
+        result: Array = stats.norm.cdf(-excess / np.sqrt(variance))
         return result
 
-
-def _uphill(function: Callable[[Array], float], start: Array, step: Array) -> Array:
-    """The step, halved until the function does not decrease: a full step of Newton's method may go
-    so far beyond the maximum that the next one returns to the start."""
-    least = function(start)
-    for _ in range(_HALVINGS):
-        if function(start + step) >= least:
-            return step
-        step = step / 2
-    return np.zeros_like(step)  # the function is flat to rounding
+    def _learn(self, index: int, ran_out: bool, peak: float | None) -> None:
+        predicted = float(self._log_memory[index])
+        if peak is None:
+            self._regression.compare(index, -predicted, self._noise, is_above=ran_out)
+        else:
+            self._regression.measure(index, peak - predicted, self._noise)
 
 
 class _Rows:

@@ -1,5 +1,8 @@
 """Bayesian optimisation with the cost model as the prior mean.
 
+The trainer that the cost model describes may not be the one that trains: the predictions are
+averages over the known trainers (`autotune.search.averaging`).
+
 The acquisition function is expected improvement over the best layout so far, times the probability
 to fit into memory, per expected second of the trial. A layout that will probably run out of memory
 is not ruled out: its trial is short, and the fastest layouts are often those that just fit.
@@ -10,23 +13,18 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from autotune.cost.columns import Array
-from autotune.cost.model import fit_probability
 from autotune.layout import Layout
-from autotune.search.correction import Covariance, MemoryCorrection, Regression, features_of
+from autotune.search.averaging import AveragedPredictions
 from autotune.search.prior import Prediction, Prior
 from autotune.search.protocol import NOTHING_LEFT, Observation
 from autotune.trial.trial import Outcome
 
-# Standard deviations in the logarithm, as multiples of the cost model's known error on the device
-# (`time_spread`, `memory_spread`): of effects that the formulas leave out, and of a measurement.
-_LOCAL_TIME = 0.5
-_LOCAL_MEMORY = 1.0
+# Standard deviation of a measured log(step time), as a multiple of the cost model's known error on
+# the device (`time_spread`).
 _NOISE = 0.25
 _LEAST_NOISE = 0.01
-_LEAST_VARIANCE = 1e-8
 # The noise of a stopped trial is larger by this factor: it has few steps.
 _NOISE_OF_STOPPED = 3
 # Layouts whose acquisition values differ by less (relative) are tied; the seed breaks ties.
@@ -63,11 +61,7 @@ class GuidedSearch:
         self._is_open = np.ones(len(prior.layouts), dtype=np.bool_)
         costs = np.array([cost.seconds(layout) for layout in prior.layouts]).reshape(-1, 2)
         self._startup_seconds, self._steps = costs.T
-        features = features_of(prior.layouts)
-        time = Covariance(prior.time_factors, features, _LOCAL_TIME * prior.time_spread)
-        memory = Covariance(prior.memory_factors, features, _LOCAL_MEMORY * prior.memory_spread)
-        self._time = Regression(time)
-        self._memory = MemoryCorrection(memory, prior.log_memory, prior.memory_spread)
+        self._predictions = AveragedPredictions(prior)
         self._noise = max(_LEAST_NOISE, _NOISE * prior.time_spread)
         self._finished: dict[int, float] = {}
         self.stopped_because = NOTHING_LEFT
@@ -88,7 +82,7 @@ class GuidedSearch:
         return self._prior.layouts[chosen]
 
     def tell(self, observation: Observation) -> None:
-        """Update the Gaussian processes with the result."""
+        """Correct the predictions by the result."""
         index = self._prior.place(observation.layout)
         if index is None:
             return
@@ -96,9 +90,8 @@ class GuidedSearch:
         seconds = observation.step_seconds
         if seconds is not None:
             finished = observation.outcome is Outcome.OK
-            error = float(np.log(seconds)) - float(self._prior.log_seconds[index])
             noise = self._noise * (1 if finished else _NOISE_OF_STOPPED)
-            self._time.measure(index, error, noise)
+            self._predictions.measure(index, float(np.log(seconds)), noise)
             if finished:
                 self._finished[index] = seconds
         ran_out = observation.outcome is Outcome.OOM
@@ -109,7 +102,7 @@ class GuidedSearch:
             share = None
             if peak is not None and not ran_out:
                 share = float(np.log(peak / self._prior.estimates.capacity_gib))
-            self._memory.observe(index, ran_out=ran_out, peak=share)
+            self._predictions.observe_memory(index, ran_out=ran_out, peak=share)
 
     def discard(self, layouts: Iterable[Layout]) -> None:
         """Never propose these."""
@@ -122,10 +115,13 @@ class GuidedSearch:
         index = self._prior.place(layout)
         if index is None:
             return None
-        prior = self._prior
-        log_seconds = prior.log_seconds[index] + self._time.mean[index]
-        log_memory = prior.log_memory[index] + self._memory.mean[index]
-        return prior.prediction_of(log_seconds, log_memory)
+        predictions, at = self._predictions, np.array([index])
+        peak = np.exp(predictions.log_memory(at)) * self._prior.estimates.capacity_gib
+        return Prediction(
+            step_seconds=float(np.exp(predictions.log_seconds(at))[0]),
+            peak_memory_gib=float(peak[0]),
+            fit_probability=float(predictions.fit_probability(at)[0]),
+        )
 
     @property
     def _best(self) -> float | None:
@@ -134,18 +130,14 @@ class GuidedSearch:
 
     def _expectations(self, indices: NDArray[np.int64]) -> tuple[Array, Array, Array]:
         """Expected improvement (of log time), probability to fit, expected seconds of a trial."""
-        mean = self._prior.log_seconds[indices] + self._time.mean[indices]
-        deviation = np.sqrt(np.maximum(self._time.variance[indices], _LEAST_VARIANCE))
-        memory = self._prior.log_memory[indices] + self._memory.mean[indices]
-        probability = fit_probability(np.exp(memory), self._prior.memory_spread)
+        predictions = self._predictions
+        mean = predictions.log_seconds(indices)
+        # Until a first layout has run, the trainer is taken for the one that it is said to be.
+        probability = predictions.fit_probability(indices, as_stated=self._best is None)
         if self._best is None:
-            # No layout has run yet: speed relative to the fastest candidate.
-            improvement = np.exp(mean.min() - mean)
+            improvement = predictions.speed(indices)
         else:
-            normalised = (np.log(self._best) - mean) / deviation
-            improvement = deviation * (
-                normalised * stats.norm.cdf(normalised) + stats.norm.pdf(normalised)
-            )
+            improvement = predictions.improvement(indices, float(np.log(self._best)))
         running = self._steps[indices] * np.exp(mean)
         return improvement, probability, self._startup_seconds[indices] + probability * running
 
