@@ -8,6 +8,7 @@ import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from autotune.cost.trainers import trainer_of
 from autotune.errors import InputError
 from autotune.inputs import Flag, PositiveFloat, PositiveInt, shown, validated
 from autotune.layout import Layout
@@ -67,6 +68,8 @@ class Request:
     """Path of recorded runs to replay; None: no replay."""
     command: Mapping[str, Any] | None = None
     """The training command that trials run; None: the trainable has its own training code."""
+    simulated_trainer: Mapping[str, Any] | None = None
+    """The trainer whose step times are simulated, as its file has it; None: that of predictions."""
     layouts: tuple[Layout, ...] | None = None
     """The only layouts to try, for a replay; None: all of the space."""
 
@@ -91,6 +94,16 @@ class Request:
                 raise ValueError(
                     "command must be given for a trainable that runs a training command and only "
                     f"then, got trainable {self.trainable} and {given}"
+                )
+        if self.simulated_trainer is not None:
+            try:
+                trainer_of(self.simulated_trainer)
+            except InputError as error:
+                raise ValueError(f"simulated_trainer: {error}") from None
+            if self._is_installed and not describe_trainable(self.trainable).simulates_trainers:
+                raise ValueError(
+                    "simulated_trainer must be given for a trainable that simulates any trainer "
+                    f"and only then, got trainable {self.trainable}"
                 )
         if self.synthetic_data and self.data is not None:
             raise ValueError(
@@ -122,6 +135,7 @@ class Request:
             env=self.env,
             runs=self.runs,
             command=self.command,
+            simulated_trainer=self.simulated_trainer,
         )
 
     def refuse_unless_given_again(self, env: Mapping[str, str]) -> None:

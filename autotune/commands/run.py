@@ -64,6 +64,11 @@ _ALLOWED_WITH_RESUME = frozenset(
     help="Your training command (TOML), for --trainable command.",
 )
 @click.option(
+    "--simulated-trainer",
+    metavar="NAME|FILE.json",
+    help="Training code that --trainable simulated simulates, if not that of the predictions.",
+)
+@click.option(
     "--search",
     default=default_of(SearchOptions, "search"),
     show_default=True,

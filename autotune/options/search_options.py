@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 
 from autotune.calibration.recorded_runs import Sweep, read_sweeps
-from autotune.cost.trainers import constants_for, trainer_of
+from autotune.cost.trainers import Trainer, constants_for, trainer_content, trainer_of
 from autotune.errors import ClusterTooSmall, InputError, in_field, shortened
 from autotune.inputs import default_of, listed, shown, validated
 from autotune.layout import SEARCHED, Layout
@@ -42,6 +42,7 @@ class SearchOptions(SpaceOptions):
     trainable: str = AUTO
     runs: str | Path | None = None
     command: str | Path | None = None
+    simulated_trainer: str | None = None
     search: str = "guided"
     address: str | None = None
     max_trials: int | None = None
@@ -79,6 +80,10 @@ def request_from_options(options: SearchOptions) -> Request:
     name = _trainable(options, space)
     command = _command(options, name)
     description = describe_configured(name, command)
+    simulated = _simulated_trainer(options, name)
+    if simulated is not None:
+        lacks_none = {"zero_stage": tuple(simulated.sharding)}
+        description = dataclasses.replace(description, values=lacks_none)
     space = _as_the_trainable_needs(description, space)
     check_data(options.data, synthetic=options.synthetic_data, model=space.model)
     space.check_not_empty()
@@ -100,6 +105,7 @@ def request_from_options(options: SearchOptions) -> Request:
             "env": environment(options.env),
             "runs": None if options.runs is None else str(Path(options.runs).resolve()),
             "command": command,
+            "simulated_trainer": simulated and trainer_content(simulated),
             "layouts": sweep and tuple(run.layout for run in sweep.runs),
         },
         what=None,
@@ -176,6 +182,19 @@ def _as_the_trainable_needs(description: TrainableDescription, space: SearchSpac
         share = psutil.virtual_memory().total / 2**30 / cluster.devices
         fields["cluster"] = dataclasses.replace(cluster, memory_gib=share)
     return _with_supported_dimensions(description, space.replaced(fields, what=None))
+
+
+def _simulated_trainer(options: SearchOptions, name: str) -> Trainer | None:
+    """The trainer of --simulated-trainer, which only some trainables take."""
+    if options.simulated_trainer is None:
+        return None
+    if not _describe(name).simulates_trainers:
+        raise InputError(
+            "--simulated-trainer must be given for a trainable that simulates any trainer and only "
+            f"then, got --trainable {options.trainable}"
+        )
+    with in_field("simulated_trainer"):
+        return trainer_of(options.simulated_trainer)
 
 
 def _with_supported_dimensions(

@@ -97,6 +97,8 @@ class TrainableSetup:
     """Path of recorded runs, for a trainable that replays them."""
     command: Mapping[str, Any] | None = None
     """The training command, for a trainable that runs one (`TrainableDescription.read_command`)."""
+    simulated_trainer: Mapping[str, Any] | None = None
+    """For a trainable that simulates any trainer: the content of its file; None: its own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +149,8 @@ class TrainableDescription:
     master_port, scratch_directory and log_directory."""
     configured: Callable[[Mapping[str, Any]], "TrainableDescription"] | None = None
     """The description of this trainable with such values. Raises InputError."""
+    simulates_trainers: bool = False
+    """Whether it simulates any trainer, also one that predictions are not made for."""
     comparable_losses: bool = True
     """Whether all layouts train the same model on the same data, so that trials with another final
     loss are wrong."""

@@ -161,6 +161,7 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--trainable": ("", "magic", "Replay"),
         "--runs": ("", "none.csv", ".", LONG_NAME),
         "--command": ("", "none.toml", ".", LONG_NAME, "/dev/null"),
+        "--simulated-trainer": ("", "mine", "none.json", ".json", LONG_NAME),
         "--search": ("", "annealing", "GUIDED"),
         "--max-trials": COUNTS,
         "--gpu-hours": AMOUNTS,
@@ -272,6 +273,8 @@ def test_a_bad_value_of_an_option_is_one_line(
         needed = {"--trainable": "replay"}
     elif option == "--command":
         needed["--trainable"] = "command"
+    elif option == "--simulated-trainer":
+        needed["--trainable"] = "simulated"
     needed[option] = value
     words = [word for pair in needed.items() for word in pair]
     if command == "calibrate":
@@ -582,6 +585,7 @@ BAD_FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         ),
         "runs": or_null(no_text) | texts,
         "command": or_null(no_object) | st.just({"argv": ["a"]}),
+        "simulated_trainer": or_null(no_object) | st.just({"name": "mine"}),
         "layouts": st.one_of(
             st.integers(), texts, st.just(()), st.tuples(no_object.filter(lambda v: v != []))
         ),
