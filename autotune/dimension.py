@@ -49,7 +49,8 @@ class Dimension:
     """Whether the cost model has separate constants per value (`Columns.of_category`)."""
     place: Callable[[Any], tuple[float, ...]] | None = None
     """Features of a value for the Gaussian process that corrects predictions: distance 1 is a
-    doubling of a size, 2 another kind of layout. None only where the value is derived."""
+    doubling of a size, 2 another kind of layout. None where the value is derived, and for kernels,
+    whose constants have errors of their own."""
     rule: Callable[[Chosen, Task], str | None] | None = None
     """Why the value is illegal given the earlier dimensions, or None; see `autotune.rules`."""
     follows: Callable[[Chosen, Task], Any] | None = None
@@ -65,8 +66,3 @@ class Dimension:
     def is_searched(self) -> bool:
         """Whether a search chooses the value (else it is derived)."""
         return self.values is not None
-
-
-def one_hot(values: tuple[Any, ...], *, distance: float) -> Callable[[Any], tuple[float, ...]]:
-    """One-hot features of values without an order: all pairs are equally far apart."""
-    return lambda value: tuple(distance if value == category else 0.0 for category in values)

@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from autotune import rules
-from autotune.dimension import Dimension, Task, one_hot
+from autotune.dimension import Dimension, Task
 from autotune.errors import InputError
 from autotune.hardware import AttentionKernel
 from autotune.inputs import Flag, PositiveInt, shown, validated
@@ -139,7 +139,6 @@ class Layout:
             values=("math", "sdpa_flash", "sdpa_cudnn", "flash_attn"),
             word=lambda layout: layout.attention_kernel,
             is_category=True,
-            place=one_hot(get_args(AttentionKernel), distance=1.5),
             rule=rules.attention_kernel,
             is_implementation=True,
         ),
@@ -151,7 +150,6 @@ class Layout:
             values=("plain", "fused"),
             word=lambda layout: f"rmsnorm={layout.rmsnorm_kernel}",
             columns={"plain_norm": lambda kernel: kernel == "plain"},
-            place=lambda kernel: (1.5 * (kernel == "plain"),),
             is_implementation=True,
         ),
     ] = "fused"
@@ -162,7 +160,6 @@ class Layout:
             values=(False,),
             word=lambda layout: "compile" if layout.torch_compile else "",
             columns={"compiled": float},
-            place=lambda on: (2.0 * on,),
             is_implementation=True,
         ),
     ] = False
