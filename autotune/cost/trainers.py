@@ -158,12 +158,13 @@ def constants_for(
     Constants in the device's file override those of the network: a file that `autotune calibrate`
     writes has constants of both. Raises InputError for unknown names.
     """
-    if unknown := device.trainers.keys() - known_trainers().keys():
+    own = trainer_of(trainer)
+    # A calibrated file of a user's trainer has its name.
+    if unknown := device.trainers.keys() - known_trainers().keys() - {own.name}:
         raise InputError(
             f"hardware {device.name}: trainer must be one of {', '.join(known_trainers())}, "
             f"got {shown(min(unknown))}"
         )
-    own = trainer_of(trainer)
     links = network or usual_network(device)
     return {
         **assumed_constants(own),
