@@ -27,7 +27,7 @@ def exported(folder: Path, **sizes: Any) -> Path:
     device = request.space.cluster.device
     cluster = Cluster(nodes=1, gpus_per_node=layout.world_size, device=device)
     space = dataclasses.replace(request.space, model=model, cluster=cluster)
-    export_layout(folder / "export", layout, dataclasses.replace(request, space=space))
+    export_layout(folder / "export", layout, dataclasses.replace(request, space=space), "deepspeed")
     return folder / "export" / "launch.sh"
 
 
