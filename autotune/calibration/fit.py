@@ -51,19 +51,24 @@ class Accuracy:
     """Rank correlation of predicted and measured times; null below three different times."""
 
 
-def fit(sweeps: Sequence[Sweep]) -> dict[str, float]:
+def fit(
+    sweeps: Sequence[Sweep], start: Constants | None = None, *, only_of: str | None = None
+) -> dict[str, float]:
     """Constants fitted to all sweeps, which must be of one trainer on one device.
 
-    The fit starts from the constants known before any fit, which are also the centre of the prior.
-    Deterministic.
+    The fit begins with the constants `start`, which are also the centre of the prior; None: those
+    known before any fit. `only_of`: only constants of that kind (`Constant.of`) are fitted; None:
+    all. Deterministic.
     """
-    constants = dict(constants_before_any_fit(sweeps[0].cluster, sweeps[0].trainer))
+    if start is None:
+        start = constants_before_any_fit(sweeps[0].cluster, sweeps[0].trainer)
+    constants = dict(start)
     models = [
         CostModel(s.model, s.precision, s.cluster, trainer=s.trainer, constants=constants)
         for s in sweeps
     ]
-    constants = _fit_memory(models, sweeps, constants)
-    return _fit_time(models, sweeps, constants)
+    constants = _fit_memory(models, sweeps, constants, only_of)
+    return _fit_time(models, sweeps, constants, only_of)
 
 
 def leave_one_out(sweeps: Sequence[Sweep]) -> dict[str, dict[str, float]]:
@@ -109,12 +114,15 @@ def _rank_correlation(predicted: Array, measured: Array) -> float | None:
 
 
 def _fit_time(
-    models: Sequence[CostModel], sweeps: Sequence[Sweep], constants: dict[str, float]
+    models: Sequence[CostModel],
+    sweeps: Sequence[Sweep],
+    constants: dict[str, float],
+    only_of: str | None,
 ) -> dict[str, float]:
     prepared = _prepared(models, [sweep.timed for sweep in sweeps])
     seconds = [run.step_seconds for sweep in sweeps for run in sweep.timed]
     measured = np.log(np.array(seconds, dtype=float))
-    names = _names_to_fit(constants, "time")
+    names = _names_to_fit(constants, "time", only_of)
     if not len(measured) or not names:
         return constants
 
@@ -136,14 +144,17 @@ def _fit_time(
 
 
 def _fit_memory(
-    models: Sequence[CostModel], sweeps: Sequence[Sweep], constants: dict[str, float]
+    models: Sequence[CostModel],
+    sweeps: Sequence[Sweep],
+    constants: dict[str, float],
+    only_of: str | None,
 ) -> dict[str, float]:
     runs = [[r for r in s.runs if r.outcome in (Outcome.OK, Outcome.OOM)] for s in sweeps]
     prepared = _prepared(models, runs)
     ran_out = np.array([run.outcome is Outcome.OOM for sweep in runs for run in sweep])
     peaks = np.array([run.peak_memory_gib or np.nan for sweep in runs for run in sweep])
     measured = ~np.isnan(peaks) & ~ran_out
-    names = _names_to_fit(constants, "memory")
+    names = _names_to_fit(constants, "memory", only_of)
     if not len(ran_out) or not names:
         return constants
     spread = _MEMORY_SPREAD
@@ -235,12 +246,15 @@ def _unfitted(constants: Mapping[str, Measured]) -> dict[str, Measured]:
     return unfitted
 
 
-def _names_to_fit(constants: Mapping[str, float], predicts: str) -> list[str]:
+def _names_to_fit(constants: Mapping[str, float], predicts: str, only_of: str | None) -> list[str]:
     known = known_constants()
     return [
         name
         for name, constant in known.items()
-        if constant.predicts == predicts and constant.spread > 0 and constants[name] > 0
+        if constant.predicts == predicts
+        and only_of in (None, constant.of)
+        and constant.spread > 0
+        and constants[name] > 0
     ]
 
 

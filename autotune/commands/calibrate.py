@@ -1,4 +1,4 @@
-"""`autotune calibrate`: fit the cost model to runs, and write a hardware file."""
+"""`autotune calibrate`: fit the cost model to runs, and write a hardware or a trainer file."""
 
 import collections
 import dataclasses
@@ -16,6 +16,7 @@ from autotune.calibration.fit import (
     fit,
     leave_one_out,
 )
+from autotune.calibration.fitted_trainer import fit_trainer
 from autotune.calibration.recorded_runs import (
     RecordedRun,
     Sweep,
@@ -26,7 +27,13 @@ from autotune.cost.constants import (
     bounds_of,
     known_constants,
 )
-from autotune.cost.trainers import trainer_of
+from autotune.cost.trainers import (
+    constants_for,
+    known_trainers,
+    trainer_content,
+    trainer_of,
+    trainer_to_json,
+)
 from autotune.errors import InputError, in_field
 from autotune.hardware import Device, Measured, Stated, device_to_json, known_devices
 from autotune.inputs import SMALLEST_AMOUNT, shown
@@ -51,8 +58,25 @@ _ACCURACY_COLUMNS = ("rows", "time error", "OOM F1", "Spearman")
     help="Hardware file to write; the default is NAME.json for the runs' device.",
 )
 @click.option("--gpu", metavar="NAME|FILE.json", help="Device whose figures to start from.")
-def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
+@click.option(
+    "--trainer-out",
+    type=PATH,
+    metavar="FILE.json",
+    help="Trainer file to write, of your training code, in place of a hardware file.",
+)
+@click.option("--trainer-name", metavar="NAME", help="Its name; the default is that of the file.")
+def main(
+    runs: Sequence[Path],
+    out: Path | None,
+    gpu: str | None,
+    trainer_out: Path | None,
+    trainer_name: str | None,
+) -> int:
     """Fit the cost model's constants to RUNS: run directories, or recorded CSV and .xlsx files."""
+    if trainer_out is not None and out is not None:
+        raise InputError("cannot be given with --trainer-out", field="out")
+    if trainer_out is None and trainer_name is not None:
+        raise InputError("must be given with --trainer-out and only then", field="trainer_name")
     sweeps = [sweep for path in runs for sweep in sweeps_of(path)]
     names = collections.Counter(sweep.name for sweep in sweeps)
     if repeated := [name for name, count in names.items() if count > 1]:
@@ -65,10 +89,18 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
     trainer = trainer_of(sweeps[0].trainer)
     _only({trainer_of(sweep.trainer).name for sweep in sweeps}, "trainer")
     _only({sweep.cluster.links.name for sweep in sweeps}, "network")
-    out = out or Path(f"{device.name}.json")
-    _refuse_unwritable(out)
     if not any(run.outcome in (Outcome.OK, Outcome.OOM) for s in sweeps for run in s.runs):
         raise InputError("the runs must have a layout that ran or ran out of memory, got none")
+    if trainer_out is not None:
+        name = trainer_out.stem if trainer_name is None else trainer_name
+        return _fit_trainer(sweeps, trainer_out, name)
+    if trainer.name not in known_trainers():
+        raise InputError(
+            f"must be given where a file describes the trainer of the runs, got {trainer.name}",
+            field="trainer_out",
+        )
+    out = out or Path(f"{device.name}.json")
+    _refuse_unwritable(out, "out")
     before = constants_before_any_fit(sweeps[0].cluster, trainer)
     console = plain_console()
     fitted = fit(sweeps)
@@ -79,11 +111,8 @@ def main(runs: Sequence[Path], out: Path | None, gpu: str | None) -> int:
         after, how = {sweeps[0].name: fitted}, "fitted on itself"
     source = f"fitted on {_described(sweeps)}"
     calibrated = with_constants(device, trainer.name, before, fitted, source)
-    try:
-        write_atomically(out, lambda path: path.write_text(device_to_json(calibrated), "utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot write {shown(out)}: {error.strerror}", field="out") from None
-    _print(console, sweeps, dict.fromkeys(after, before), after, how)
+    _write(out, device_to_json(calibrated), "out")
+    _print(console, sweeps, dict.fromkeys(after, before), sweeps, after, f"before any fit → {how}")
     console.print(f"wrote {out}; use it with --gpu {out}", soft_wrap=True)
     return 0
 
@@ -119,11 +148,47 @@ def sweeps_of(path: Path) -> list[Sweep]:
     ]
 
 
-def _refuse_unwritable(out: Path) -> None:
+def _fit_trainer(sweeps: Sequence[Sweep], out: Path, name: str) -> int:
+    """Fit a trainer of the user's, write its file, and print the accuracy on runs left out."""
+    _refuse_unwritable(out, "trainer_out")
+    if name in known_trainers():
+        raise InputError(f"must not be a known trainer's, got {shown(name)}", field="trainer_name")
+    with in_field("trainer_name"):
+        trainer_of({**trainer_content(trainer_of(sweeps[0].trainer)), "name": name})
+    fitted = fit_trainer(sweeps, name=name, source=f"fitted on {_described(sweeps)}")
+    _write(out, trainer_to_json(fitted.trainer), "trainer_out")
+    console = plain_console()
+    stated = sweeps[0].trainer
+    cluster = sweeps[0].cluster
+    names = [sweep.name for sweep in fitted.left_out]
+    _print(
+        console,
+        [dataclasses.replace(sweep, trainer=stated) for sweep in fitted.left_out],
+        dict.fromkeys(names, constants_for(cluster.device, stated, cluster.network)),
+        fitted.left_out,
+        dict.fromkeys(names, fitted.on_half),
+        f"{trainer_of(stated).name} → fitted on the other half of the runs",
+    )
+    console.print(
+        f"wrote {out}: it sends and hides what {fitted.resembles} does; use it with --trainer "
+        f'{out}, or trainer = "{out.name}" in the file of your command',
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _write(out: Path, text: str, field: str) -> None:
+    try:
+        write_atomically(out, lambda path: path.write_text(text, "utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot write {shown(out)}: {error.strerror}", field=field) from None
+
+
+def _refuse_unwritable(out: Path, field: str) -> None:
     """Raise InputError where `out` cannot be written, so that no fit is lost."""
     if out.suffix != ".json":
-        raise InputError(f"must be a file NAME.json, got {shown(out)}", field="out")
-    with in_field("out"):
+        raise InputError(f"must be a file NAME.json, got {shown(out)}", field=field)
+    with in_field(field):
         refuse_impossible_file(out)
 
 
@@ -190,15 +255,18 @@ def _print(
     console: Console,
     sweeps: Sequence[Sweep],
     before: Mapping[str, Constants],
+    sweeps_after: Sequence[Sweep],
     after: Mapping[str, Constants],
-    how: str,
+    what: str,
 ) -> None:
-    table = Table(title=f"Accuracy of predictions: before any fit → {how}")
+    """Accuracy on each sweep by the constants and the trainer before, and by those after."""
+    table = Table(title=f"Accuracy of predictions: {what}")
     table.add_column("sweep")
     for heading in _ACCURACY_COLUMNS:
         table.add_column(heading, justify="right")
-    for sweep in sweeps:
-        old, new = (accuracy(sweep, constants[sweep.name]) for constants in (before, after))
+    for sweep, sweep_after in zip(sweeps, sweeps_after, strict=True):
+        old = accuracy(sweep, before[sweep.name])
+        new = accuracy(sweep_after, after[sweep.name])
         table.add_row(
             sweep.name,
             str(new.rows),

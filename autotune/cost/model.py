@@ -109,13 +109,7 @@ class CostModel:
         prepared = layouts if isinstance(layouts, Prepared) else self.prepare(layouts)
         memory = self.memory(prepared, constants)
         peak, capacity = memory.total, self.capacity_gib(constants)
-        time = step_time(
-            prepared.columns,
-            prepared.stages,
-            self.setting,
-            constants,
-            peak / capacity,
-        )
+        time = self.time(prepared, constants, peak / capacity)
         return Estimates(
             time=time,
             memory=memory,
@@ -128,6 +122,10 @@ class CostModel:
     def memory(self, prepared: Prepared, constants: Constants) -> PeakMemory:
         """Predict only the memory."""
         return peak_memory(prepared.columns, prepared.stages, self.setting, constants)
+
+    def time(self, prepared: Prepared, constants: Constants, memory_share: Array) -> StepTime:
+        """Predict only the time; `memory_share` [n] is peak memory / capacity."""
+        return step_time(prepared.columns, prepared.stages, self.setting, constants, memory_share)
 
     def capacity_gib(self, constants: Constants) -> float:
         """Memory that a rank can allocate: the nominal memory times `usable_memory`."""

@@ -127,10 +127,9 @@ def trainer_to_json(trainer: Trainer) -> str:
     return json.dumps(trainer_content(trainer), indent=2) + "\n"
 
 
-def alternatives(trainer: Trainer) -> list[Trainer]:
-    """What training code may be that is thought to be `trainer`: the same but hiding all
-    communication that computation can hide, and each other known trainer."""
-    hides_all = dataclasses.replace(
+def hiding_all(trainer: Trainer) -> Trainer:
+    """The same trainer, but hiding all communication that computation can hide."""
+    return dataclasses.replace(
         trainer,
         name=f"{trainer.name}, hiding all",
         hides_tensor_parallel="passes",
@@ -140,7 +139,13 @@ def alternatives(trainer: Trainer) -> list[Trainer]:
             for stage, sharding in trainer.sharding.items()
         },
     )
-    return [hides_all, *(o for name, o in known_trainers().items() if name != trainer.name)]
+
+
+def alternatives(trainer: Trainer) -> list[Trainer]:
+    """What training code may be that is thought to be `trainer`: the same but hiding all, and each
+    other known trainer."""
+    others = [other for name, other in known_trainers().items() if name != trainer.name]
+    return [hiding_all(trainer), *others]
 
 
 def assumed_constants(trainer: StatedTrainer) -> dict[str, float]:

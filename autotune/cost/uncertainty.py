@@ -22,32 +22,32 @@ STATED_SHARE = 0.8
 """Share of step times that intervals are meant to hold."""
 
 
-def sensitivities(model: CostModel, prepared: Prepared) -> Iterator[tuple[str, Array, Array]]:
-    """For each constant that is not known exactly: its name, and the changes [n] of the logarithms
-    of step time and peak memory if it is off by one standard deviation."""
+def sensitivities(model: CostModel, prepared: Prepared) -> Iterator[tuple[str, Array]]:
+    """For each constant that is not known exactly: its name, and the change [n] of the logarithm of
+    what it predicts, step time or peak memory, if it is off by one standard deviation."""
+    known = known_constants()
     unmoved = model.estimate(prepared)
+    share = unmoved.peak_memory_gib / unmoved.capacity_gib
     for name, spread in model.spreads.items():
         value = model.constants[name]
         if not spread or not value:
             continue
         moved = {**model.constants, name: value * float(np.exp(_DIFFERENCE * spread))}
-        changed = model.estimate(prepared, moved)
-        share = changed.peak_memory_gib / changed.capacity_gib
-        old_share = unmoved.peak_memory_gib / unmoved.capacity_gib
-        yield (
-            name,
-            np.log(changed.step_seconds / unmoved.step_seconds) / _DIFFERENCE,
-            np.log(share / old_share) / _DIFFERENCE,
-        )
+        if known[name].predicts == "time":
+            change = model.time(prepared, moved, share).total / unmoved.step_seconds
+        else:
+            changed = model.memory(prepared, moved).total / model.capacity_gib(moved)
+            change = changed / share
+        yield name, np.log(change) / _DIFFERENCE
 
 
 def step_time_spread(model: CostModel, prepared: Prepared) -> Array:
     """Standard deviation [n] of the logarithm of the step time."""
     known = known_constants()
     variance = np.full(len(prepared.columns), model.constants["time_spread"] ** 2)
-    for name, of_time, _ in sensitivities(model, prepared):
+    for name, change in sensitivities(model, prepared):
         if known[name].predicts == "time":
-            variance += of_time**2
+            variance += change**2
     spread: Array = np.sqrt(variance)
     return spread
 

@@ -92,12 +92,10 @@ def _expected(model: CostModel, layouts: Sequence[Layout]) -> Expected:
     prepared = model.prepare(layouts)
     estimates = model.estimate(prepared)
     known = known_constants()
-    time, memory = [], []
-    for name, of_time, of_memory in sensitivities(model, prepared):
-        if known[name].predicts == "time":
-            time.append(of_time)
-        else:
-            memory.append(of_memory)
+    time: list[Array] = []
+    memory: list[Array] = []
+    for name, change in sensitivities(model, prepared):
+        (time if known[name].predicts == "time" else memory).append(change)
     # Errors that all layouts have in common, such as a slow machine or a wrong capacity.
     time.append(np.full(len(layouts), model.constants["time_spread"]))
     memory.append(np.full(len(layouts), model.constants["memory_spread"]))

@@ -214,6 +214,8 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
     "calibrate": {
         "--gpu": SPACE_OPTIONS["--gpu"],
         "--out": ("", "mine.txt", "none/mine.json", ".", LONG_NAME + ".json"),
+        "--trainer-out": ("", "mine.txt", "none/mine.json", ".", LONG_NAME + ".json"),
+        "--trainer-name": ("", "a/b", ".mine", "megatron", LONG_NAME),
     },
     "train": {
         "--layout": ("", "none.json", ".", "{", "[]", '{"speed": 1}', '{"tensor_parallel": 3}',
@@ -273,6 +275,8 @@ def test_a_bad_value_of_an_option_is_one_line(
         needed = {"--trainable": "replay"}
     elif option == "--command":
         needed["--trainable"] = "command"
+    elif option == "--trainer-name":
+        needed["--trainer-out"] = "mine.json"
     elif option == "--simulated-trainer":
         needed["--trainable"] = "simulated"
     needed[option] = value
@@ -350,6 +354,8 @@ CONTRADICTIONS: list[tuple[str, tuple[object, ...], str]] = [
     ),
     ("calibrate", (), "Missing argument 'RUNS...'"),
     ("calibrate", ("x.csv", "--seed", "1"), "No such option '--seed'"),
+    ("calibrate", ("x.csv", "--out", "a.json", "--trainer-out", "b.json"), "cannot be given with"),
+    ("calibrate", ("x.csv", "--trainer-name", "mine"), "must be given with --trainer-out"),
     ("train", ("--layout", "{}", "--steps", "1"), "Missing option '--model'"),
     ("train", (*ONE_LAYOUT, "--gpu", "h100", "--device", "cpu"), "exclude each other"),
     ("train", (*ONE_LAYOUT, "--data", "x", "--synthetic-data"), "--data must not be given"),
