@@ -49,6 +49,7 @@ bench: .venv/installed-dev .venv/peers
 	$(BIN)/python -m benchmarks.trials
 	$(BIN)/python benchmarks/planner_speed.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/foreign_trainer.py
 
 # One GPU in under nine minutes, or a CPU in half a minute; called again it goes on (docs/gpu.md).
 bench-gpu: .venv/installed-dev
