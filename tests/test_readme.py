@@ -67,6 +67,7 @@ def test_every_option_that_is_named_exists() -> None:
             ("autotune.run",),
             ("autotune.plan",),
             ("autotune", "export"),
+            ("autotune.calibrate",),
             ("autotune.probe",),
             ("trainables.deepspeed_llm",),
         )
