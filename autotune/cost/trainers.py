@@ -164,8 +164,7 @@ def constants_for(
     writes has constants of both. Raises InputError for unknown names.
     """
     own = trainer_of(trainer)
-    # A calibrated file of a user's trainer has its name.
-    if unknown := device.trainers.keys() - known_trainers().keys() - {own.name}:
+    if unknown := device.trainers.keys() - known_trainers().keys():
         raise InputError(
             f"hardware {device.name}: trainer must be one of {', '.join(known_trainers())}, "
             f"got {shown(min(unknown))}"
