@@ -25,7 +25,6 @@ from autotune.options.space_options import space_options
 from autotune.output_paths import refuse_impossible_directory
 from autotune.planning import plan
 from autotune.request import Request
-from autotune.space import SearchSpace
 from autotune.trial.measurement import measure
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
 from autotune.tuning import Place, check
@@ -68,7 +67,7 @@ def main(
     if request.simulated:
         raise InputError(f"must run real trials, got {request.trainable}", field="trainable")
     check(request, Place(address=options.address))
-    chosen = _layout(request.space, wanted)
+    chosen = _layout(request, wanted)
     logs = _folder(logs)
     console = plain_console()
     console.print(
@@ -96,13 +95,13 @@ def _wanted(text: str) -> dict[str, Any]:
     return values
 
 
-def _layout(space: SearchSpace, wanted: Mapping[str, Any]) -> Layout:
+def _layout(request: Request, wanted: Mapping[str, Any]) -> Layout:
     """The layout with those values that is predicted best."""
     with in_field("layout"):
-        space = space.restricted({name: (value,) for name, value in wanted.items()})
+        space = request.space.restricted({name: (value,) for name, value in wanted.items()})
         space.check_not_empty()
-    trainer_blind = CostModel(space.model, space.precision, space.cluster)
-    planned = plan(space, trainer_blind)
+    trainer = request.description.trainer
+    planned = plan(space, CostModel(space.model, space.precision, space.cluster, trainer=trainer))
     return planned.ranked[0] if planned.ranked else planned.layouts[0]
 
 
