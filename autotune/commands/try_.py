@@ -26,7 +26,7 @@ from autotune.output_paths import refuse_impossible_directory
 from autotune.planning import plan
 from autotune.request import Request
 from autotune.trial.measurement import measure
-from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
+from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec, spec_of
 from autotune.tuning import Place, check
 
 
@@ -124,14 +124,10 @@ def _run(
     from autotune.on_ray.one_job import run_on_nodes
 
     space = request.space
-    spec = TrialSpec(
+    spec = spec_of(
+        space,
+        layout,
         trial_id="0001",
-        layout=layout,
-        model=space.model,
-        cluster=space.cluster,
-        precision=space.precision,
-        warmup_steps=space.warmup_steps,
-        measured_steps=space.measured_steps,
         log_dir=str(logs),
         data=request.data,
         synthetic_data=request.synthetic_data,

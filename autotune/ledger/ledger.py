@@ -21,7 +21,7 @@ from autotune.store.record import Purpose, TrialRecord
 from autotune.store.run_directory import RunStore
 from autotune.trial.slow_devices import SlowDevice, slow_device
 from autotune.trial.stopping import SlowerThanBest
-from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
+from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec, spec_of
 
 INTERRUPTED = "interrupted"
 """Why a search ended that could go on."""
@@ -154,13 +154,10 @@ class Ledger:
         trial_id = f"{self._next_number:04d}"
         self._next_number += 1
         timeout = self._timeout_seconds(layout, purpose)
-        spec = TrialSpec(
+        spec = spec_of(
+            space,
+            layout,
             trial_id=trial_id,
-            layout=layout,
-            model=space.model,
-            cluster=space.cluster,
-            precision=space.precision,
-            warmup_steps=space.warmup_steps,
             measured_steps=multiple * space.measured_steps,
             log_dir=str(self.store.new_log_directory(trial_id).absolute()),
             data=request.data,

@@ -1,6 +1,7 @@
 """A trial: its specification, the reports of its steps, and its outcome."""
 
 import enum
+from typing import Any
 
 import pydantic
 from pydantic.dataclasses import dataclass
@@ -8,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from autotune.cluster import Cluster
 from autotune.layout import Layout
 from autotune.model import Model, Precision
+from autotune.space import SearchSpace
 
 
 class Outcome(enum.StrEnum):
@@ -133,6 +135,26 @@ class Ended:
     """Why, in one sentence; empty for ok."""
     startup_seconds: float | None = None
     """From the start of the trial until every rank could begin its first step."""
+
+
+def spec_of(
+    space: SearchSpace, layout: Layout, *, trial_id: str, log_dir: str | None, **others: Any
+) -> TrialSpec:
+    """A trial of a layout of the space, with its steps; `others` are further fields."""
+    fields = {
+        "warmup_steps": space.warmup_steps,
+        "measured_steps": space.measured_steps,
+        **others,
+    }
+    return TrialSpec(
+        trial_id=trial_id,
+        layout=layout,
+        model=space.model,
+        cluster=space.cluster,
+        precision=space.precision,
+        log_dir=log_dir,
+        **fields,
+    )
 
 
 def to_json(value: object) -> object:

@@ -9,7 +9,7 @@ from autotune.errors import InputError
 from autotune.inputs import listed, shown
 from autotune.layout import Layout
 from autotune.trial.trainable import CommandLine, Trainable, TrainableDescription, TrainableSetup
-from autotune.trial.trial import TrialSpec
+from autotune.trial.trial import spec_of
 from trainables.command.placeholders import placeholder_values
 from trainables.command.reading import how_figures_were_read
 from trainables.command.recipe import checked_trainer, recipe_of
@@ -52,17 +52,8 @@ def _command_line(
     setup: TrainableSetup, layout: Layout, at_start: Mapping[str, str]
 ) -> CommandLine:
     assert setup.command is not None
-    recipe, space = recipe_of(setup.command), setup.space
-    spec = TrialSpec(
-        trial_id="export",
-        layout=layout,
-        model=space.model,
-        cluster=space.cluster,
-        precision=space.precision,
-        warmup_steps=space.warmup_steps,
-        measured_steps=space.measured_steps,
-        log_dir=None,
-    )
+    recipe = recipe_of(setup.command)
+    spec = spec_of(setup.space, layout, trial_id="export", log_dir=None)
     values = {**placeholder_values(spec, {}), **at_start}
     return CommandLine(
         argv=recipe.arguments(values),
