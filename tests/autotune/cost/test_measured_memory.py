@@ -103,11 +103,13 @@ def test_states_of_every_engine_and_stage(
     host: LocalHost, precision: Precision, dimensions: dict[str, Any]
 ) -> None:
     measured, predicted = peaks(host, STATES, precision, **dimensions)
-    # Fragments of glibc's heap are up to a fifth of a peak, and depend on the order of allocations.
-    assert predicted == pytest.approx(measured, rel=0.25)
+    # In bf16 with ZeRO 2 the two groups of parameters leave fragments in glibc's heap: 0.76 GiB at
+    # the peak, and 0.58 where large blocks are mapped on their own.
+    fragmented = (precision, dimensions["zero_stage"]) == ("bf16", 2)
+    assert predicted == pytest.approx(measured, rel=0.25 if fragmented else 0.2)
 
 
-@pytest.mark.slow  # that they are as predicted, within a quarter, is seen above
+@pytest.mark.slow  # that they are as predicted, within a fifth, is seen above
 def test_stages_are_in_the_measured_order(host: LocalHost) -> None:
     measured, predicted = zip(
         *(
