@@ -107,7 +107,8 @@ def test_one_layout_of_an_example_is_tried(package: str, layout: dict[str, Any])
     assert done.returncode == 0, done.stdout + done.stderr
     losses = re.findall(r"step \d  [\d.]+ s  loss ([\d.]+)", done.stdout)
     # At first about log(vocabulary); of a pipeline the process without the loss may be heard first.
-    assert losses and 2 < float(losses[0]) < 9, done.stdout
+    lowest = 2 if "pipeline_parallel" in layout else 6
+    assert losses and lowest < float(losses[0]) < 9, done.stdout
     assert "\nok, median step " in done.stdout
 
 
