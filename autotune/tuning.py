@@ -8,7 +8,7 @@ from typing import Any
 
 from autotune import __version__
 from autotune.cost.feasibility import why_nothing_fits
-from autotune.errors import ClusterTooSmall, InputError, NothingFits, in_field
+from autotune.errors import ClusterTooSmall, InputError, NothingFits, first_line, in_field
 from autotune.export import export_layout
 from autotune.ledger.clock import SystemClock
 from autotune.ledger.deadline import Deadline, deadline_of
@@ -18,6 +18,7 @@ from autotune.on_ray.address import refuse_address_by_form
 from autotune.options.output import lasting_output, plain_console
 from autotune.options.search_options import SearchOptions, request_from_options
 from autotune.report import Screen
+from autotune.report.facts import REPORT_FILE, RunFacts
 from autotune.request import Request
 from autotune.space import SearchSpace
 from autotune.store.files import remove_temporary_files
@@ -47,6 +48,8 @@ class Place:
     """Port of the dashboard; None: 8265, or the next free one."""
     keep_ray_logs: bool = False
     """Whether the logs of a Ray started here are kept."""
+    report: bool = True
+    """Whether report.html is written at the end."""
     wait_for_nodes_seconds: float = 300.0
     """How long to wait for lost nodes to come back."""
     allow_different_cluster: bool = False
@@ -165,7 +168,7 @@ def go_on(store: RunStore, place: Place, screen: Screen) -> Ledger:
             ledger = Ledger(store, screen, deadline=deadline)
         if ledger.is_over:
             screen.note(f"{len(ledger.records)} trials already finished, none is left to run")
-            _write_result(ledger)
+            _write_result(ledger, place, screen)
             return ledger
         check(store.request, place)
         _warn_if_not_measured(store.request, screen)
@@ -236,7 +239,7 @@ def _run(
                 virtual=simulated,
                 wait_for_nodes_seconds=place.wait_for_nodes_seconds,
             )
-    _write_result(ledger)
+    _write_result(ledger, place, screen)
     return ledger
 
 
@@ -249,14 +252,22 @@ def _refuse_if_nothing_fits(request: Request, place: Place) -> None:
         raise NothingFits(problem)
 
 
-def _write_result(ledger: Ledger) -> None:
-    """Write what follows from the finished trials, and export the best layout."""
+def _write_result(ledger: Ledger, place: Place, screen: Screen) -> None:
+    """Write what follows from the finished trials, export the best layout, and write the report."""
     ledger.write_results()
     store, request = ledger.store, ledger.request
     form = request.description.export_format
     if ledger.best and form is not None:
         with store.writing():
             export_layout(store.directory / "export", ledger.best[0].layout, request, form)
+    if place.report:
+        # Imported here: it takes half a second.
+        from autotune.report.page import write_report
+
+        try:
+            write_report(RunFacts(store.directory), store.directory / REPORT_FILE)
+        except (OSError, InputError) as error:  # the result is on record
+            screen.warn(f"{REPORT_FILE} was not written: {first_line(error)}")
 
 
 def _warn_if_not_measured(request: Request, screen: Screen) -> None:

@@ -41,6 +41,7 @@ from autotune.tuning import RUNS, Place, go_on, open_to_resume, search
 _ALLOWED_WITH_RESUME = frozenset(
     {"resume", "env", "trust_run", "address", "wait_for_nodes", "allow_different_cluster"}
     | {"dashboard", "dashboard_host", "dashboard_port", "keep_ray_logs", "as_json", "dry_run"}
+    | {"report"}
     | {"max_trials", "gpu_hours", "until"}
 )
 
@@ -163,6 +164,9 @@ _ALLOWED_WITH_RESUME = frozenset(
     "--keep-ray-logs", is_flag=True, help="Keep the logs of a Ray started here, and say where."
 )
 @click.option(
+    "--report/--no-report", default=True, show_default=True, help="Write report.html at the end."
+)
+@click.option(
     "--json",
     "as_json",
     is_flag=True,
@@ -184,6 +188,7 @@ def main(
     dashboard_host: str,
     dashboard_port: int | None,
     keep_ray_logs: bool,
+    report: bool,
     wait_for_nodes: float,
     allow_different_cluster: bool,
     explore_anyway: bool,
@@ -201,6 +206,7 @@ def main(
         dashboard_host=dashboard_host,
         dashboard_port=dashboard_port,
         keep_ray_logs=keep_ray_logs,
+        report=report,
         wait_for_nodes_seconds=wait_for_nodes,
         allow_different_cluster=allow_different_cluster,
         explore_anyway=explore_anyway,

@@ -12,6 +12,7 @@ from autotune.cost.feasibility import why_nothing_fits
 from autotune.ledger.ledger import Ledger
 from autotune.ledger.ranking import equal_within_noise
 from autotune.ledger.search_setup import CONFIRMED, expected_seconds
+from autotune.report.facts import REPORT_FILE
 from autotune.report.plan import print_headline, print_not_ranked
 from autotune.report.screen import Screen, print_best
 from autotune.request import Request
@@ -97,6 +98,8 @@ def print_end(screen: Screen, ledger: Ledger, directory: Path) -> None:
     if description.export_format is not None:
         python = "" if description.command_line is not None else _python_variable()
         screen.note(f"train it with {python}{directory}/export/launch.sh")
+    if (directory / REPORT_FILE).exists():
+        screen.note(f"report: {directory}/{REPORT_FILE}")
     if ledger.request.description.notice is not None:
         screen.warn(ledger.request.description.notice)
 

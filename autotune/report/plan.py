@@ -91,8 +91,8 @@ def print_explained(
     print_headline(console, space)
     console.print(f"layout: {layout.describe()}", soft_wrap=True)
     seconds = float(estimates.step_seconds[0])
-    console.print(_parts("Predicted seconds per step", estimates.time, "s"))
-    console.print(_parts("Predicted peak memory of the worst rank", estimates.memory, "GiB"))
+    console.print(parts_table("Predicted seconds per step", estimates.time, "s"))
+    console.print(parts_table("Predicted peak memory of the worst rank", estimates.memory, "GiB"))
     console.print(
         f"predicted: {seconds:.3g} s per step, {interval[0]:.3g} to {interval[1]:.3g} s with a "
         f"probability of 80 %, MFU {_percent(predicted_mfu(space, seconds))}; "
@@ -131,14 +131,15 @@ def _count(parameters: int) -> str:
     )
 
 
-def _parts(title: str, parts: Any, unit: str) -> Table:
-    total = float(parts.total[0])
+def parts_table(title: str, parts: Any, unit: str, place: int = 0) -> Table:
+    """A table of step time or memory by cause, of the layout at `place` in the estimates."""
+    total = float(parts.total[place])
     table = Table(title=title)
     table.add_column("cause")
     table.add_column(unit, justify="right")
     table.add_column("share", justify="right")
     for field in dataclasses.fields(parts):
-        value = float(getattr(parts, field.name)[0])
+        value = float(getattr(parts, field.name)[place])
         table.add_row(field.name.replace("_", " "), f"{value:.3g}", f"{value / total:.1%}")
     table.add_section()
     table.add_row("all", f"{total:.3g}", "100.0%")

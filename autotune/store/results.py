@@ -73,6 +73,11 @@ class Run:
         """A row per step and rank of every finished trial."""
         return self._table("steps", STEP_SCHEMA)
 
+    def steps_of(self, trial_id: str) -> pa.Table:
+        """The rows of `steps` of one finished trial; none where there is no such trial."""
+        file = self.directory / "steps" / f"{trial_id}.parquet"
+        return self._read(file, STEP_SCHEMA) if file.exists() else STEP_SCHEMA.empty_table()
+
     @functools.cached_property
     def pruned(self) -> pa.Table:
         """A row per layout that was ruled out by a result, with the reason."""

@@ -58,6 +58,7 @@ class RunStore:
         *,
         run_id: str | None,
         nodes: Sequence[Mapping[str, Any]],
+        versions: Mapping[str, str],
         run_file: bytes,
     ) -> None:
         """Called by `create_run` and `open_run`; `run_file` is the content of run.json."""
@@ -67,6 +68,8 @@ class RunStore:
         """Random id of the run, in each of its files; None for a run of version 0.1."""
         self.nodes = nodes
         """Descriptions of the nodes that the search was begun on; empty where it is simulated."""
+        self.versions = versions
+        """Versions of the software that began the search, by name."""
         self._run_file = run_file
         self._pruned = PrunedFile(directory / "pruned.parquet", run_id)
 
@@ -251,7 +254,14 @@ def create_run(
         write_atomically(file, lambda path: path.write_bytes(content))
     except OSError as error:
         raise InputError(f"cannot be written: {error}", field="out") from None
-    return RunStore(directory, request, run_id=run_id, nodes=nodes, run_file=content)
+    return RunStore(
+        directory,
+        request,
+        run_id=run_id,
+        nodes=nodes,
+        versions=versions or {},
+        run_file=content,
+    )
 
 
 def open_run(directory: Path) -> RunStore:
@@ -263,7 +273,7 @@ def open_run(directory: Path) -> RunStore:
     content, raw = read_json(file, required=False)
     try:
         version, run_id = content["schema_version"], content.get("run_id")
-        nodes = content.get("nodes", [])
+        nodes, versions = content.get("nodes", []), content.get("versions", {})
         if version not in (_SCHEMA_VERSION, _WITHOUT_DIGESTS):
             raise ValueError(
                 f"schema_version must be {_WITHOUT_DIGESTS} or {_SCHEMA_VERSION}, "
@@ -275,8 +285,12 @@ def open_run(directory: Path) -> RunStore:
                 raise ValueError(f"run_id must be text, got {shown(run_id)}")
         if not isinstance(nodes, list) or not all(isinstance(node, dict) for node in nodes):
             raise ValueError(f"nodes must be a list of objects, got {shown(nodes)}")
+        if not isinstance(versions, dict):
+            raise ValueError(f"versions must be an object, got {shown(versions)}")
         request = request_from_json(content["request"])
-        return RunStore(directory, request, run_id=run_id, nodes=nodes, run_file=raw)
+        return RunStore(
+            directory, request, run_id=run_id, nodes=nodes, versions=versions, run_file=raw
+        )
     except pydantic.ValidationError as error:
         problem = first_problem(error)
     except KeyError as error:

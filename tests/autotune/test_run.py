@@ -49,7 +49,14 @@ def space_file(tmp_path: Path) -> Path:
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "autotune.run", "--no-dashboard", *map(str, arguments)]
+    return [
+        sys.executable,
+        "-m",
+        "autotune.run",
+        "--no-dashboard",
+        "--no-report",
+        *map(str, arguments),
+    ]
 
 
 def started(*arguments: object, **options: Any) -> subprocess.Popen[str]:

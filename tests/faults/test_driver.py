@@ -34,7 +34,14 @@ EXPLORED_ONE_BY_ONE = ("--search", "random", "--seed", "3")
 
 def started(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "autotune.run", "--no-dashboard", *map(str, arguments)],
+        [
+            sys.executable,
+            "-m",
+            "autotune.run",
+            "--no-dashboard",
+            "--no-report",
+            *map(str, arguments),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

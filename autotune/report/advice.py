@@ -1,0 +1,211 @@
+"""What the trials of a run say in words, each sentence with the trials that it rests on."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Iterator
+
+from autotune.layout import DIMENSIONS, Layout
+from autotune.report.facts import RunFacts, dimension_label, value_word
+from autotune.store.record import TrialRecord
+from autotune.trial.trial import Outcome
+
+# Below this ratio of step times two values count as equally fast.
+_EQUAL = 1.02
+_MOST_TRIALS_NAMED = 6
+# Out-of-memory trials are worth a sentence where a value has at least so many, and this share.
+_FEWEST_OUT_OF_MEMORY = 3
+_MOSTLY = 0.75
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """A sentence and the trials that it rests on."""
+
+    sentence: str
+    trials: tuple[str, ...]
+    """Numbers of the trials."""
+
+    @property
+    def basis(self) -> str:
+        """The trials as text."""
+        shown = ", ".join(self.trials[:_MOST_TRIALS_NAMED])
+        more = len(self.trials) - _MOST_TRIALS_NAMED
+        number = "trial" if len(self.trials) == 1 else "trials"
+        return f"{number} {shown}" + (f" and {more} more" if more > 0 else "")
+
+
+def advice(facts: RunFacts) -> list[Advice]:
+    """Recommendations from the run's own trials; empty where no layout ran."""
+    if facts.best is None:
+        return []
+    sentences = [*_equal(facts)]
+    for dimension in facts.varied():
+        sentences += _dimension(facts, dimension)
+    sentences += [*_out_of_memory(facts), *_memory_left(facts), *_edges(facts)]
+    return [*sentences, *_prediction(facts)]
+
+
+def _equal(facts: RunFacts) -> Iterator[Advice]:
+    equal = facts.equal_to_best
+    if facts.best is not None and equal:
+        trials = [facts.best, *equal]
+        others = "1 other layout is" if len(equal) == 1 else f"{len(equal)} other layouts are"
+        yield _advice(
+            f"{others} as fast as the best one within the noise of the steps: choose among them by "
+            "memory or simplicity.",
+            trials,
+        )
+
+
+def _dimension(facts: RunFacts, dimension: str) -> Iterator[Advice]:
+    """How the best layout's value compares: in pairs that differ in nothing else where there are
+    some, else by the fastest layout of each value."""
+    assert facts.best is not None
+    label = dimension_label(dimension)
+    chosen = getattr(facts.best.layout, dimension)
+    own = value_word(facts.best.layout, dimension)
+    without_pairs = []
+    for other in sorted({getattr(r.layout, dimension) for r in facts.worked} - {chosen}, key=str):
+        pairs = _pairs(facts.worked, dimension, chosen, other)
+        if not pairs:
+            without_pairs.append(other)
+            continue
+        word = value_word(pairs[0][1].layout, dimension)
+        ratio = statistics.median(_seconds(b) / _seconds(a) for a, b in pairs)
+        count = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of trials"
+        yield _advice(
+            f"{label} {own}: {_compared(ratio, word)}, in {count} that differ in nothing else.",
+            [record for pair in pairs for record in pair],
+        )
+    if not DIMENSIONS[dimension].is_implementation:
+        yield from _fastest_of_each(facts, dimension, without_pairs)
+
+
+def _fastest_of_each(facts: RunFacts, dimension: str, values: list[object]) -> Iterator[Advice]:
+    assert facts.best is not None
+    fastest = [
+        record
+        for value in values
+        if (
+            record := next((r for r in facts.ranked if getattr(r.layout, dimension) == value), None)
+        )
+    ]
+    if not fastest:
+        return
+    compared = ", ".join(
+        _compared(_seconds(record) / _seconds(facts.best), value_word(record.layout, dimension))
+        for record in fastest
+    )
+    yield _advice(
+        f"{dimension_label(dimension)} {value_word(facts.best.layout, dimension)}: {compared}, for "
+        "the fastest layout of each; these layouts differ in more.",
+        [facts.best, *fastest],
+    )
+
+
+def _pairs(
+    records: Iterable[TrialRecord], dimension: str, chosen: object, other: object
+) -> list[tuple[TrialRecord, TrialRecord]]:
+    """Pairs of trials with the one and the other value that agree in all further dimensions but
+    those that follow from them."""
+
+    def rest(layout: Layout) -> tuple[object, ...]:
+        return tuple(
+            getattr(layout, name)
+            for name, declared in DIMENSIONS.items()
+            if name != dimension and declared.is_searched
+        )
+
+    of_other = {rest(r.layout): r for r in records if getattr(r.layout, dimension) == other}
+    return [
+        (record, of_other[rest(record.layout)])
+        for record in records
+        if getattr(record.layout, dimension) == chosen and rest(record.layout) in of_other
+    ]
+
+
+def _out_of_memory(facts: RunFacts) -> Iterator[Advice]:
+    for dimension in facts.varied():
+        for value in sorted({getattr(r.layout, dimension) for r in facts.explored}, key=str):
+            having = [r for r in facts.explored if getattr(r.layout, dimension) == value]
+            failed = [r for r in having if r.outcome is Outcome.OOM]
+            rest = [r for r in facts.explored if getattr(r.layout, dimension) != value]
+            elsewhere = sum(r.outcome is Outcome.OOM for r in rest) / len(rest)
+            enough = len(failed) >= _FEWEST_OUT_OF_MEMORY
+            share = len(failed) / len(having)
+            if enough and share >= _MOSTLY and share >= 1.5 * elsewhere:
+                word = value_word(having[0].layout, dimension)
+                yield _advice(
+                    f"{dimension_label(dimension)} {word} ran out of memory in {len(failed)} of "
+                    f"{len(having)} trials, the other values in {elsewhere:.0%}.",
+                    failed,
+                )
+
+
+def _memory_left(facts: RunFacts) -> Iterator[Advice]:
+    assert facts.best is not None
+    peak, limit = facts.best.measurement.peak_memory_gib, facts.memory_limit_gib
+    if peak is None or limit is None:
+        return
+    share = peak / limit
+    if share > 0.95:
+        yield _advice(
+            f"The best layout uses {share:.0%} of the memory limit: longer sequences or a larger "
+            "evaluation batch may not fit.",
+            [facts.best],
+        )
+    elif share < 0.6:
+        yield _advice(
+            f"The best layout uses {share:.0%} of the memory limit: memory does not limit it.",
+            [facts.best],
+        )
+
+
+def _edges(facts: RunFacts) -> Iterator[Advice]:
+    """Sizes of the best layout that are the largest which the space allows."""
+    assert facts.best is not None
+    for dimension in facts.varied():
+        allowed = getattr(facts.space, dimension, None)
+        numbers = [v for v in allowed or () if isinstance(v, int) and not isinstance(v, bool)]
+        value = getattr(facts.best.layout, dimension)
+        if dimension == "micro_batch_size" and len(numbers) > 1 and value == max(numbers):
+            yield _advice(
+                f"{dimension_label(dimension)} {value} is the largest that the space allows: a "
+                "larger one may be faster.",
+                [facts.best],
+            )
+
+
+def _prediction(facts: RunFacts) -> Iterator[Advice]:
+    predicted = [
+        (r, abs(r.prediction.step_seconds / _seconds(r) - 1))
+        for r in facts.worked
+        if r.prediction is not None
+    ]
+    if predicted:
+        middle = statistics.median(error for _, error in predicted)
+        yield _advice(
+            f"Predicted step times, corrected by the trials before, were within {middle:.1%} "
+            "(median) of those of the trials.",
+            [record for record, _ in predicted],
+        )
+
+
+def _compared(ratio: float, other: str) -> str:
+    """One's own step time beside another one's, given the other's over one's own."""
+    if 1 / _EQUAL < ratio < _EQUAL:
+        return f"as fast as {other} (within 2 %)"
+    if ratio > 1:
+        return f"{1 - 1 / ratio:.0%} less time per step than {other}"
+    return f"{1 / ratio - 1:.0%} more time per step than {other}"
+
+
+def _seconds(record: TrialRecord) -> float:
+    seconds = record.measurement.step_seconds
+    assert seconds is not None, "of trials that worked"
+    return seconds
+
+
+def _advice(sentence: str, records: Iterable[TrialRecord]) -> Advice:
+    numbers = dict.fromkeys(record.trial_id for record in records)
+    return Advice(sentence=sentence, trials=tuple(numbers))
