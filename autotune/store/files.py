@@ -20,8 +20,8 @@ DIGEST = "sha256"
 BLANK_DIGEST = "0" * 64
 """What is written in the digest's place before `sealed`."""
 
-# Folders of the run directory that are never read: of the trials' logs, each written once into a new
-# folder, and of experiment trackers (wandb keeps links to its own logs elsewhere).
+# Folders of the run directory that are never read: the logs of the trials, each written once into a
+# new folder, and those of experiment trackers (wandb has links to logs of its own elsewhere).
 _NOT_READ = frozenset({"logs", "tensorboard", "mlruns", "wandb"})
 # Two to four bytes lie between name and digest, both in JSON and in Parquet's footer.
 _DIGEST = re.compile(DIGEST.encode() + rb"[^0-9a-f]{2,4}([0-9a-f]{64})")

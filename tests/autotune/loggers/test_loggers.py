@@ -1,9 +1,8 @@
 """What experiment trackers have of a search, read back by their own readers."""
 
 import json
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from autotune.ledger.ledger import Ledger
 from autotune.ledger.listeners import Listeners
 from autotune.loggers import LOGGERS, loggers, loggers_named
 from autotune.store.record import TrialRecord
-from autotune.trial.trial import Outcome
+from autotune.trial.trial import Outcome, StepReport, TrialSpec
 from autotune.tuning import Place
 from tests.autotune.simulate import new_store, run_one
 from trainables.fake import FakeTrainable
@@ -44,15 +43,20 @@ def logged_search(directory: Path, name: str, *, trials: int = 3) -> tuple[Ledge
         spec = ledger.next_trial()
         assert spec is not None
         if number == 0:  # an attempt whose figures are discarded
-            report, *_ = FakeTrainable(pause_seconds=0.0).run(spec, [])
-            ledger.step_done(spec.trial_id, report)  # type: ignore[arg-type]
+            ledger.step_done(spec.trial_id, first_step(spec))
             ledger.attempt_lost(spec.trial_id, "its node is gone")
         if number == trials:
-            ledger.step_done(spec.trial_id, next(FakeTrainable().run(spec, [])))  # type: ignore[arg-type]
+            ledger.step_done(spec.trial_id, first_step(spec))
         else:
             run_one(ledger, FakeTrainable(largest_micro_batch=2), spec)
     listeners.search_ends()
     return ledger, warnings
+
+
+def first_step(spec: TrialSpec) -> StepReport:
+    step = next(FakeTrainable(largest_micro_batch=99).run(spec, []))
+    assert isinstance(step, StepReport)
+    return step
 
 
 def figures_of(record: TrialRecord) -> dict[str, float]:
@@ -114,46 +118,44 @@ def test_mlflow(tmp_path: Path) -> None:
 
 def test_wandb(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+    from tests.autotune.loggers.wandb_file import records_in
 
     ledger, warnings = logged_search(tmp_path, "wandb")
     assert warnings == []
     found: dict[str, list[dict[str, Any]]] = {}
     for file in (tmp_path / "wandb").glob("offline-run-*/*.wandb"):
-        store = DataStore()
-        store.open_for_scan(str(file))
-        name, config, summary, steps, code = "", {}, {}, [], None
-        while (data := store.scan_data()) is not None:
-            message = wandb_internal_pb2.Record()
-            message.ParseFromString(data)
-            kind = message.WhichOneof("record_type")
+        name, code = "", None
+        config: dict[str, Any] = {}
+        summary: dict[str, Any] = {}
+        steps: list[dict[str, Any]] = []
+        for record in records_in(file):
+            kind = record.WhichOneof("record_type")
             if kind == "run":
-                name = message.run.display_name
-                config |= {i.key: json.loads(i.value_json) for i in message.run.config.update}
+                name = record.run.display_name
+                config |= _items(record.run.config.update)
             elif kind == "history":
-                steps.append(
-                    {
-                        "/".join(i.nested_key) or i.key: json.loads(i.value_json)
-                        for i in message.history.item
-                    }
-                )
+                steps.append(_items(record.history.item))
             elif kind == "summary":
-                summary |= {
-                    "/".join(i.nested_key) or i.key: json.loads(i.value_json)
-                    for i in message.summary.update
-                }
+                summary |= _items(record.summary.update)
             elif kind == "exit":
-                code = message.exit.exit_code
+                code = record.exit.exit_code
         read = {"config": config, "summary": summary, "steps": steps, "code": code}
         found.setdefault(name.split()[0], []).append(read)
     assert sorted(found) == ["0001", "0002", "0003", "0004"] and len(found["0001"]) == 2
     for record in ledger.records:
         run = next(run for run in found[record.trial_id] if "outcome" in run["summary"])
         assert record.layout.columns().items() <= run["config"].items()
+        assert run["config"]["simulated"] is True
         assert run["summary"]["outcome"] == record.outcome
         assert figures_of(record).items() <= run["summary"].items()
-        assert (run["code"] == 0) == (record.outcome in (Outcome.OK, Outcome.STOPPED))
+        ran = record.outcome in (Outcome.OK, Outcome.STOPPED)
+        assert (run["code"] == 0) == ran and bool(run["steps"]) == ran
+        assert [step["_step"] for step in run["steps"]] == list(range(len(run["steps"])))
+        assert all("step/step_seconds" in step for step in run["steps"])
+
+
+def _items(items: Iterable[Any]) -> dict[str, Any]:
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
 
 
 @pytest.mark.parametrize("name", LOGGERS)
@@ -181,4 +183,3 @@ def test_a_log_that_cannot_be_written_is_a_warning(name: str, tmp_path: Path) ->
     assert len(ledger.records) == 3
     (warning,) = warnings
     assert warning.startswith(f"{name} failed, the search goes on without it: ")
-    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
