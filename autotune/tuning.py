@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from autotune.ledger.clock import SystemClock
 from autotune.ledger.deadline import Deadline, deadline_of
 from autotune.ledger.interruption import signals_interrupt
 from autotune.ledger.ledger import Ledger
+from autotune.ledger.listeners import InBackground, Listeners
+from autotune.loggers import loggers, loggers_named
 from autotune.on_ray.address import refuse_address_by_form
 from autotune.options.output import lasting_output, plain_console
 from autotune.options.search_options import SearchOptions, request_from_options
@@ -46,6 +48,8 @@ class Place:
     """Address that the dashboard listens on."""
     dashboard_port: int | None = None
     """Port of the dashboard; None: 8265, or the next free one."""
+    metrics_port: int | None = None
+    """Port where a Ray started here serves its metrics for Prometheus; None: any."""
     keep_ray_logs: bool = False
     """Whether the logs of a Ray started here are kept."""
     report: bool = True
@@ -59,9 +63,12 @@ class Place:
     until: str | float | None = None
     """When the search ends: seconds from its start, or a local time in ISO format; None: a minute
     before its Slurm job, elsewhere no limit."""
+    log: Sequence[str] = ()
+    """Experiment trackers that get every trial as a run (`autotune.loggers.LOGGERS`)."""
 
     def __post_init__(self) -> None:
         deadline_of(self.until, SystemClock())
+        loggers_named(self.log)
 
 
 def tune(
@@ -152,7 +159,8 @@ def search(request: Request, directory: Path, place: Place, screen: Screen) -> L
         with in_field("out"):
             stack.enter_context(new_directory(directory))
         _warn_if_not_measured(request, screen)
-        return _run(request, directory, place, screen, None, deadline)
+        listeners = Listeners(screen, *loggers(place.log, screen.warn))
+        return _run(request, directory, place, screen, listeners, None, deadline)
 
 
 @lasting_output()
@@ -164,15 +172,16 @@ def go_on(store: RunStore, place: Place, screen: Screen) -> Ledger:
             store.check_still_there()
             remove_temporary_files(store.directory)
         deadline = _shown_deadline(place, screen)
+        listeners = Listeners(screen, *loggers(place.log, screen.warn))
         with in_field("resume"):
-            ledger = Ledger(store, screen, deadline=deadline)
+            ledger = Ledger(store, listeners, deadline=deadline)
         if ledger.is_over:
             screen.note(f"{len(ledger.records)} trials already finished, none is left to run")
             _write_result(ledger, place, screen)
             return ledger
         check(store.request, place)
         _warn_if_not_measured(store.request, screen)
-        return _run(store.request, store.directory, place, screen, ledger, deadline)
+        return _run(store.request, store.directory, place, screen, listeners, ledger, deadline)
 
 
 def _shown_deadline(place: Place, screen: Screen) -> Deadline | None:
@@ -188,6 +197,7 @@ def _run(
     directory: Path,
     place: Place,
     screen: Screen,
+    listeners: Listeners,
     ledger: Ledger | None,
     deadline: Deadline | None,
 ) -> Ledger:
@@ -195,6 +205,7 @@ def _run(
     # Imported here because Ray takes seconds to import: invalid input is reported before.
     from autotune.on_ray.connection import Dashboard, ray_cluster
     from autotune.on_ray.detected_cluster import differences, fitted_to_nodes
+    from autotune.on_ray.metrics import RayMetrics
     from autotune.on_ray.nodes import inspect_nodes
     from autotune.on_ray.placement import MOST_VIRTUAL_BUNDLES
     from autotune.on_ray.tuner import run_trials
@@ -207,6 +218,7 @@ def _run(
                 cluster,
                 address=place.address,
                 dashboard=dashboard if place.dashboard else None,
+                metrics_port=place.metrics_port,
                 virtual=simulated,
                 keep_logs=place.keep_ray_logs,
             )
@@ -223,22 +235,25 @@ def _run(
                 _refuse_if_nothing_fits(request, place)
             versions = {"autotune": __version__}
             store = create_run(directory, request, nodes=nodes, versions=versions)
-            ledger = Ledger(store, screen, deadline=deadline)
+            ledger = Ledger(store, listeners, deadline=deadline)
         elif changes := differences(ledger.store.nodes, nodes):
             _warn_or_refuse(screen, changes, allowed=place.allow_different_cluster)
-        screen.search_begins(request, directory, ledger.records, connection.dashboard_url)
+        listeners.add(InBackground(RayMetrics(), "metrics", screen.warn))
+        listeners.search_begins(request, directory, ledger.records)
+        stack.callback(listeners.search_ends)
+        for what, url in connection.urls.items():
+            screen.note(f"{what}: {url}")
         if simulated and cluster.nodes > MOST_VIRTUAL_BUNDLES:
             screen.note(
                 f"the {cluster.nodes} virtual nodes are reserved together: Ray places at most "
                 f"{MOST_VIRTUAL_BUNDLES} one by one in a reasonable time"
             )
-        with screen:
-            run_trials(
-                ledger,
-                request.description.make(request.trainable_setup),
-                virtual=simulated,
-                wait_for_nodes_seconds=place.wait_for_nodes_seconds,
-            )
+        run_trials(
+            ledger,
+            request.description.make(request.trainable_setup),
+            virtual=simulated,
+            wait_for_nodes_seconds=place.wait_for_nodes_seconds,
+        )
     _write_result(ledger, place, screen)
     return ledger
 

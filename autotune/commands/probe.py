@@ -210,6 +210,7 @@ def _measure(
             prober.host_factory,
             lambda hosts: prober.measure(measured, hosts, seconds=seconds),
             receive,
+            title="probe",
         )
     return dataclasses.replace(cluster, device=device), {node["host"] for node in nodes}
 

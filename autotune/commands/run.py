@@ -12,6 +12,7 @@ from autotune.ledger.clock import SystemClock
 from autotune.ledger.deadline import deadline_of
 from autotune.ledger.interruption import signals_ignored, signals_interrupt
 from autotune.ledger.ledger import Ledger
+from autotune.loggers import LOGGERS
 from autotune.options.command_line import (
     AMOUNT,
     COUNT,
@@ -20,6 +21,7 @@ from autotune.options.command_line import (
     FACTOR,
     IP_ADDRESS,
     PATH,
+    PORT,
     SECONDS,
     print_error,
 )
@@ -41,8 +43,7 @@ from autotune.tuning import RUNS, Place, go_on, open_to_resume, search
 _ALLOWED_WITH_RESUME = frozenset(
     {"resume", "env", "trust_run", "address", "wait_for_nodes", "allow_different_cluster"}
     | {"dashboard", "dashboard_host", "dashboard_port", "keep_ray_logs", "as_json", "dry_run"}
-    | {"report"}
-    | {"max_trials", "gpu_hours", "until"}
+    | {"max_trials", "gpu_hours", "until", "log", "metrics_port", "report"}
 )
 
 
@@ -155,10 +156,13 @@ _ALLOWED_WITH_RESUME = frozenset(
     metavar="ADDRESS",
 )
 @click.option(
-    "--dashboard-port",
-    type=click.IntRange(1, 65535),
-    metavar="PORT",
-    help="Default: 8265, or the next one that is free.",
+    "--dashboard-port", type=PORT, metavar="PORT", help="Default: 8265, or the next free one."
+)
+@click.option(
+    "--metrics-port", type=PORT, metavar="PORT", help="For Prometheus. Default: any free one."
+)
+@click.option(
+    "--log", multiple=True, metavar="NAME[,NAME]", help=f"{', '.join(LOGGERS)}: a run per trial."
 )
 @click.option(
     "--keep-ray-logs", is_flag=True, help="Keep the logs of a Ray started here, and say where."
@@ -187,6 +191,8 @@ def main(
     dashboard: bool,
     dashboard_host: str,
     dashboard_port: int | None,
+    metrics_port: int | None,
+    log: tuple[str, ...],
     keep_ray_logs: bool,
     report: bool,
     wait_for_nodes: float,
@@ -205,6 +211,8 @@ def main(
         dashboard=dashboard,
         dashboard_host=dashboard_host,
         dashboard_port=dashboard_port,
+        metrics_port=metrics_port,
+        log=log,
         keep_ray_logs=keep_ray_logs,
         report=report,
         wait_for_nodes_seconds=wait_for_nodes,

@@ -148,7 +148,8 @@ def _run(
         yield from trainable.run(spec, hosts)
 
     with ray_cluster(space.cluster, address=address):
-        run_on_nodes(space.cluster, trainable.host_factory, work, receive)
+        title = f"try {layout.describe()}"
+        run_on_nodes(space.cluster, trainable.host_factory, work, receive, title=title)
     *steps, ended = events
     assert isinstance(ended, Ended)
     measured = measure(spec, [step for step in steps if isinstance(step, StepReport)])

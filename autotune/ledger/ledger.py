@@ -11,8 +11,9 @@ from autotune.layout import Layout
 from autotune.ledger.clock import Clock, SystemClock
 from autotune.ledger.deadline import Deadline
 from autotune.ledger.finished import checked, record_of
+from autotune.ledger.listeners import Listener
 from autotune.ledger.ranking import Ranking
-from autotune.ledger.running import Listener, RunningTrial
+from autotune.ledger.running import RunningTrial
 from autotune.ledger.schedule import Schedule
 from autotune.ledger.search_setup import CONFIRMATION_STEPS, counts_of, observation_of, search_for
 from autotune.request import Request

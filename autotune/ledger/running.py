@@ -1,28 +1,11 @@
-"""A trial that runs, and who is told about it."""
+"""A trial that runs."""
 
 import dataclasses
 import datetime
-from typing import Protocol
 
 from autotune.search import Prediction
-from autotune.store.record import Purpose, TrialRecord
+from autotune.store.record import Purpose
 from autotune.trial.trial import StepReport, TrialSpec
-
-
-class Listener(Protocol):
-    """Receives the events of a search, to display them."""
-
-    def trial_started(self, spec: TrialSpec) -> None:
-        """A trial starts."""
-
-    def step_done(self, spec: TrialSpec, step: StepReport) -> None:
-        """A step of a running trial has finished."""
-
-    def trial_begins_again(self, spec: TrialSpec, reason: str) -> None:
-        """A running trial is repeated; the measurements of its earlier attempt are discarded."""
-
-    def trial_finished(self, record: TrialRecord) -> None:
-        """A trial was recorded."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -138,6 +138,11 @@ class Adapter:
             self.failure = NodesGone(problem)
         return self.failure is not None
 
+    @property
+    def title(self) -> str:
+        """The search's name in Ray's dashboard."""
+        return f"{self.ledger.request.space.name} {self.ledger.store.directory}"
+
     @contextlib.contextmanager
     def _failures_kept(self) -> Iterator[None]:
         """Keep an exception to raise it after Tune: Tune would wrap or ignore it."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from autotune.errors import AutotuneError, HeadGone, InputError, first_line
 from autotune.ledger.interruption import children_spared, signals_ignored
 from autotune.on_ray.address import refuse_address_by_form
 from autotune.on_ray.nodes import NODE_CPUS, VIRTUAL_DEVICE, check_capacity, device_resource
+from autotune.on_ray.ports import LOOPBACK, refuse_taken
 from autotune.on_ray.ray_internals import (
     RayNodes,
     head_address,
@@ -43,7 +43,7 @@ _HOST_AND_PORT = re.compile(r".*:\d+")
 class Dashboard:
     """Address of the dashboard of a Ray cluster that is started here."""
 
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     port: int | None = None
     """None: 8265, or the next free one."""
 
@@ -53,8 +53,16 @@ class Connection:
     """A connected Ray cluster."""
 
     dashboard_url: str | None
+    metrics_url: str | None
+    """Where Prometheus finds the metrics of a Ray started here; None: nobody asked for a port."""
     kept_logs: Path | None
     """Folder of the logs of a Ray started here, where they are kept."""
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """What can be opened, by what it is."""
+        urls = {"Ray dashboard": self.dashboard_url, "metrics for Prometheus": self.metrics_url}
+        return {what: url for what, url in urls.items() if url is not None}
 
 
 @contextlib.contextmanager
@@ -63,6 +71,7 @@ def ray_cluster(
     *,
     address: str | None,
     dashboard: Dashboard | None = None,
+    metrics_port: int | None = None,
     virtual: bool = False,
     keep_logs: bool = False,
 ) -> Iterator[Connection]:
@@ -70,7 +79,8 @@ def ray_cluster(
 
     A cluster started here is shut down on exit, and its logs are removed unless `keep_logs`. On a
     `virtual` cluster devices are only counted, and trials are simulated. `dashboard` None: a
-    cluster started here has no dashboard. Raises ClusterTooSmall, and InputError where no Ray
+    cluster started here has no dashboard. `metrics_port` is where it serves its metrics; None: any.
+    Raises ClusterTooSmall, and InputError where no Ray
     answers at the address, none can be started, or no temporary files can be written.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -82,13 +92,22 @@ def ray_cluster(
         else:
             logs = folder / _SESSION / "logs" if keep_logs else None
             context = stack.enter_context(
-                _started(cluster, folder, dashboard=dashboard, virtual=virtual, logs=logs)
+                _started(
+                    cluster,
+                    folder,
+                    dashboard=dashboard,
+                    metrics_port=metrics_port,
+                    virtual=virtual,
+                    logs=logs,
+                )
             )
         if not virtual:
             check_capacity(cluster)
         url = context.dashboard_url
+        serves_metrics = address is None and metrics_port is not None
         yield Connection(
             dashboard_url=f"http://{url}" if url and (dashboard or address) else None,
+            metrics_url=f"http://{LOOPBACK}:{metrics_port}/metrics" if serves_metrics else None,
             kept_logs=folder / _SESSION / "logs" if keep_logs else None,
         )
 
@@ -112,7 +131,13 @@ def _joined(address: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _started(
-    cluster: Cluster, folder: Path, *, dashboard: Dashboard | None, virtual: bool, logs: Path | None
+    cluster: Cluster,
+    folder: Path,
+    *,
+    dashboard: Dashboard | None,
+    metrics_port: int | None,
+    virtual: bool,
+    logs: Path | None,
 ) -> Iterator[Any]:
     """The context of a connection to a Ray that is started here, with its files in `folder`."""
     refuse_long_path(folder / _SESSION / _LONGEST_SOCKET)
@@ -120,7 +145,9 @@ def _started(
     with _variable("RAY_TMPDIR", str(folder)):
         try:
             with _sigterm_handler_kept(), listening_on_loopback(), _sigterm_interrupts():
-                nodes = _start_local(cluster, dashboard=dashboard, virtual=virtual)
+                nodes = _start_local(
+                    cluster, dashboard=dashboard, metrics_port=metrics_port, virtual=virtual
+                )
                 context = _connected(nodes.address)
         except AutotuneError:
             raise
@@ -227,7 +254,9 @@ def _listens_and_answers(head: str) -> bool:
     return head_answers(head, _CONNECT_TIMEOUT_SECONDS)
 
 
-def _start_local(cluster: Cluster, *, dashboard: Dashboard | None, virtual: bool) -> RayNodes:
+def _start_local(
+    cluster: Cluster, *, dashboard: Dashboard | None, metrics_port: int | None, virtual: bool
+) -> RayNodes:
     """Start Ray on this machine: the head is node 0, every further node is another raylet.
 
     Many virtual nodes are put on the head, which then has the devices of all of them.
@@ -244,12 +273,15 @@ def _start_local(cluster: Cluster, *, dashboard: Dashboard | None, virtual: bool
     }
     head: dict[str, Any] = {"include_dashboard": False, "dashboard_port": None}
     if dashboard is not None:
-        _refuse_taken(dashboard)
+        refuse_taken(dashboard.host, dashboard.port, "dashboard")
         head = {
             "include_dashboard": True,
             "dashboard_host": dashboard.host,
             "dashboard_port": dashboard.port,
         }
+    if metrics_port is not None:
+        refuse_taken(LOOPBACK, metrics_port, "metrics")
+        head["metrics_export_port"] = metrics_port
     with children_spared():
         nodes = RayNodes(
             initialize_head=True,
@@ -261,18 +293,3 @@ def _start_local(cluster: Cluster, *, dashboard: Dashboard | None, virtual: bool
             nodes.add_node(wait=False, **node)
     nodes.wait_for_nodes()
     return nodes
-
-
-def _refuse_taken(dashboard: Dashboard) -> None:
-    """Raise InputError where the dashboard cannot listen: Ray would try 50 ports, for minutes."""
-    family = socket.AF_INET6 if ":" in dashboard.host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((dashboard.host, dashboard.port or 0))
-        except OSError as error:
-            foreign = error.errno == errno.EADDRNOTAVAIL
-            raise InputError(
-                f"cannot listen on {dashboard.host}:{dashboard.port or ''}: {error.strerror}",
-                field="dashboard_host" if foreign else "dashboard_port",
-            ) from None

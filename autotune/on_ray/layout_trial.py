@@ -34,6 +34,7 @@ class LayoutTrial(tune.Trainable):
         return node_group(
             spec.cluster,
             spec.layout.world_size,
+            title=config["title"],
             virtual=config["virtual"],
             avoid=config["avoid"],
         )
@@ -42,6 +43,7 @@ class LayoutTrial(tune.Trainable):
         """Start the node actors, check the nodes, and prepare the first trial."""
         assert worker is not None, "given by tune.with_parameters"
         spec = trial_spec_from_json(config["spec"])
+        self._title = config["title"]
         self._worker = worker
         self._unfit_node: str | None = None
         self._nodes: NodeGroup | None = None
@@ -77,6 +79,10 @@ class LayoutTrial(tune.Trainable):
         self._events.close()
         self._give_nodes_back()
 
+    def __repr__(self) -> str:
+        """The actor's name in Ray's dashboard."""
+        return f"search {self._title}"
+
     @property
     def _hosts(self) -> list[Any]:
         return [] if self._nodes is None else list(self._nodes.hosts)
@@ -86,7 +92,9 @@ class LayoutTrial(tune.Trainable):
         if self._worker.host_factory is not None:
             group = ray.util.get_current_placement_group()
             assert group is not None, "Tune places the trainable in the trial's group"
-            self._nodes = NodeGroup(group, spec.cluster, self._worker.host_factory)
+            self._nodes = NodeGroup(
+                group, spec.cluster, self._worker.host_factory, title="check of the nodes"
+            )
 
     def _give_nodes_back(self) -> None:
         if self._nodes is not None:
@@ -100,4 +108,6 @@ class LayoutTrial(tune.Trainable):
         if self._nodes_are_broken:
             self._give_nodes_back()
             self._take_nodes(spec)
+        if self._nodes is not None:
+            self._nodes.entitle(f"{spec.trial_id} {spec.layout.describe()}")
         yield from run_in_parts(spec, self._worker, self._hosts)

@@ -24,16 +24,22 @@ def run_on_nodes(
     factory: Callable[..., RankHost],
     work: Callable[[Sequence[RankHost]], Generator[T | None, None, None]],
     receive: Callable[[T], object],
+    *,
+    title: str,
 ) -> None:
     """Reserve all nodes of the cluster; pass on to `receive` what `work` finds with their hosts.
 
-    `work` gives None at least every few seconds, so that it can be stopped. However it ends, no
-    rank and no reservation is left. Raises its exceptions, NodeLost, HeadGone, KeyboardInterrupt.
+    `title` is the name in Ray's dashboard. `work` gives None at least every few seconds, so that it
+    can be stopped. However it ends, no rank and no reservation is left. Raises its exceptions,
+    NodeLost, HeadGone, KeyboardInterrupt.
     """
     stopped = threading.Event()
 
     def loop() -> None:
-        with _reserved(cluster, factory) as hosts, contextlib.closing(work(hosts)) as findings:
+        with (
+            _reserved(cluster, factory, title) as hosts,
+            contextlib.closing(work(hosts)) as findings,
+        ):
             for finding in findings:
                 if stopped.is_set():
                     return
@@ -44,13 +50,15 @@ def run_on_nodes(
 
 
 @contextlib.contextmanager
-def _reserved(cluster: Cluster, factory: Callable[..., RankHost]) -> Iterator[list[RankHost]]:
+def _reserved(
+    cluster: Cluster, factory: Callable[..., RankHost], title: str
+) -> Iterator[list[RankHost]]:
     """The hosts of all nodes of the cluster, which are reserved inside."""
-    group = node_group(cluster, cluster.devices).to_placement_group()
+    group = node_group(cluster, cluster.devices, title=title).to_placement_group()
     try:
         if not group.wait(_GROUP_SECONDS):
             raise NodeLost(cluster.too_small("but those of the cluster are in use"))
-        nodes = NodeGroup(group, cluster, factory)
+        nodes = NodeGroup(group, cluster, factory, title=title)
         try:
             yield nodes.hosts
         finally:

@@ -26,6 +26,7 @@ class LedgerSearcher(Searcher):
             return Searcher.FINISHED
         return {
             "spec": to_json(spec),
+            "title": self._adapter.title,
             "virtual": self._adapter.virtual,
             "avoid": list(self._adapter.avoid),
         }

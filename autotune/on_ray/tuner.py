@@ -64,8 +64,10 @@ def run_trials(
 
 
 def _tuner(adapter: Adapter, trainable: Trainable, folder: str) -> tune.Tuner:
+    with_worker = tune.with_parameters(LayoutTrial, worker=trainable)
+    with_worker.__qualname__ = LayoutTrial.__name__  # else the dashboard shows "_Inner"
     return tune.Tuner(
-        tune.with_parameters(LayoutTrial, worker=trainable),
+        with_worker,
         tune_config=tune.TuneConfig(
             search_alg=LedgerSearcher(adapter),
             num_samples=-1,

@@ -125,6 +125,8 @@ SHARE = _Amount(min=0, max=1)
 """Option type: a number from 0 to 1."""
 SECONDS = _Amount(min=0, min_open=True, max=1e7)
 """Option type: a positive duration, short enough for the operating system's timers."""
+PORT = click.IntRange(1, 65535)
+"""Option type: a port to listen on."""
 IP_ADDRESS = _IpAddress()
 """Option type: an IP address to listen on."""
 PATH = _Path()

@@ -41,9 +41,9 @@ class Screen:
         self._task = self._progress.add_task("starting")
 
     def search_begins(
-        self, request: Request, directory: Path, finished: Sequence[TrialRecord], url: str | None
+        self, request: Request, directory: Path, finished: Sequence[TrialRecord]
     ) -> None:
-        """Print space, cluster and dashboard; `finished` are the trials before a resumption."""
+        """Print space and cluster; `finished` are the trials before a resumption."""
         space = request.space
         self._max_trials = request.max_trials
         self._memory_limit_gib = space.cluster.memory_gib or space.cluster.device.memory_gib
@@ -56,10 +56,9 @@ class Screen:
             f"searching {space.name}: {layouts}, at most {request.max_trials} trials{resumed}, "
             f"into {directory}"
         )
-        if url is not None:
-            self.note(f"Ray dashboard: {url}")
         done = self._outcomes.total()
         self._progress.update(self._task, total=request.max_trials, completed=done)
+        self._progress.start()
 
     def note(self, sentence: str) -> None:
         """Print a line."""
@@ -71,11 +70,8 @@ class Screen:
             sentence, style="bold yellow", soft_wrap=True, markup=False, highlight=False
         )
 
-    def __enter__(self) -> "Screen":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def search_ends(self) -> None:
+        """Remove the progress bar."""
         self._progress.stop()
 
     def trial_started(self, spec: TrialSpec) -> None:

@@ -20,6 +20,9 @@ DIGEST = "sha256"
 BLANK_DIGEST = "0" * 64
 """What is written in the digest's place before `sealed`."""
 
+# Folders of the run directory that are never read: the logs of the trials, each written once into a
+# new folder, and those of experiment trackers (wandb has links to logs of its own elsewhere).
+_NOT_READ = frozenset({"logs", "tensorboard", "mlruns", "wandb"})
 # Two to four bytes lie between name and digest, both in JSON and in Parquet's footer.
 _DIGEST = re.compile(DIGEST.encode() + rb"[^0-9a-f]{2,4}([0-9a-f]{64})")
 _TEMPORARY_NAME = ".{name}.{pid}.tmp"
@@ -99,10 +102,9 @@ def refuse_unsafe_entries(directory: Path) -> None:
 
 
 def _folders(directory: Path) -> Iterator[Path]:
-    """The folders of a run directory. Those of the trials' logs are left out: they are written
-    once, into a new folder each."""
+    """The folders of a run directory. Those in `_NOT_READ` are left out."""
     for folder, folders, _ in os.walk(directory):
-        if Path(folder) == directory / "logs":
+        if Path(folder).parent == directory and Path(folder).name in _NOT_READ:
             folders.clear()
         yield from (Path(folder, name) for name in folders)
 

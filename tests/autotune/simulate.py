@@ -1,7 +1,7 @@
 """Run a ledger to its end without Ray, with the fake trainable."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ register(DESCRIPTION)
 class Silent:
     """A listener that shows nothing."""
 
+    def search_begins(
+        self, request: Request, directory: Path, finished: Sequence[TrialRecord]
+    ) -> None: ...
+
     def trial_started(self, spec: TrialSpec) -> None: ...
 
     def step_done(self, spec: TrialSpec, step: StepReport) -> None: ...
@@ -33,6 +37,8 @@ class Silent:
     def trial_begins_again(self, spec: TrialSpec, reason: str) -> None: ...
 
     def trial_finished(self, record: TrialRecord) -> None: ...
+
+    def search_ends(self) -> None: ...
 
 
 def fake_request(**changes: object) -> Request:

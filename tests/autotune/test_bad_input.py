@@ -169,6 +169,8 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--wait-for-nodes": (*AMOUNTS, "1e9"),
         "--dashboard-host": ("", "localhost", "1.2.3", "1.2.3.4:80", "::g"),
         "--dashboard-port": ("", "0", "-1", "65536", "http", "80.5"),
+        "--metrics-port": ("", "0", "-1", "65536", "http", "80.5"),
+        "--log": ("", "tensorbord", "MLflow", "tensorboard,", ",", "wandb mlflow", LONG_NAME),
         "--seed": ("-1", "1.5", "x", "", "nan", "9" * 5000, str(2**63)),
         "--stop-factor": ("0.5", "0", "-1", "nan", "inf", "x", ""),
         "--trial-timeout": (*AMOUNTS, "1e9"),

@@ -121,6 +121,10 @@ class Search(threading.Thread):
 
     def trial_finished(self, record: object) -> None: ...
 
+    def search_begins(self, *_: object) -> None: ...
+
+    def search_ends(self) -> None: ...
+
     def run(self) -> None:
         if (self.directory / "run.json").exists():
             store = open_run(self.directory)

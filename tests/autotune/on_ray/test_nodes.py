@@ -35,7 +35,7 @@ def node_ids() -> list[str]:
 
 
 def group_of(nodes: int, avoid: Sequence[str]) -> PlacementGroup:
-    request = node_group(cpu_nodes(nodes), 2 * nodes, avoid=avoid)
+    request = node_group(cpu_nodes(nodes), 2 * nodes, title="test", avoid=avoid)
     group = request.to_placement_group()
     assert isinstance(group, PlacementGroup)
     return group
@@ -57,19 +57,19 @@ def test_a_group_goes_around_a_node(made_up_nodes: RayNodes, avoided: int) -> No
 @pytest.mark.parametrize("nodes", [MOST_VIRTUAL_BUNDLES, MOST_VIRTUAL_BUNDLES + 1, 16_384])
 def test_of_virtual_nodes_every_device_is_reserved_in_few_bundles(nodes: int) -> None:
     cluster = Cluster(nodes=nodes, gpus_per_node=8, device=device_named("a100-80gb"))
-    virtual = node_group(cluster, cluster.devices, virtual=True)
+    virtual = node_group(cluster, cluster.devices, title="test", virtual=True)
     _, *bundles = virtual.bundles
     assert sum(bundle[VIRTUAL_DEVICE] for bundle in bundles) == cluster.devices
     assert sum(bundle["CPU"] for bundle in bundles) == nodes * NODE_CPUS
     assert len(bundles) == (nodes if nodes <= MOST_VIRTUAL_BUNDLES else 1)
-    real = node_group(cluster, cluster.devices)
+    real = node_group(cluster, cluster.devices, title="test")
     assert len(real.bundles) == 1 + nodes, "real nodes are placed one by one"
 
 
 def test_a_node_group_knows_its_nodes(made_up_nodes: RayNodes) -> None:
     avoid = node_ids()[:1]
     group = group_of(2, avoid)
-    nodes = NodeGroup(group, cpu_nodes(2), FakeHost)
+    nodes = NodeGroup(group, cpu_nodes(2), FakeHost, title="test")
     try:
         assert {name["node_id"] for name in nodes.names} == set(node_ids()[1:])
         assert [host.listen()[0] for host in nodes.hosts] == [n["address"] for n in nodes.names]
@@ -80,7 +80,7 @@ def test_a_node_group_knows_its_nodes(made_up_nodes: RayNodes) -> None:
 
 def test_a_lost_node_is_asked_once(made_up_nodes: RayNodes) -> None:
     group = group_of(2, ())
-    nodes = NodeGroup(group, cpu_nodes(2), FakeHost)
+    nodes = NodeGroup(group, cpu_nodes(2), FakeHost, title="test")
     try:
         with pytest.raises(NodeLost, match=r"node 1 \(.*\): "):
             lose(nodes.hosts[1])
