@@ -15,6 +15,7 @@ from autotune.ledger.deadline import Deadline, deadline_of
 from autotune.ledger.interruption import signals_interrupt
 from autotune.ledger.ledger import Ledger
 from autotune.ledger.listeners import InBackground, Listeners
+from autotune.ledger.status_file import StatusFile
 from autotune.loggers import loggers, loggers_named
 from autotune.on_ray.address import refuse_address_by_form
 from autotune.options.output import lasting_output, plain_console
@@ -159,7 +160,7 @@ def search(request: Request, directory: Path, place: Place, screen: Screen) -> L
         with in_field("out"):
             stack.enter_context(new_directory(directory))
         _warn_if_not_measured(request, screen)
-        listeners = Listeners(screen, *loggers(place.log, screen.warn))
+        listeners = Listeners(screen, StatusFile(), *loggers(place.log, screen.warn))
         return _run(request, directory, place, screen, listeners, None, deadline)
 
 
@@ -172,7 +173,7 @@ def go_on(store: RunStore, place: Place, screen: Screen) -> Ledger:
             store.check_still_there()
             remove_temporary_files(store.directory)
         deadline = _shown_deadline(place, screen)
-        listeners = Listeners(screen, *loggers(place.log, screen.warn))
+        listeners = Listeners(screen, StatusFile(), *loggers(place.log, screen.warn))
         with in_field("resume"):
             ledger = Ledger(store, listeners, deadline=deadline)
         if ledger.is_over:

@@ -20,7 +20,7 @@ def space() -> SearchSpace:
             sequence_length=80,
             global_batch_size=8,
         ),
-        cluster=Cluster(nodes=2, gpus_per_node=2, device=device_named("cpu"), memory_gib=0.115),
+        cluster=Cluster(nodes=2, gpus_per_node=2, device=device_named("cpu"), memory_gib=0.125),
         tensor_parallel=(1, 2, 4),
         pipeline_parallel=(1, 2, 4),
         zero_stage=(0, 1, 2, 3),

@@ -10,6 +10,7 @@ from rich.table import Table
 from autotune.cost.model import Estimates
 from autotune.layout import DIMENSIONS, Layout
 from autotune.planning import Plan
+from autotune.report.layouts import add_layout_column, narrow_table
 from autotune.space import SearchSpace
 from autotune.trial.measurement import predicted_mfu
 
@@ -27,18 +28,18 @@ def print_ranked(console: Console, plan: Plan, top: int) -> None:
     if plan.nothing_fits is not None:
         console.print(f"predicted: {plan.nothing_fits}", soft_wrap=True)
         return
-    table = Table(title="Predicted, most promising first")
-    table.add_column("layout", no_wrap=True)
-    table.add_column("step s, 80 % within", justify="right", no_wrap=True)
+    groups = list(_by_layout(plan))[:top]
+    table = narrow_table("Predicted, most promising first")
+    cells = add_layout_column(table, [plan.layouts[best] for best, _ in groups], console.width)
+    table.add_column("step s, 80 % in", justify="right", no_wrap=True)
     for heading in ("MFU", f"GiB of {estimates.capacity_gib:.1f}", "fits"):
         table.add_column(heading, justify="right")
     table.add_column("other kernels")
-    groups = list(_by_layout(plan))[:top]
     low, high = plan.intervals([best for best, _ in groups])
     for place, (best, others) in enumerate(groups):
         seconds = float(estimates.step_seconds[best])
         table.add_row(
-            plan.layouts[best].describe(),
+            cells[place],
             f"{seconds:.3g}, {low[place]:.3g} to {high[place]:.3g}",
             _percent(predicted_mfu(space, seconds)),
             f"{estimates.peak_memory_gib[best]:.3g}",

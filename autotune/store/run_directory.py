@@ -137,6 +137,15 @@ class RunStore:
             raise InputError(f"{error} (move it away to have its trial run again)") from None
         return list(in_order.values())
 
+    def trials_after(self, trial_id: str | None) -> list[TrialRecord]:
+        """Finished trials with a greater number than `trial_id` (None: all), in order.
+
+        Raises InputError as `trials`, but does not compare them with the earlier ones.
+        """
+        files = (self.directory / "trials").glob("*.parquet")
+        newer = (f for f in files if trial_id is None or int(f.stem) > int(trial_id))
+        return [_trial(file, self.run_id) for file in sorted(newer, key=lambda f: int(f.stem))]
+
     def write_pruned(self, pruned: list[Pruned]) -> None:
         """Replace the list of layouts that were ruled out."""
         with self.writing():

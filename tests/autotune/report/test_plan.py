@@ -3,6 +3,7 @@
 import io
 import re
 
+import pytest
 from rich.console import Console
 
 from autotune.layout import DIMENSIONS
@@ -12,8 +13,8 @@ from autotune.report.plan import print_not_ranked, print_ranked
 from autotune.space import SearchSpace
 
 
-def printed(space: SearchSpace, top: int = 10) -> list[str]:
-    console = Console(file=io.StringIO(), width=140, highlight=False)
+def printed(space: SearchSpace, top: int = 10, width: int = 140) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
     print_ranked(console, plan(space), top)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
@@ -21,10 +22,11 @@ def printed(space: SearchSpace, top: int = 10) -> list[str]:
 
 def test_layouts_that_differ_in_kernels_only_share_a_line() -> None:
     space = load_space("llm13b")
-    rows = [line for line in printed(space, top=40) if line.startswith("│")]
+    rows = [line for line in printed(space, top=40) if line.startswith(" tp")]
     assert len(rows) == 40
     own = [
-        re.sub(r" (math|sdpa_flash|flash_attn) rmsnorm=\w+", "", row.split("│")[1]) for row in rows
+        re.sub(r" (math|sdpa_flash|flash_attn) rmsnorm=\w+", "", row.partition("  ")[0])
+        for row in rows
     ]
     assert len(set(own)) == 40
     ranked = plan(space)
@@ -39,6 +41,19 @@ def test_layouts_that_differ_in_kernels_only_share_a_line() -> None:
         )
     ]
     assert f"{len(same) - 1}, up to +" in rows[0], "the others are counted"
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_narrow_terminal_cuts_no_word(width: int) -> None:
+    space = load_space("llm13b")
+    lines = printed(space, width=width)
+    text = "\n".join(lines)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text and max(map(len, lines[1:])) <= width
+    shared = re.search(r"all: (.*)", " ".join(text.split()))
+    assert shared is not None
+    best = plan(space).ranked[0].describe()
+    for word in best.split():
+        assert word in text, "in its row, or among those that all share"
 
 
 def test_reasons_take_at_most_eight_lines_and_add_up() -> None:

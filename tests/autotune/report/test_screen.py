@@ -1,6 +1,9 @@
 """What a search shows while it goes, and at its end."""
 
+import dataclasses
+import datetime
 import io
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,8 +13,9 @@ from rich.console import Console
 
 from autotune.ledger.ledger import Ledger
 from autotune.report import Screen, dry_run, print_dry_run, print_end
+from autotune.report.screen import print_best
 from autotune.trial.trial import Ended, Outcome
-from tests.autotune.simulate import fake_request, new_store, run_one
+from tests.autotune.simulate import fake_request, new_store, run_one, run_to_the_end
 from trainables.fake import FakeTrainable
 
 
@@ -45,7 +49,7 @@ def test_a_line_for_each_trial(tmp_path: Path, terminal: bool) -> None:
         return
     first, second, third = [line for line in text.splitlines() if line.startswith("[")]
     assert first.startswith("[    1/3] ok")
-    assert second.startswith("[    2/3] oom") and second.endswith("(limit 0.115 GiB)")
+    assert second.startswith("[    2/3] oom") and second.endswith("(limit 0.125 GiB)")
     assert third.startswith("[    3/3] crashed") and third.endswith("(rank [1]: no)")
 
 
@@ -96,3 +100,47 @@ def test_a_dry_run_says_what_would_run_and_how_long_it_is_predicted_to_take() ->
     text = shown(display)
     assert "predicted to take about" in text and text.endswith("Nothing was started.\n")
     assert text.count("\n") <= 12
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_fastest_layouts_on_a_narrow_terminal(width: int, tmp_path: Path) -> None:
+    ledger = run_to_the_end(new_store(tmp_path, trainable="simulated", max_trials=8))
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    print_best(console, ledger.best, simulated=True)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for word in ledger.best[0].layout.describe().split():
+        assert word in text
+    assert "within noise" in " ".join(text.split()) or "+" in text
+
+
+def test_the_latest_end_follows_from_the_trials_so_far(tmp_path: Path) -> None:
+    display = screen(terminal=True)
+    store = new_store(tmp_path, trainable="simulated", max_trials=4, search="grid")
+    ledger = run_to_the_end(store, trials=2)
+    hour = datetime.timedelta(hours=1)
+    slow = [dataclasses.replace(r, finished_at=r.started_at + hour) for r in ledger.records]
+    display.search_begins(store.request, tmp_path, slow)
+    display.show_running("tp1", "starting")
+    display.search_ends()
+    # Two trials and three confirmations are left, an hour each.
+    end = datetime.datetime.now() + 5 * hour
+    about = {f"{end - datetime.timedelta(minutes=late):%H:%M}" for late in range(3)}
+    assert any(f"ends by {time}" in shown(display) or time in shown(display) for time in about)
+
+
+def test_no_colour_where_it_is_not_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    coloured = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+    assert not coloured.search(_told_of_a_trial(tmp_path / "plain"))
+    monkeypatch.delenv("NO_COLOR")
+    assert coloured.search(_told_of_a_trial(tmp_path / "coloured"))
+
+
+def _told_of_a_trial(directory: Path) -> str:
+    console = Console(file=io.StringIO(), width=160, force_terminal=True, highlight=False)
+    display = Screen(console)
+    display.trial_finished(run_to_the_end(new_store(directory), trials=1).records[0])
+    return shown(display)
