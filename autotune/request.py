@@ -54,6 +54,8 @@ class Request:
     """Device hours of the planned training run; None: a run of 20 tokens per parameter."""
     reduced_trials: Flag = True
     """Whether layouts are explored with fewer micro-batches per step where that is much cheaper."""
+    prune: Flag = True
+    """Whether a result rules out layouts that can only be slower, or need more memory."""
     stop_factor: Annotated[float, Field(strict=True, ge=1, le=1e9)] = 2.0
     """A trial whose steps take more than this many times the best step time is stopped."""
     trial_timeout_seconds: Annotated[float, Field(strict=True, gt=0, le=1e7)] = 600.0
@@ -71,7 +73,7 @@ class Request:
     simulated_trainer: Mapping[str, Any] | None = None
     """The trainer whose step times are simulated, as its file has it; None: that of predictions."""
     layouts: tuple[Layout, ...] | None = None
-    """The only layouts to try, for a replay; None: all of the space."""
+    """The only layouts to try, in the space or beside it; None: all of the space."""
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
@@ -79,11 +81,11 @@ class Request:
                 f"search must be one of {', '.join(SEARCHES)}, got {shown(self.search)}"
             )
         replays = self._is_installed and self.description.trains == "recorded"
-        both = (self.runs is not None, self.layouts is not None)
         # A run can be read where its trainable is not installed: then nothing is known of it.
-        if both != (replays, replays) and (both != (True, True) or self._is_installed):
+        runs_are_right = not self._is_installed or (self.runs is not None) == replays
+        if not runs_are_right or (self.runs is not None and self.layouts is None):
             raise ValueError(
-                "runs and layouts must be given to replay recorded runs and only then, got "
+                "runs must be given to replay recorded runs and only then, with their layouts, got "
                 f"trainable {self.trainable}, runs {shown(self.runs)} and "
                 f"{len(self.layouts or ())} layouts"
             )
@@ -166,7 +168,7 @@ class Request:
         """Why the layout is none that may be tried, or None where it is one."""
         if self.layouts is None:
             return self.space.why_not(layout)
-        return None if layout in self.layouts else "it must be one of the recorded layouts"
+        return None if layout in self.layouts else "it must be one of the layouts to try"
 
 
 def request_from_json(values: object) -> Request:

@@ -150,6 +150,37 @@ class SearchSpace:
                 return f"{dimension} must be one of {_listed(offered)}, got {value}"
         return None
 
+    def changed(self, layout: Layout, **values: Any) -> "Layout | Excluded":
+        """The layout with other values of some dimensions, in the space or beside it.
+
+        Derived dimensions follow. A dimension that is not given keeps its value if a rule allows
+        it, else it takes the nearest value of the space that is allowed. Excluded, with the reason,
+        where a rule forbids a given value.
+        """
+        chosen: dict[str, Any] = {}
+        for dimension, declared in DIMENSIONS.items():
+            own = getattr(layout, dimension)
+            if declared.follows and dimension not in values:
+                own = declared.follows(chosen, self.task)
+            candidates = [values.get(dimension, own)]
+            if dimension not in values and declared.can_be_restricted and not declared.follows:
+                candidates += sorted(
+                    getattr(self, dimension),
+                    key=lambda value: abs(value - own) if isinstance(value, int) else 0,
+                )
+            reasons = []
+            for value in candidates:
+                branch = {**chosen, dimension: value}
+                reason = declared.rule(branch, self.task) if declared.rule else None
+                if reason is None:
+                    break
+                reasons.append(reason)
+            else:
+                branch = {**chosen, dimension: candidates[0]}
+                return Excluded(chosen=branch, reason=reasons[0], combinations=1)
+            chosen = branch
+        return Layout(**chosen)
+
     def check_not_empty(self) -> None:
         """Raise InputError where the space has no layout; the message names alternatives."""
         cause: Excluded | None = None

@@ -279,7 +279,7 @@ class Ledger:
             self.stopped_because = INTERRUPTED
         observation = observation_of(record)
         self._search.tell(observation)
-        pruned = self._unpruned.rule_out(observation)
+        pruned = self._unpruned.rule_out(observation) if self.request.prune else []
         self._pruned += pruned
         self._search.discard(found.layout for found in pruned)
         self._stopping.best_step_seconds = self._ranking.fastest_seconds

@@ -49,6 +49,12 @@ class SpaceOptions:
 
 def space_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of `SpaceOptions` to a command."""
+    nodes = click.option("--nodes", type=COUNT, metavar="N", help="Nodes that every layout uses.")
+    return space_options_but_nodes(nodes(command))
+
+
+def space_options_but_nodes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `SpaceOptions` to a command that has its own --nodes."""
     options = (
         click.option("--space", metavar="NAME|FILE.py", help="What to search."),
         click.option(
@@ -56,7 +62,6 @@ def space_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="PATH",
             help="A model: a Hugging Face config.json, or a folder with one.",
         ),
-        click.option("--nodes", type=COUNT, metavar="N", help="Nodes that every layout uses."),
         click.option("--gpus-per-node", type=COUNT, metavar="G", help="Devices per node."),
         click.option("--gpu", metavar="NAME|FILE.json", help="Device, if not the space's."),
         click.option(

@@ -51,8 +51,8 @@ def print_dry_run(console: Console, request: Request) -> None:
         print_headline(console, request.space, f"{content['layouts']} layouts")
         print_not_ranked(console, content["not_generated"], "not generated")
     else:
-        recorded = f"{content['layouts']} recorded layouts of {request.space.name}"
-        console.print(f"would replay {recorded}", soft_wrap=True)
+        given = f"{content['layouts']} given layouts of {request.space.name}"
+        console.print(f"would try only {given}", soft_wrap=True)
     if content["nothing_fits"] is not None:
         console.print(f"predicted: {content['nothing_fits']}", soft_wrap=True)
     expected = "the time cannot be predicted for this device"

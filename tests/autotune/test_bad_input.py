@@ -905,7 +905,7 @@ BAD_RUNS: list[tuple[tuple[str, ...], object, str]] = [
     (("request", "max_trials"), MISSING, "request: max_trials is missing"),
     (("request", "max_trials"), "8", "request: max_trials must be a valid integer, got '8'"),
     (("request", "search"), "magic", "search must be one of guided, "),
-    (("request", "trainable"), "replay", "runs and layouts must be given to replay recorded runs"),
+    (("request", "trainable"), "replay", "runs must be given to replay recorded runs"),
     (("request", "env"), {"A; rm -rf ~": "1"}, "got 'A; rm -rf ~'"),
     (("request", "env"), {"LD_PRELOAD": "/x.so"}, "LD_PRELOAD makes programs load other code"),
     (("request", "env"), {"PYTHONPATH": "/x"}, "PYTHONPATH makes programs load other code"),
