@@ -137,9 +137,10 @@ def print_ablation(console: Console, variations: Sequence[Variation], word: str)
     best = variations[0]
     console.print(f"the best layout: {best.value}", soft_wrap=True)
     table = narrow_table("One dimension changed at a time")
+    table.caption = "equal: within the noise of the steps"
     table.add_column("dimension")
     table.add_column("value", no_wrap=True)
-    for heading in ("predicted s", "vs best", "fits", f"{word} s", "vs best", "outcome", "trial"):
+    for heading in ("predicted s", "fits", f"{word} s", "trial"):
         table.add_column(heading, justify="right")
     last = None
     for variation in variations:
@@ -150,12 +151,10 @@ def print_ablation(console: Console, variations: Sequence[Variation], word: str)
         table.add_row(
             variation.label if variation.label != last else "",
             _value(variation) if variation.dimensions else "",
-            number(variation.predicted_seconds, ".3g"),
-            "best"
-            if variation is best
-            else _beside(best.predicted_seconds, variation.predicted_seconds),
+            _beside(best.predicted_seconds, variation.predicted_seconds),
             percent(variation.fit_probability, 0),
-            *_trial_cells(best, variation),
+            _of_trial(best, variation),
+            variation.record.trial_id if variation.record is not None else "",
         )
         last = variation.label
     console.print(table)
@@ -174,22 +173,22 @@ def _value(variation: Variation) -> str:
     return variation.value + (f" (and {', '.join(changed)})" if changed else "")
 
 
-def _trial_cells(best: Variation, variation: Variation) -> tuple[str, str, str, str]:
+def _of_trial(best: Variation, variation: Variation) -> str:
+    """The step time of its trial beside that of the best layout, or how the trial ended."""
     record = variation.record
     if record is None:
-        return "–", "–", "not run", ""  # noqa: RUF001
+        return "not run"
+    if record.outcome is not Outcome.OK:
+        return record.outcome.value
     seconds = record.measurement.step_seconds
-    ratio = "–"  # noqa: RUF001
-    if record is best.record:
-        ratio = "best"
-    elif best.record is not None and record.outcome is Outcome.OK:
-        ratio = _beside(best.record.measurement.step_seconds, seconds)
-        if equal_within_noise(best.record, record):
-            ratio = "within noise"
-    return number(seconds, ".3g"), ratio, record.outcome.value, record.trial_id
+    if best.record is None:
+        return number(seconds)
+    if record is not best.record and equal_within_noise(best.record, record):
+        return f"{number(seconds)} (equal)"
+    return _beside(best.record.measurement.step_seconds, seconds)
 
 
 def _beside(best: float | None, seconds: float | None) -> str:
-    if best is None or seconds is None:
-        return "–"  # noqa: RUF001
-    return f"{seconds / best - 1:+.1%}"
+    if best is None or seconds is None or seconds == best:
+        return number(seconds)
+    return f"{number(seconds)} ({seconds / best - 1:+.0%})"
