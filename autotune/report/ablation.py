@@ -138,8 +138,8 @@ def print_ablation(console: Console, variations: Sequence[Variation], word: str)
     console.print(f"the best layout: {best.value}", soft_wrap=True)
     table = narrow_table("One dimension changed at a time")
     table.caption = "equal: within the noise of the steps"
-    table.add_column("dimension")
-    table.add_column("value", no_wrap=True)
+    table.add_column("dimension", min_width=14)
+    table.add_column("value", min_width=10)
     for heading in ("predicted s", "fits", f"{word} s", "trial"):
         table.add_column(heading, justify="right")
     last = None
