@@ -318,6 +318,23 @@ def _causes(facts: RunFacts) -> Section | None:
     )
 
 
+def _network(facts: RunFacts) -> Table:
+    """The network that predictions assume; `autotune probe` names the library in its files."""
+    links = facts.space.cluster.links
+    cards = "one per device" if links.nics_per_node is None else str(links.nics_per_node)
+    rows = [
+        ["network", links.name],
+        ["links between devices", f"{links.link_gb_per_second:.4g} GB/s"],
+        ["network cards of a node", f"{cards}, {links.nic_gbit_per_second:.4g} Gb/s each"],
+        ["source", links.source],
+    ]
+    measured = {c.source for c in links.constants.values()}
+    rows += [["collectives", source] for source in sorted(measured)]
+    return Table(
+        caption="The network that predictions assume", columns=("what", "value"), rows=rows
+    )
+
+
 def _versions(facts: RunFacts) -> str:
     versions = facts.store.versions
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -339,6 +356,7 @@ def _environment(facts: RunFacts) -> Section:
             for node in facts.store.nodes
         ]
         tables.append(Table(caption="Its nodes", columns=columns, rows=rows, long=True))
+    tables.append(_network(facts))
     restricted = [
         [dimension_label(name), ", ".join(str(value).lower() for value in values)]
         for name in facts.varied()
