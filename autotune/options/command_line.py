@@ -117,6 +117,8 @@ class _IpAddress(click.ParamType[str]):
 
 COUNT = _Count(min=1, max=LARGEST_COUNT)
 """Option type: an integer of at least 1."""
+COUNT_OR_ZERO = _Count(min=0, max=LARGEST_COUNT)
+"""Option type: an integer of at least 0."""
 AMOUNT = _Amount(min=SMALLEST_AMOUNT, max=LARGEST_AMOUNT)
 """Option type: a positive number."""
 FACTOR = _Amount(min=1, max=LARGEST_AMOUNT)
