@@ -55,28 +55,22 @@ class Schedule:
 
     @property
     def bubble_share(self) -> float:
-        """Mean share of `passes_seconds` in which a stage has nothing to do, 0..1.
+        """Mean share of `passes_seconds` in which a stage neither computes a pass nor exchanges
+        messages, 0..1.
 
-        (p - 1) / (m + p - 1) with p equal stages, m micro-batches and transfers that take no time.
+        (p - 1) / (m + p - 1) with p equal stages, m micro-batches and messages that take no time.
         """
-        span = self.passes_seconds
+        span = self.passes_seconds * len(self.stages)
         busy = (i.seconds for row in self.stages for i in row if i.kind in _IN_PIPELINE)
-        return 1 - sum(busy) / (span * len(self.stages))
+        return 1 - sum(busy) / span
 
-    def idle(self) -> Iterator[tuple[int, float, float]]:
-        """Stage, start and end of each time until `passes_seconds` that a stage has nothing to
-        do."""
-        span = self.passes_seconds
-        for stage, row in enumerate(self.stages):
-            since = 0.0
-            for interval in row:
-                if interval.kind in _IN_PIPELINE:
-                    if interval.start_seconds > since:
-                        yield stage, since, interval.start_seconds
-                    since = interval.end_seconds
-                elif interval.kind != "wait":  # the end of the step begins
-                    break
-            if span > since:
-                end = min((i.start_seconds for i in row if i.kind == "reduction"), default=span)
-                if min(span, end) > since:
-                    yield stage, since, min(span, end)
+    def idle(self, stage: int) -> Iterator[Interval]:
+        """The times until `passes_seconds` in which a stage does nothing, as intervals of kind
+        `wait`."""
+        since, span = 0.0, self.passes_seconds
+        for interval in self.stages[stage]:
+            if interval.kind == "wait":
+                continue
+            if (end := min(interval.start_seconds, span)) > since:
+                yield Interval(kind="wait", micro_batch=None, start_seconds=since, end_seconds=end)
+            since = interval.end_seconds
