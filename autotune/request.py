@@ -111,8 +111,8 @@ class Request:
                 )
         if self.trace_steps and self._is_installed and not self.description.records_passes:
             raise ValueError(
-                "trace_steps must be given for a trainable that records its passes and only then, "
-                f"got trainable {self.trainable}"
+                "trace_steps must be 0 for a trainable that does not record its passes, got "
+                f"{self.trace_steps} with trainable {self.trainable}"
             )
         if self.synthetic_data and self.data is not None:
             raise ValueError(

@@ -67,10 +67,10 @@ class Schedule:
     def idle(self, stage: int) -> Iterator[Interval]:
         """The times until `passes_seconds` in which a stage does nothing, as intervals of kind
         `wait`."""
-        since, span = 0.0, self.passes_seconds
-        for interval in self.stages[stage]:
-            if interval.kind == "wait":
-                continue
-            if (end := min(interval.start_seconds, span)) > since:
+        span = self.passes_seconds
+        busy = [interval for interval in self.stages[stage] if interval.kind != "wait"]
+        ends = [0.0, *(interval.end_seconds for interval in busy)]
+        starts = [*(interval.start_seconds for interval in busy), span]
+        for since, until in zip(ends, starts, strict=True):
+            if (end := min(until, span)) > since:
                 yield Interval(kind="wait", micro_batch=None, start_seconds=since, end_seconds=end)
-            since = interval.end_seconds
