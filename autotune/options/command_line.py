@@ -153,7 +153,7 @@ def _with_option(error: InputError, command: click.Command) -> str:
     options = {
         parameter.name: parameter.opts[0]
         if isinstance(parameter, click.Option)
-        else parameter.human_readable_name
+        else parameter.human_readable_name.strip("[]")  # of an optional argument
         for parameter in command.params
     }
     sentence = str(error)

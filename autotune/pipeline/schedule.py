@@ -51,7 +51,8 @@ class Schedule:
     @property
     def passes_seconds(self) -> float:
         """From the start of the step until the last pass on any stage has ended."""
-        return max(i.end_seconds for row in self.stages for i in row if i.kind in PASSES)
+        last = (next(i for i in reversed(row) if i.kind in PASSES) for row in self.stages)
+        return max(interval.end_seconds for interval in last)
 
     @property
     def bubble_share(self) -> float:
