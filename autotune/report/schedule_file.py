@@ -12,7 +12,6 @@ from autotune.store.files import write_atomically
 
 SUFFIXES = (".svg", ".png", ".html", ".json")
 """Endings of such a file; .json is the trace."""
-_PNG_SCALE = 2.0
 
 
 def refuse_schedule_file(path: Path) -> None:
@@ -29,23 +28,12 @@ def write_schedule(path: Path, schedule: Schedule, *, layout: str) -> None:
 
     Raises OSError.
     """
-    content = _content(path.suffix, schedule, layout)
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
-
-
-def _content(suffix: str, schedule: Schedule, layout: str) -> bytes:
-    if suffix == ".json":
-        return (json.dumps(trace_events(schedule)) + "\n").encode()
+    if path.suffix == ".json":
+        content = (json.dumps(trace_events(schedule)) + "\n").encode()
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+        return
     # Imported here because they take long to import: invalid input is reported before.
-    import vl_convert
-
+    from autotune.report.charts import write_chart
     from autotune.report.charts.pipeline import pipeline_chart
 
-    chart = pipeline_chart(schedule, layout=layout).to_dict()
-    # A picture on its own may be shown on any page.
-    chart["background"] = "white"
-    if suffix == ".svg":
-        return vl_convert.vegalite_to_svg(chart).encode()
-    if suffix == ".png":
-        return bytes(vl_convert.vegalite_to_png(chart, scale=_PNG_SCALE))
-    return vl_convert.vegalite_to_html(chart, bundle=True).encode()
+    write_chart(pipeline_chart(schedule, layout=layout), path)

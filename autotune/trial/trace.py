@@ -22,9 +22,10 @@ class Traced(NamedTuple):
     micro_batch: int | None
     """From 0; null for what belongs to no micro-batch."""
     start_seconds: pydantic.FiniteFloat
-    """On the clock that all ranks share, since the first traced event of the trial."""
+    """When it began, on a clock that all ranks share, since the first traced event of the
+    trial."""
     end_seconds: pydantic.FiniteFloat
-    """Likewise."""
+    """When it ended, on the same clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,17 +7,17 @@ from typing import Any
 import altair as alt
 
 from autotune.pipeline.schedule import Interval, Schedule
+from autotune.report.charts.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from autotune.trial.trace import Kind
 
-# Colours of Okabe and Ito, which the colour-blind can tell apart, on white and on black; by what
-# the legend calls them, in its order. Idle time lets the page shine through.
+# By what the legend calls them, in its order. Idle time lets the page shine through.
 _COLOURS = {
-    "forward": "#0072b2",
-    "backward": "#e69f00",
-    "message": "#009e73",
-    "idle (bubble)": "#80808048",
-    "reduce gradients": "#cc79a7",
-    "update": "#56b4e9",
+    "forward": BLUE,
+    "backward": ORANGE,
+    "message": GREEN,
+    "idle (bubble)": f"{GREY}50",
+    "reduce gradients": PURPLE,
+    "update": SKY,
 }
 _WORDS: dict[Kind, str] = {
     "forward": "forward",
@@ -69,9 +69,7 @@ def pipeline_chart(schedule: Schedule, *, layout: str = "", width: int = 720) ->
         offset=10,
     )
     panels = [_panel(schedule, part, is_first=part is parts[0]) for part in parts]
-    return alt.hconcat(*panels, spacing=_GAP_PIXELS).properties(
-        title=title, background="transparent"
-    )
+    return alt.hconcat(*panels, spacing=_GAP_PIXELS).properties(title=title)
 
 
 def _title(schedule: Schedule) -> str:
@@ -131,6 +129,7 @@ def _panel(schedule: Schedule, part: _Part, *, is_first: bool) -> Any:
         labelFontSize=_FONT_SIZE,
         symbolType="square",
         symbolSize=180,
+        columnPadding=28,
     )
     kinds = [kind for kind in _COLOURS if kind in _kinds(schedule)]
     colours = alt.Scale(domain=kinds, range=[_COLOURS[kind] for kind in kinds])
