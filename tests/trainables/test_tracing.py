@@ -1,7 +1,11 @@
 """Passes that ranks record: what DeepSpeed runs when, on a clock that all ranks share."""
 
 import itertools
+import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -156,3 +160,35 @@ def test_the_clocks_of_two_machines_are_compared_at_barriers(tmp_path: Path) -> 
         process.join(60)
     assert offsets[0] == 0
     assert offsets[1] == pytest.approx(-SHIFT_SECONDS, abs=1.0)
+
+
+SPACE = """
+import dataclasses
+from search_spaces import tiny
+
+def space():
+    whole = tiny.space()
+    cluster = dataclasses.replace(whole.cluster, nodes=1, memory_gib=1.0)
+    return dataclasses.replace(whole, cluster=cluster, measured_steps=2)
+"""
+
+
+def test_try_draws_the_last_step(tmp_path: Path) -> None:
+    file, logs = tmp_path / "space.py", tmp_path / "logs"
+    file.write_text(SPACE)
+    layout = '{"pipeline_parallel": 2, "data_parallel": 1, "micro_batch_size": 2}'
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "autotune", "try", "--space", file, "--layout", layout),
+            *("--trainable", "deepspeed", "--trace-steps", "1", "--logs", logs),
+        ],
+        env={**os.environ, "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"the last step is in {logs}/pipeline.svg" in done.stdout
+    assert "Pipeline schedule, measured: " in (logs / "pipeline.svg").read_text("utf-8")
+    events = json.loads((logs / "pipeline.json").read_text())["traceEvents"]
+    assert {event["tid"] for event in events if event["ph"] == "X"} == {0, 1}
