@@ -76,7 +76,8 @@ def _title(schedule: Schedule) -> str:
     source, share = schedule.source, 100 * schedule.bubble_share
     if len(schedule.stages) == 1:
         return f"Step of one stage, {source}: no bubble"
-    return f"Pipeline schedule, {source}: {share:.2g} % bubble"
+    digits = f"{share:.0f}" if share >= 10 else f"{share:.2g}"
+    return f"Pipeline schedule, {source}: {digits} % bubble"
 
 
 def _sentences(schedule: Schedule, *, whole: bool) -> list[str]:
