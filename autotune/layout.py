@@ -171,6 +171,11 @@ class Layout:
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
     @property
+    def ranks_per_stage(self) -> int:
+        """Ranks of a pipeline stage; they have consecutive numbers."""
+        return self.tensor_parallel * self.data_parallel
+
+    @property
     def recomputes(self) -> int:
         """Index of the checkpointing mode in `CHECKPOINTING`: more recomputation is larger."""
         return CHECKPOINTING.index(self.activation_checkpointing)

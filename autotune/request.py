@@ -64,6 +64,8 @@ class Request:
     """File or folder of training text; None: the sources of Python's library."""
     synthetic_data: Flag = False
     """Whether to train on random tokens instead of text."""
+    trace_steps: Annotated[int, Field(strict=True, ge=0, lt=2**31)] = 0
+    """Last steps of each confirming trial whose passes the ranks record; 0: none."""
     env: Mapping[str, str] = pydantic.Field(default_factory=dict)
     """Extra environment variables of the ranks."""
     runs: str | None = None
@@ -107,6 +109,11 @@ class Request:
                     "simulated_trainer must be given for a trainable that simulates any trainer "
                     f"and only then, got trainable {self.trainable}"
                 )
+        if self.trace_steps and self._is_installed and not self.description.records_passes:
+            raise ValueError(
+                "trace_steps must be 0 for a trainable that does not record its passes, got "
+                f"{self.trace_steps} with trainable {self.trainable}"
+            )
         if self.synthetic_data and self.data is not None:
             raise ValueError(
                 f"data and synthetic_data exclude each other, got data {shown(self.data)}"

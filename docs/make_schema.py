@@ -17,8 +17,15 @@ import pyarrow as pa
 
 from autotune.layout import Layout
 from autotune.search import Prediction, Pruned
-from autotune.store.record import PRUNED_SCHEMA, STEP_SCHEMA, TRIAL_SCHEMA, TrialRecord
+from autotune.store.record import (
+    PRUNED_SCHEMA,
+    STEP_SCHEMA,
+    TRACE_SCHEMA,
+    TRIAL_SCHEMA,
+    TrialRecord,
+)
 from autotune.trial.measurement import Measurement
+from autotune.trial.trace import RankTrace, Traced
 from autotune.trial.trial import RankStep
 
 PAGE = Path(__file__).with_name("schema.md")
@@ -54,13 +61,14 @@ Made by `python docs/make_schema.py` from the code; a test compares them. A run 
 | `run.json` | the frozen request, the run's id, versions of the software, the nodes as found |
 | `trials/TRIAL.parquet` | one row: a finished trial |
 | `steps/TRIAL.parquet` | a row per step and rank of that trial |
+| `traces/TRIAL.parquet` | what each rank did when in the traced steps (`run --trace-steps`) |
 | `pruned.parquet` | a row per layout that a result ruled out, with the reason |
 | `best.json` | the best layout, its figures, the runner-up, why the search ended, a warning |
 | `logs/TRIAL/rank-N.log` | output of each rank |
 | `export/` | the best layout for other programs |
 
-`autotune.load(DIR)` reads them: `.trials`, `.steps` and `.pruned` are PyArrow tables (with
-`.to_pandas()`), `.best` is best.json, `.request` what was searched. **A number that was not
+`autotune.load(DIR)` reads them: `.trials`, `.steps`, `.traces` and `.pruned` are PyArrow tables
+(with `.to_pandas()`), `.best` is best.json, `.request` what was searched. **A number that was not
 measured is null**, never filled in; columns marked "null" may be null. Rows of older versions lack
 some columns: `load` gives null there.
 
@@ -115,11 +123,19 @@ def page() -> str:
         **OWN_MEANINGS,
     }
     steps = {"trial_id": trials["trial_id"], **attribute_docs(RankStep), **OWN_MEANINGS}
+    traces = {
+        "trial_id": trials["trial_id"],
+        "stage": "Pipeline stage of the rank, from 0.",
+        **attribute_docs(RankTrace),
+        **attribute_docs(Traced),
+        **OWN_MEANINGS,
+    }
     return "".join(
         (
             HEAD,
             table("trials", TRIAL_SCHEMA, trials),
             table("steps", STEP_SCHEMA, steps),
+            table("traces", TRACE_SCHEMA, traces),
             table("pruned", PRUNED_SCHEMA, {**layout, **attribute_docs(Pruned), **OWN_MEANINGS}),
         )
     )

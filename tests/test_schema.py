@@ -2,7 +2,7 @@
 
 import runpy
 
-from autotune.store.record import PRUNED_SCHEMA, STEP_SCHEMA, TRIAL_SCHEMA
+from autotune.store.record import PRUNED_SCHEMA, STEP_SCHEMA, TRACE_SCHEMA, TRIAL_SCHEMA
 from tests.conftest import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "schema.md").read_text(encoding="utf-8")
@@ -14,7 +14,7 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_every_column_has_a_meaning_and_every_quantity_a_unit() -> None:
-    for schema in (TRIAL_SCHEMA, STEP_SCHEMA, PRUNED_SCHEMA):
+    for schema in (TRIAL_SCHEMA, STEP_SCHEMA, TRACE_SCHEMA, PRUNED_SCHEMA):
         for field in schema:
             (row, *_) = [line for line in PAGE.splitlines() if line.startswith(f"| {field.name} |")]
             _, kind, unit, _, meaning = (cell.strip() for cell in row.strip("|").split("|", 4))

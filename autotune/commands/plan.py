@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from autotune.commands.export import write_export
+from autotune.commands.pipeline import write_new_schedule
 from autotune.cost.feasibility import least_nodes
 from autotune.cost.model import CostModel, Estimates
 from autotune.cost.trainers import Trainer, known_trainers, trainer_of
@@ -26,8 +27,10 @@ from autotune.options.space_options import (
     space_from_options,
     space_options,
 )
+from autotune.pipeline.predicted import predicted_schedule
 from autotune.planning import plan as make_plan
 from autotune.report.plan import print_explained, print_not_ranked, print_ranked
+from autotune.report.schedule_file import refuse_schedule_file
 from autotune.space import SearchSpace
 from autotune.trial.measurement import predicted_mfu
 
@@ -46,6 +49,12 @@ _DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multipr
     help="Write the layout of --explain for another program.",
 )
 @click.option("--out", type=PATH, metavar="PATH", help="Folder of --export; default ./export.")
+@click.option(
+    "--pipeline",
+    type=PATH,
+    metavar="FILE",
+    help="Draw the predicted step of --explain: a new .svg, .png, .html, or .json for Perfetto.",
+)
 @click.option("--peak-tflops", type=AMOUNT, metavar="X", help="Dense peak of the device.")
 @click.option("--memory-gib", type=AMOUNT, metavar="X", help="Memory per device.")
 @click.option("--memory-bandwidth", type=AMOUNT, metavar="X", help="In GB/s per device.")
@@ -63,6 +72,7 @@ def main(
     explain: str | None,
     export: str | None,
     out: Path | None,
+    pipeline: Path | None,
     peak_tflops: float | None,
     memory_gib: float | None,
     memory_bandwidth: float | None,
@@ -80,7 +90,7 @@ def main(
         "memory_gb_per_second": memory_bandwidth,
         "multiprocessors": multiprocessors,
     }
-    _check_export(explain, export, out)
+    _check_files(explain, export, out, pipeline)
     options = SpaceOptions(**given)
     with in_field("trainer"):
         own = trainer_of(trainer)
@@ -99,6 +109,10 @@ def main(
         low, high = (float(bound[0]) for bound in step_time_interval(model, prepared))
         if export is not None:
             write_export(out or Path("export"), layout, request_of_plan(space), export)
+        if pipeline is not None:
+            title = f"{space.name}, {layout.describe()}"
+            schedule = predicted_schedule(model, layout)
+            write_new_schedule(pipeline, schedule, layout=title, field="pipeline")
         if as_json:
             print(json.dumps(_explained(layout, estimates, space, (low, high)), indent=2))
         else:
@@ -123,11 +137,18 @@ def main(
     return 0
 
 
-def _check_export(explain: str | None, export: str | None, out: Path | None) -> None:
+def _check_files(
+    explain: str | None, export: str | None, out: Path | None, pipeline: Path | None
+) -> None:
     if export is not None and explain is None:
         raise InputError("must be given with --explain, got none", field="export")
     if out is not None and export is None:
         raise InputError("must be given with --export, got none", field="out")
+    if pipeline is not None:
+        if explain is None:
+            raise InputError("must be given with --explain, got none", field="pipeline")
+        with in_field("pipeline"):
+            refuse_schedule_file(pipeline)
 
 
 def _on_fewest_nodes(

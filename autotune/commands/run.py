@@ -16,6 +16,7 @@ from autotune.loggers import LOGGERS
 from autotune.options.command_line import (
     AMOUNT,
     COUNT,
+    COUNT_OR_ZERO,
     EXIT_INTERRUPTED,
     EXIT_NOTHING_WORKED,
     FACTOR,
@@ -136,6 +137,14 @@ _ALLOWED_WITH_RESUME = frozenset(
 )
 @click.option("--data", metavar="PATH", help="File or folder whose bytes are the tokens.")
 @click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")
+@click.option(
+    "--trace-steps",
+    type=COUNT_OR_ZERO,
+    default=default_of(Request, "trace_steps"),
+    show_default=True,
+    metavar="N",
+    help="Record the passes of every rank in the last N steps of each confirming trial.",
+)
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment of the ranks.")
 @click.option(
     "--trust-run",

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from autotune.cost.model import CostModel
 from autotune.errors import InputError, in_field
-from autotune.inputs import read_json, shown
+from autotune.inputs import default_of, read_json, shown
 from autotune.layout import RESTRICTABLE, Layout
 from autotune.ledger.interruption import signals_interrupt
-from autotune.options.command_line import PATH, SECONDS
+from autotune.options.command_line import COUNT_OR_ZERO, PATH, SECONDS
 from autotune.options.output import plain_console
 from autotune.options.search_options import (
     AUTO,
@@ -23,7 +23,9 @@ from autotune.options.search_options import (
 )
 from autotune.options.space_options import space_options
 from autotune.output_paths import refuse_impossible_directory
+from autotune.pipeline.measured import measured_schedule
 from autotune.planning import plan
+from autotune.report.schedule_file import write_schedule
 from autotune.request import Request
 from autotune.trial.measurement import measure
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec, spec_of
@@ -39,6 +41,14 @@ from autotune.tuning import Place, check
 )
 @click.option("--trainable", type=click.Choice(trainable_choices()), help="What runs the trial.")
 @click.option("--command", metavar="FILE", help="Training command, a TOML or Python file.")
+@click.option(
+    "--trace-steps",
+    type=COUNT_OR_ZERO,
+    default=default_of(SearchOptions, "trace_steps"),
+    show_default=True,
+    metavar="N",
+    help="Record the passes of every rank in the last N steps, and draw the last one.",
+)
 @click.option("--trial-timeout", type=SECONDS, metavar="SECONDS")
 @click.option("--data", metavar="PATH", help="File or folder whose bytes are the tokens.")
 @click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")
@@ -79,6 +89,8 @@ def main(
         console.print("how the output was read:", soft_wrap=True)
         for sentence in description.how_read(request.command, logs):
             console.print(f"  {sentence}", soft_wrap=True)
+    if ended.trace:
+        _draw(ended, chosen, logs, console)
     console.print(f"the whole output is in {logs}", soft_wrap=True)
     return 0 if ended.outcome is Outcome.OK else 1
 
@@ -133,6 +145,7 @@ def _run(
         synthetic_data=request.synthetic_data,
         seed=request.seed,
         trial_timeout_seconds=request.trial_timeout_seconds,
+        trace_steps=request.trace_steps,
     )
     trainable = request.description.make(request.trainable_setup)
     assert trainable.host_factory is not None, "a real trial needs processes"
@@ -158,6 +171,17 @@ def _run(
     reason = f": {ended.reason}" if ended.reason else ""
     console.print(f"{ended.outcome}{reason}{result}", soft_wrap=True)
     return ended
+
+
+def _draw(ended: Ended, layout: Layout, logs: Path, console: Console) -> None:
+    """Write the last traced step into the folder, as a picture and as a trace."""
+    schedule = measured_schedule(ended.trace, layout)
+    for name in ("pipeline.svg", "pipeline.json"):
+        write_schedule(logs / name, schedule, layout=layout.describe())
+    console.print(
+        f"the last step is in {logs}/pipeline.svg, and for ui.perfetto.dev in pipeline.json",
+        soft_wrap=True,
+    )
 
 
 def _step(report: StepReport, spec: TrialSpec) -> str:

@@ -78,8 +78,9 @@ def step_time(
     memory_share: Array,
 ) -> StepTime:
     """Step time of every layout; `memory_share` [n] is peak memory / capacity."""
-    block, forward = _block(columns, setting, constants)
-    head = _head(columns, setting, constants)
+    time = block_time(columns, setting, constants)
+    block, forward = time.parts, time.forward
+    head = np.sum(head_time(columns, setting, constants), axis=0)
     transfer = stage_transfer_seconds(columns, setting, constants)
     per_stage = (
         stages.blocks * block.total[:, None]
@@ -119,8 +120,20 @@ def step_time(
     return StepTime(**parts, memory_pressure=pressure)
 
 
-def _block(columns: Columns, setting: Setting, constants: Constants) -> tuple[_Parts, Array]:
-    """Forward, backward and recomputation of one block; and the forward pass without collectives.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BlockTime:
+    """Seconds of one micro-batch through one block; arrays [n]."""
+
+    parts: _Parts
+    """Both passes and recomputation, by cause."""
+    forward: Array
+    """The forward pass without collectives."""
+    forward_collectives: Array
+    """Tensor-parallel collectives of the forward pass that are not hidden."""
+
+
+def block_time(columns: Columns, setting: Setting, constants: Constants) -> BlockTime:
+    """Forward, backward and recomputation of one block.
 
     FLOPs after Korthikanti et al. 2022 (arXiv 2205.05198).
     """
@@ -143,28 +156,33 @@ def _block(columns: Columns, setting: Setting, constants: Constants) -> tuple[_P
     collectives = tensor_parallel_seconds(columns, tokens, setting, constants)
     launch = constants["launch_seconds"]
     recomputed = columns.recompute_block
+    in_forward, in_backward = _exposed_collectives(
+        collectives, forward, backward, setting, constants
+    )
     parts = _Parts(
         matrix_products=forward * (1 + recomputed) + backward,
         attention=attention_forward * (1 + columns.recompute_attention) + attention_backward,
         # One third of the traffic is in the forward pass.
         element_wise=element_wise * (1 + recomputed / 3),
-        tensor_parallel=_exposed_collectives(
-            collectives, forward, backward, recomputed, setting, constants
-        ),
+        tensor_parallel=in_forward * (1 + recomputed) + in_backward,
         launch=launch * (3 + recomputed) + constants["checkpoint_seconds"] * recomputed,
     )
-    return parts, forward + attention_forward + element_wise / 3 + launch
+    return BlockTime(
+        parts=parts,
+        forward=forward + attention_forward + element_wise / 3 + launch,
+        forward_collectives=in_forward,
+    )
 
 
 def _exposed_collectives(
     collectives: Array,
     forward: Array,
     backward: Array,
-    recomputed: Array,
     setting: Setting,
     constants: Constants,
-) -> Array:
-    """Tensor-parallel communication of a block that matrix products do not hide.
+) -> tuple[Array, Array]:
+    """Tensor-parallel communication of a block that matrix products do not hide: in the forward
+    pass, and in the backward pass without recomputation.
 
     `collectives` are those of one pass. In the backward pass the products for the gradients of the
     weights, half of it, need no other rank.
@@ -172,7 +190,7 @@ def _exposed_collectives(
     hides, share = setting.trainer.hides_tensor_parallel, constants["overlap"]
     in_forward = share * np.minimum(collectives, forward) * (hides == "passes")
     in_backward = share * np.minimum(collectives, backward / 2) * (hides != "never")
-    return collectives * (2 + recomputed) - in_forward * (1 + recomputed) - in_backward
+    return collectives - in_forward, collectives - in_backward
 
 
 def _attention(
@@ -226,8 +244,10 @@ def _element_wise_bytes(columns: Columns, setting: Setting, constants: Constants
     return traffic * compiled * setting.element_scale
 
 
-def _head(columns: Columns, setting: Setting, constants: Constants) -> Array:
-    """Time of output matrix, loss and its collectives, for one micro-batch, both passes."""
+def head_time(columns: Columns, setting: Setting, constants: Constants) -> tuple[Array, Array]:
+    """Time of output matrix, loss and its collectives for one micro-batch: forward and backward.
+
+    One third of the loss's traffic is counted in the forward pass, and its collectives are."""
     model, size = setting.model, columns.tensor_parallel
     tokens = columns.micro_batch_size * model.sequence_length
     hidden = np.full(len(columns), float(model.hidden_size))
@@ -241,12 +261,9 @@ def _head(columns: Columns, setting: Setting, constants: Constants) -> Array:
     logits = tokens * model.vocab_size
     loss = constants["loss_traffic"] * logits / size * setting.element_scale
     gathered = (size - 1) / size * logits * setting.element_bytes
-    return (
-        forward
-        + backward
-        + loss / setting.memory_bytes_per_second
-        + gathered / tensor_parallel_speed(columns, setting, constants)
-    )
+    traffic = loss / setting.memory_bytes_per_second
+    collectives = gathered / tensor_parallel_speed(columns, setting, constants)
+    return forward + traffic / 3 + collectives, backward + traffic * 2 / 3
 
 
 def _optimiser(

@@ -167,6 +167,7 @@ class Ledger:
             step_deadline_seconds=self._stopping.step_deadline_seconds,
             trial_timeout_seconds=min(timeout, left),
             micro_batch_counts=counts_of(request, layout) if purpose == "reduced" else (),
+            trace_steps=request.trace_steps if purpose == "confirm" else 0,
         )
         self._running[trial_id] = RunningTrial(
             spec=spec,
@@ -254,7 +255,7 @@ class Ledger:
             running.slow_devices.append(slow)
         record = record_of(running, ended, request=self.request, clock=self._clock)
         record = checked(record, running, request=self.request, ranking=self._ranking)
-        self.store.add_trial(record, running.steps)
+        self.store.add_trial(record, running.steps, ended.trace)
         self._update(record)
         self.write_results()
         self._listener.trial_finished(record)

@@ -117,6 +117,8 @@ class _IpAddress(click.ParamType[str]):
 
 COUNT = _Count(min=1, max=LARGEST_COUNT)
 """Option type: an integer of at least 1."""
+COUNT_OR_ZERO = _Count(min=0, max=LARGEST_COUNT)
+"""Option type: an integer of at least 0."""
 AMOUNT = _Amount(min=SMALLEST_AMOUNT, max=LARGEST_AMOUNT)
 """Option type: a positive number."""
 FACTOR = _Amount(min=1, max=LARGEST_AMOUNT)
@@ -151,7 +153,7 @@ def _with_option(error: InputError, command: click.Command) -> str:
     options = {
         parameter.name: parameter.opts[0]
         if isinstance(parameter, click.Option)
-        else parameter.human_readable_name
+        else parameter.human_readable_name.strip("[]")  # of an optional argument
         for parameter in command.params
     }
     sentence = str(error)

@@ -54,6 +54,7 @@ class SearchOptions(SpaceOptions):
     trial_timeout: float | None = None
     data: str | None = None
     synthetic_data: bool = False
+    trace_steps: int = default_of(Request, "trace_steps")
     env: Sequence[str] = ()
 
 
@@ -102,6 +103,7 @@ def request_from_options(options: SearchOptions) -> Request:
             "trial_timeout_seconds": _trial_timeout(options, description),
             "data": None if options.data is None else str(Path(options.data).resolve()),
             "synthetic_data": options.synthetic_data,
+            "trace_steps": options.trace_steps,
             "env": environment(options.env),
             "runs": None if options.runs is None else str(Path(options.runs).resolve()),
             "command": command,

@@ -77,6 +77,22 @@ STEP_SCHEMA = pa.schema(
 )
 """Columns of steps/*.parquet."""
 
+TRACE_SCHEMA = pa.schema(
+    [
+        pa.field("trial_id", pa.string(), nullable=False),
+        pa.field("rank", pa.int64(), nullable=False),
+        pa.field("stage", pa.int64(), nullable=False),
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("micro_batch", pa.int64()),
+        pa.field("start_seconds", pa.float64(), nullable=False),
+        pa.field("end_seconds", pa.float64(), nullable=False),
+        pa.field("clock_offset_seconds", pa.float64(), nullable=False),
+        _RUN_ID,
+    ]
+)
+"""Columns of traces/*.parquet."""
+
 PRUNED_SCHEMA = pa.schema(
     [*LAYOUT_FIELDS, _RUN_ID, pa.field("reason", pa.string(), nullable=False)]
 )

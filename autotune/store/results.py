@@ -11,9 +11,11 @@ from autotune.errors import InputError
 from autotune.inputs import validated
 from autotune.layout import LAYOUT_COLUMNS, Layout
 from autotune.request import Request
-from autotune.store.record import PRUNED_SCHEMA, STEP_SCHEMA, TRIAL_SCHEMA
+from autotune.store.record import PRUNED_SCHEMA, STEP_SCHEMA, TRACE_SCHEMA, TRIAL_SCHEMA
 from autotune.store.run_directory import open_run
-from autotune.store.tables import read_table
+from autotune.store.tables import read_rows, read_table
+from autotune.store.trial_rows import ranks_of_rows
+from autotune.trial.trace import RankTrace
 from autotune.trial.trial import Outcome
 
 
@@ -77,6 +79,21 @@ class Run:
         """The rows of `steps` of one finished trial; none where there is no such trial."""
         file = self.directory / "steps" / f"{trial_id}.parquet"
         return self._read(file, STEP_SCHEMA) if file.exists() else STEP_SCHEMA.empty_table()
+
+    @functools.cached_property
+    def traces(self) -> pa.Table:
+        """A row per pass and message of each traced step, by rank; empty where none was traced."""
+        return self._table("traces", TRACE_SCHEMA)
+
+    def trace_of(self, trial_id: str) -> tuple[RankTrace, ...]:
+        """The traced steps of every rank of a trial; empty where none was traced. Raises InputError
+        where they cannot be read."""
+        file = self.directory / "traces" / f"{trial_id}.parquet"
+        if not file.exists():
+            return ()
+        rows = read_rows(file, TRACE_SCHEMA, self._store.run_id, dict)
+        what = f"{str(file)!r}"
+        return tuple(validated(RankTrace, fields, what=what) for fields in ranks_of_rows(rows))
 
     @functools.cached_property
     def pruned(self) -> pa.Table:

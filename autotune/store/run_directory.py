@@ -3,6 +3,7 @@
     run.json           the frozen request, versions, hardware, the run's id
     trials/*.parquet   one file per finished trial
     steps/*.parquet    the steps of each finished trial, per rank
+    traces/*.parquet   the passes of the traced steps of a trial, per rank; only where some are
     pruned.parquet     layouts that were ruled out, with the reason
     best.json          the best layout so far
     logs/TRIAL/rank-N.log
@@ -36,12 +37,15 @@ from autotune.store.json_files import json_bytes, read_json
 from autotune.store.pruned_file import PrunedFile
 from autotune.store.record import (
     STEP_SCHEMA,
+    TRACE_SCHEMA,
     TRIAL_SCHEMA,
     TrialRecord,
     record_from_row,
 )
 from autotune.store.stored_trials import check_trials
 from autotune.store.tables import read_rows, table_of, write_table
+from autotune.store.trial_rows import step_rows, trace_rows
+from autotune.trial.trace import RankTrace
 from autotune.trial.trial import StepReport, to_json
 
 _SCHEMA_VERSION = 2
@@ -101,20 +105,20 @@ class RunStore:
                 directory.rename(directory.with_name(f"{trial_id}.interrupted-{interrupted + 1}"))
         return directory
 
-    def add_trial(self, record: TrialRecord, steps: Sequence[StepReport]) -> None:
-        """Store a finished trial; its steps are written first, so that no trial lacks them."""
-        rows = [
-            {
-                "trial_id": record.trial_id,
-                "micro_batches": step.micro_batches or record.layout.gradient_accumulation_steps,
-                **_plain(to_json(rank)),
-            }
-            for step in steps
-            for rank in step.ranks
-        ]
+    def add_trial(
+        self,
+        record: TrialRecord,
+        steps: Sequence[StepReport],
+        trace: Sequence[RankTrace] = (),
+    ) -> None:
+        """Store a finished trial; its steps and what was traced of them are written first, so that
+        no trial lacks them."""
         name = f"{record.trial_id}.parquet"
         with self.writing():
-            self._write("steps", name, rows, STEP_SCHEMA)
+            self._write("steps", name, step_rows(record, steps), STEP_SCHEMA)
+            if trace:
+                (self.directory / "traces").mkdir(exist_ok=True)
+                self._write("traces", name, trace_rows(record, trace), TRACE_SCHEMA)
             self._write("trials", name, [record.row()], TRIAL_SCHEMA)
 
     def _write(
@@ -307,8 +311,3 @@ def open_run(directory: Path) -> RunStore:
     except (ValueError, TypeError) as error:
         problem = first_line(error)
     raise InputError(f"cannot read {str(file)!r}: {problem}")
-
-
-def _plain(values: object) -> dict[str, Any]:
-    assert isinstance(values, dict)
-    return values

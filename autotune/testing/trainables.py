@@ -148,6 +148,15 @@ class TrainableContract:
         *_, ended = trainable.run(spec, hosts)
         assert isinstance(ended, Ended) and ended.outcome is Outcome.OK
 
+    def test_passes_are_recorded_where_it_says_so(
+        self, trainable: Trainable, hosts: Sequence[RankHost]
+    ) -> None:
+        """A traced trial ends with a trace of its last step; other trainables trace nothing."""
+        *_, ended = trainable.run(self.spec(trace_steps=1), hosts)
+        assert isinstance(ended, Ended) and ended.outcome is Outcome.OK
+        assert bool(ended.trace) == self.description.records_passes
+        assert {done.step for trace in ended.trace for done in trace.intervals} <= {2}
+
     def test_out_of_memory_is_an_outcome_with_a_reason(
         self, trainable: Trainable, hosts: Sequence[RankHost]
     ) -> None:

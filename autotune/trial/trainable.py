@@ -157,6 +157,8 @@ class TrainableDescription:
     limits_memory: bool = True
     """Whether its ranks on CPUs are held to the memory limit of the space; else what counts is the
     memory of this machine."""
+    records_passes: bool = False
+    """Whether its ranks record their passes in the steps that `TrialSpec.trace_steps` asks for."""
     reduced_trials: bool = True
     """Whether it supports reduced trials, with fewer micro-batches per step."""
     export_format: str | None = "deepspeed"

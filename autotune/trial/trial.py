@@ -10,6 +10,7 @@ from autotune.cluster import Cluster
 from autotune.layout import Layout
 from autotune.model import Model, Precision
 from autotune.space import SearchSpace
+from autotune.trial.trace import RankTrace
 
 
 class Outcome(enum.StrEnum):
@@ -64,6 +65,13 @@ class TrialSpec:
     micro_batch_counts: tuple[int, ...] = ()
     """Numbers of micro-batches of a reduced trial, which runs all steps with each of them instead
     of the layout's own number; empty: a full trial."""
+    trace_steps: int = 0
+    """Last steps whose passes every rank records; 0: none."""
+
+    @property
+    def first_traced_step(self) -> int:
+        """The first step whose passes are recorded; `steps` where none is."""
+        return max(0, self.steps - self.trace_steps)
 
     @property
     def steps(self) -> int:
@@ -135,6 +143,8 @@ class Ended:
     """Why, in one sentence; empty for ok."""
     startup_seconds: float | None = None
     """From the start of the trial until every rank could begin its first step."""
+    trace: tuple[RankTrace, ...] = ()
+    """The traced steps of every rank; empty where none was traced to its end."""
 
 
 def spec_of(

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import autotune.commands.calibrate
+import autotune.commands.pipeline
 import autotune.commands.plan
 import autotune.commands.run
 import autotune.commands.try_
@@ -52,6 +53,7 @@ COMMANDS: dict[str, click.Command] = {
     "plan": autotune.commands.plan.main,
     "try": autotune.commands.try_.main,
     "calibrate": autotune.commands.calibrate.main,
+    "pipeline": autotune.commands.pipeline.main,
     "train": trainables.deepspeed_llm.__main__.main,
     "training": trainables.deepspeed_llm.training.__main__.main,
 }
@@ -125,10 +127,12 @@ NEEDED: dict[str, dict[str, str]] = {
     "plan": {"--space": "tiny"},
     "try": {"--space": "tiny"},
     "calibrate": {},
+    "pipeline": {},
     "train": dict(zip(ONE_LAYOUT[::2], ONE_LAYOUT[1::2], strict=True)),
     "training": dict(zip(ONE_LAYOUT[::2], ONE_LAYOUT[1::2], strict=True)),
 }
 COUNTS = ("0", "-1", "1.5", "many", "", "nan", "inf", "1e3", str(2**31), "9" * 5000)
+COUNTS_OR_ZERO = tuple(value for value in COUNTS if value != "0")
 AMOUNTS = ("0", "-1", "much", "", "nan", "inf", "-inf", "1e400", "1e30")
 LONG_NAME = "n" * 300
 SPACE_OPTIONS: dict[str, Sequence[str]] = {
@@ -176,6 +180,7 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--trial-timeout": (*AMOUNTS, "1e9"),
         "--until": (*AMOUNTS, "25:00", "tomorrow", "2020-01-01T00:00"),
         "--data": ("", "none", LONG_NAME, "/dev/null"),
+        "--trace-steps": (*COUNTS_OR_ZERO, "1"),  # 1: nothing is traced by what is simulated
         "--env": (
             "", "NAME", "=", "=1", "A B=1", "1A=1", "A-B=1", "Ä=1", "A;B=1", "A\nB=1", "$(A)=1",
             "RANK=1", "MASTER_ADDR=here",
@@ -189,6 +194,7 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--command": ("", "none.toml", ".", LONG_NAME, "/dev/null"),
         "--trial-timeout": (*AMOUNTS, "1e9"),
         "--data": ("", "none", LONG_NAME, "/dev/null"),
+        "--trace-steps": COUNTS_OR_ZERO,
         "--env": ("", "NAME", "=", "=1", "A B=1", "RANK=1"),
         "--address": ("local", "ray://x:1"),
         "--logs": ("", LONG_NAME, "/dev/null"),
@@ -207,6 +213,7 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
             '{"attention_kernel": "fast"}', '{"fp8": true}', '{"pipeline_parallel": 1e400}',
             '{"pipeline_parallel": 1' + "0" * 400 + "}",
         ),
+        "--pipeline": ("", "step.pdf", "step", "none/step.svg", ".svg", LONG_NAME + ".svg"),
         "--peak-tflops": AMOUNTS,
         "--memory-gib": AMOUNTS,
         "--memory-bandwidth": AMOUNTS,
@@ -219,6 +226,9 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--trainer-out": ("", "mine.txt", "none/mine.json", ".", LONG_NAME + ".json"),
         "--trainer-name": ("", "a/b", ".mine", "megatron", LONG_NAME),
     },
+    "pipeline": {
+        "--out": ("", "step.pdf", "step", "none/step.svg", ".svg", LONG_NAME + ".svg"),
+    },
     "train": {
         "--layout": ("", "none.json", ".", "{", "[]", '{"speed": 1}', '{"tensor_parallel": 3}',
             '{"attention_kernel": "flash_attn"}', '{"pipeline_parallel": 2, "zero_stage": 2}',
@@ -229,6 +239,7 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--memory-gib": AMOUNTS,
         "--data": ("", "none", LONG_NAME),
         "--seed": ("-1", "1.5", "x", ""),
+        "--trace-steps": COUNTS_OR_ZERO,
         "--device": ("", "tpu", "CPU"),
         "--gpu": SPACE_OPTIONS["--gpu"],
         "--trial-timeout": (*AMOUNTS, "1e9"),
@@ -238,7 +249,7 @@ BAD_OPTIONS["training"] = {
     **{
         option: values
         for option, values in BAD_OPTIONS["train"].items()
-        if option not in ("--warmup", "--trial-timeout")
+        if option not in ("--warmup", "--trial-timeout", "--trace-steps")
     },
     "--data-dtype": ("", "float32", "UINT16"),
     "--learning-rate": AMOUNTS,
@@ -279,14 +290,18 @@ def test_a_bad_value_of_an_option_is_one_line(
         needed["--trainable"] = "command"
     elif option == "--trainer-name":
         needed["--trainer-out"] = "mine.json"
-    elif option == "--simulated-trainer":
+    elif option == "--simulated-trainer" or (option, value) == ("--trace-steps", "1"):
         needed["--trainable"] = "simulated"
+    elif option == "--pipeline":
+        needed["--explain"] = "{}"
     needed[option] = value
     words = [word for pair in needed.items() for word in pair]
     if command == "calibrate":
         runs = folder.parent / "runs.csv"
         runs.write_text(RECORDED_RUNS)
         words.append(str(runs))
+    if command == "pipeline":
+        words.append(str(run_of_two_trials(folder.parent)))
     line = refusal(capsys, command, *words)
     field = option.removeprefix("--").replace("-", "_")
     # A restriction may be legal, and leave nothing.
@@ -358,6 +373,9 @@ CONTRADICTIONS: list[tuple[str, tuple[object, ...], str]] = [
     ("calibrate", ("x.csv", "--seed", "1"), "No such option '--seed'"),
     ("calibrate", ("x.csv", "--out", "a.json", "--trainer-out", "b.json"), "cannot be given with"),
     ("calibrate", ("x.csv", "--trainer-name", "mine"), "must be given with --trainer-out"),
+    ("plan", (*TINY, "--pipeline", "x.svg"), "--pipeline must be given with --explain, got none"),
+    ("pipeline", ("--out", "x.svg"), "Missing argument 'DIR'"),
+    ("pipeline", ("none", "--out", "x.svg"), "no run in 'none'"),
     ("train", ("--layout", "{}", "--steps", "1"), "Missing option '--model'"),
     ("train", (*ONE_LAYOUT, "--gpu", "h100", "--device", "cpu"), "exclude each other"),
     ("train", (*ONE_LAYOUT, "--data", "x", "--synthetic-data"), "--data must not be given"),
@@ -588,6 +606,7 @@ BAD_FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         "trial_timeout_seconds": no_amount.filter(lambda value: value != 1e-300) | nothing,
         "data": or_null(no_text),
         "synthetic_data": no_flag,
+        "trace_steps": no_count.filter(lambda value: value != 0) | st.just(1),
         "env": st.one_of(
             no_object, st.sampled_from([{"A": 1}, {"A B": "1"}, {"": "1"}, {"RANK": "1"}])
         ),

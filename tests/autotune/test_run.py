@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from autotune.commands.run import main
 from autotune.options.command_line import command_line
+from autotune.store.results import load
 from autotune.store.run_directory import open_run
 from autotune.trial.trial import Outcome
 from tests.autotune.simulate import rewrite_json
@@ -96,7 +97,8 @@ def test_a_search_of_real_trials_from_end_to_end(space_file: Path, tmp_path: Pat
     """Killed by kill -9 while ranks are at work, and resumed elsewhere."""
     out = tmp_path / "läuft"
     # A guided search may end before its budget.
-    search = started("--space", space_file, "--out", out, "--search", "random", "--env", "MARK=1")
+    options = ("--search", "random", "--env", "MARK=1", "--trace-steps", 2)
+    search = started("--space", space_file, "--out", out, *options)
     wait_for_trials(out, 2)
     family = family_of(search.pid)
     os.kill(search.pid, signal.SIGKILL)
@@ -116,6 +118,7 @@ def test_a_search_of_real_trials_from_end_to_end(space_file: Path, tmp_path: Pat
     for name in ("deepspeed.json", "layout.json", "model.json", "launch.sh"):
         assert (out / "export" / name).exists()
     check_launch_script(out / "export")
+    check_traces(out)
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -131,6 +134,29 @@ def check_nothing_is_lost_or_repeated(out: Path) -> None:
     assert confirmed and len(confirmed) == len(set(confirmed)) and set(confirmed) <= set(explored)
     numbers = [int(record.trial_id) for record in records]
     assert numbers == list(range(1, len(records) + 1))
+
+
+def check_traces(out: Path) -> None:
+    """The last steps of the confirming trials are on record, and drawn."""
+    run = load(out)
+    confirmed = [r for r in open_run(out).trials() if r.purpose == "confirm"]
+    worked = {record.trial_id for record in confirmed if record.outcome is Outcome.OK}
+    traced = {file.stem for file in out.glob("traces/*.parquet")}
+    assert worked <= traced <= {record.trial_id for record in confirmed}
+    for trial_id in worked:
+        layout = run.layout_of(trial_id)
+        traces = run.trace_of(trial_id)
+        assert [trace.rank for trace in traces] == list(range(layout.world_size))
+        assert len({done.step for trace in traces for done in trace.intervals}) == 2
+    picture = out.with_name("step.json")
+    drawn = subprocess.run(
+        [sys.executable, "-m", "autotune", "pipeline", out, "--out", picture],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert drawn.returncode == 0 and "wrote the measured schedule of trial" in drawn.stderr
+    assert json.loads(picture.read_text())["otherData"]["source"] == "measured"
 
 
 def resumed_elsewhere(out: Path) -> None:

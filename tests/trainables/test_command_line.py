@@ -58,9 +58,13 @@ def test_steps_and_summary(torchrun: bool, tmp_path: Path) -> None:
     layout = tmp_path / "layout.json"
     layout.write_text(json.dumps({"tensor_parallel": 2, "sequence_parallel": True}))
     arguments = ("--layout", str(layout), "--model", json.dumps(MODEL), "--steps", "3")
-    status, lines, errors = run(*arguments, torchrun=torchrun)
+    status, lines, errors = run(*arguments, "--trace-steps", "1", torchrun=torchrun)
     assert status == 0, errors
-    *steps, summary = lines
+    *steps, first, second, summary = lines
+    for rank, line in enumerate((first, second)):
+        assert line["trace"] is True and line["rank"] == rank
+        forwards = [done[:3] for done in line["intervals"] if done[1] == "forward"]
+        assert forwards == [[2, "forward", micro_batch] for micro_batch in range(8)]
     assert [set(step) for step in steps] == [{"step", "loss", "grad_norm", "step_seconds"}] * 3
     assert [step["loss"] for step in steps] == pytest.approx(expected_losses(), abs=1e-5)
     assert summary["summary"] is True and summary["outcome"] == "ok"

@@ -3,6 +3,7 @@
 GPU code runs in ranks or in subprocesses: the test process never initialises CUDA.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -50,6 +51,20 @@ def train(layout: dict[str, Any], model: dict[str, Any] = MODEL, *options: str) 
     assert done.returncode == 0, done.stderr
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return summary
+
+
+def test_passes_are_timed_on_the_device() -> None:
+    command = [sys.executable, "-m", "trainables.deepspeed_llm", "--steps", "4", "--layout", "{}"]
+    command += ["--model", json.dumps({**MODEL, "num_hidden_layers": 8}), "--trace-steps", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *_, step, trace, _ = map(json.loads, done.stdout.splitlines())
+    intervals = trace["intervals"]
+    assert [done[1] for done in intervals].count("backward") == MODEL["global_batch_size"]
+    for before, after in itertools.pairwise(intervals):
+        assert before[3] <= before[4] <= after[3]
+    busy = sum(end - start for *_, start, end in intervals)
+    assert step["step_seconds"] / 2 < busy <= step["step_seconds"] * 1.01
 
 
 def python(code: str) -> str:

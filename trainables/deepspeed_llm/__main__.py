@@ -16,7 +16,7 @@ import click
 
 from autotune.errors import InputError
 from autotune.hardware.local_devices import local_gpus
-from autotune.options.command_line import SECONDS, command_line
+from autotune.options.command_line import COUNT_OR_ZERO, SECONDS, command_line
 from autotune.trial.corpus import check_data
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
@@ -27,7 +27,7 @@ from trainables.deepspeed_llm.options import (
     specification,
     specification_options,
 )
-from trainables.deepspeed_llm.output import step_line, summary_line
+from trainables.deepspeed_llm.output import step_line, summary_line, trace_lines
 
 _EXIT_FAILED = 1
 
@@ -44,6 +44,14 @@ _EXIT_FAILED = 1
     "--share-gpus",
     is_flag=True,
     help="Let several ranks share a GPU, over gloo: to test a layout, not to time it.",
+)
+@click.option(
+    "--trace-steps",
+    type=COUNT_OR_ZERO,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Print what each rank did in the last N steps, a line per rank before the summary.",
 )
 @click.option("--trial-timeout", type=SECONDS, metavar="SECONDS")
 @click.option("--fail", is_flag=True, help="Exit with status 1 for any outcome but ok.")
@@ -75,6 +83,8 @@ def main(*, warmup: int | None, share_gpus: bool, fail: bool, **options: Any) ->
                 _print(step_line(event))
             else:
                 outcome = event.outcome
+                for line in trace_lines(event.trace):
+                    _print(line)
                 _print(summary_line(spec, reports, event))
     return 0 if outcome is Outcome.OK else status_of_failure
 

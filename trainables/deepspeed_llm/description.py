@@ -46,4 +46,5 @@ DESCRIPTION = TrainableDescription(
     make=_make,
     check_model=check_model,
     make_prober=_make_prober,
+    records_passes=True,
 )

@@ -25,6 +25,7 @@ from trainables.deepspeed_llm.decoder import Block, Decoder, Head
 from trainables.deepspeed_llm.hyperparameters import WEIGHT_DECAY
 from trainables.deepspeed_llm.optimizer import adamw, set_learning_rate
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
+from trainables.deepspeed_llm.tracing import Recorder
 from trainables.deepspeed_llm.vocabulary import Embedding, PositionEmbedding
 
 Batch = tuple[Tensor, Tensor]
@@ -51,6 +52,9 @@ class Engine(Protocol):
 
     def evaluate(self, batch: Batch) -> float:
         """Mean loss of all replicas' batches, shaped as in `step`, without training on them."""
+
+    def record(self, recorder: Recorder) -> None:
+        """Have the recorder note the passes from now on."""
 
     def save(self, directory: Path, tag: str, client_state: dict[str, Any]) -> None:
         """Write DeepSpeed's checkpoint into directory/tag. A collective call."""
@@ -134,6 +138,9 @@ class _DeepSpeedEngine:
 
     def set_learning_rate(self, learning_rate: float) -> None:
         set_learning_rate(self._optimizer, learning_rate)
+
+    def record(self, recorder: Recorder) -> None:
+        recorder.attach(self._engine)
 
     def save(self, directory: Path, tag: str, client_state: dict[str, Any]) -> None:
         self._engine.save_checkpoint(

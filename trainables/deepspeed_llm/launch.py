@@ -12,6 +12,7 @@ from autotune.cluster import Cluster
 from autotune.errors import NodeCheckFailed
 from autotune.layout import Layout
 from autotune.model import Model
+from autotune.trial.trace import RankTrace, merged
 from autotune.trial.trainable import RankHost
 from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 from trainables.deepspeed_llm.host import LocalHost
@@ -26,6 +27,7 @@ _CHECK_TIMEOUT_SECONDS = 120.0
 _IDLE_DEVICE_GIB = 2.0
 
 _rank_step = pydantic.TypeAdapter(RankStep)
+_rank_trace = pydantic.TypeAdapter(RankTrace)
 
 
 class DeepSpeedLlm:
@@ -109,6 +111,7 @@ class Progress:
         self._waiting_for_done = spec.layout.world_size
         self._steps: dict[int, list[RankStep]] = {}
         self._reported = 0
+        self._traces: list[RankTrace] = []
 
     @property
     def is_done(self) -> bool:
@@ -140,6 +143,8 @@ class Progress:
                     self._startup_seconds = time.monotonic() - self._started
             case "done":
                 self._waiting_for_done -= 1
+            case "trace":
+                self._traces.append(_rank_trace.validate_python(_without_envelope(event)))
             case "step":
                 return self._step(_rank_step.validate_python(_without_envelope(event)))
         return None
@@ -157,7 +162,12 @@ class Progress:
         )
 
     def end(self, outcome: Outcome, reason: str) -> Ended:
-        return Ended(outcome=outcome, reason=reason, startup_seconds=self._startup_seconds)
+        return Ended(
+            outcome=outcome,
+            reason=reason,
+            startup_seconds=self._startup_seconds,
+            trace=merged(self._traces) if outcome is Outcome.OK else (),
+        )
 
     def timeout(self) -> Ended:
         allowed = self._spec.trial_timeout_seconds

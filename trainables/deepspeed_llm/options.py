@@ -50,6 +50,7 @@ def specification(
     warmup: int = 0,
     data: str | None = None,
     trial_timeout: float | None = None,
+    trace_steps: int = 0,
 ) -> TrialSpec:
     """What the options ask for. Raises InputError; the data is not looked at."""
     the_model = model_from_mapping(read_json(model, what="model"))
@@ -79,6 +80,7 @@ def specification(
         synthetic_data=synthetic_data,
         seed=seed,
         trial_timeout_seconds=trial_timeout,
+        trace_steps=trace_steps,
     )
 
 

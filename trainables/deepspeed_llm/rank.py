@@ -15,6 +15,7 @@ from torch.distributed.distributed_c10d import Store
 
 from autotune.trial.corpus import text_files
 from autotune.trial.deepspeed_config import deepspeed_config
+from autotune.trial.trace import RankTrace
 from autotune.trial.trial import RankStep, TrialSpec
 from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.data import batch_slice
@@ -28,6 +29,7 @@ from trainables.deepspeed_llm.memory import (
 )
 from trainables.deepspeed_llm.probe import DeviceProbe
 from trainables.deepspeed_llm.tokens import InOrder, SyntheticTokens, TextTokens, TokenSource
+from trainables.deepspeed_llm.tracing import Recorder
 
 # The tuner's own deadlines end a trial that hangs; this timeout only has to be longer.
 _COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
@@ -149,8 +151,10 @@ def train(
     *,
     on_ready: Callable[[], None],
     on_step: Callable[[RankStep], None],
+    on_trace: Callable[[RankTrace], None],
 ) -> None:
-    """Train the trial's steps on this rank; calls `on_step` after each.
+    """Train the trial's steps on this rank; calls `on_step` after each, and `on_trace` at the end
+    where steps are traced.
 
     Exceptions of the training pass through, after the memory limit is lifted.
     """
@@ -159,6 +163,7 @@ def train(
         probe = DeviceProbe(device)
         with worker(spec, place, device) as ready:
             on_ready()
+            recorder = None
             for step in range(spec.steps):
                 batch = batch_slice(
                     samples,
@@ -169,9 +174,16 @@ def train(
                 )
                 # Not timed: a training run loads the next batch while a step computes.
                 batch = ready.to_device(batch)
+                if step == spec.first_traced_step:
+                    recorder = Recorder(device)
+                    ready.engine.record(recorder)
+                if recorder is not None:
+                    recorder.begin()
                 started = time.perf_counter()
                 result = ready.step(batch)
                 seconds = time.perf_counter() - started
+                if recorder is not None:
+                    recorder.end(step)
                 on_step(
                     RankStep(
                         rank=place.rank,
@@ -184,6 +196,8 @@ def train(
                         probe_seconds=probe.seconds(),
                     )
                 )
+            if recorder is not None:
+                on_trace(recorder.trace(place.rank))
 
 
 def _token_source(spec: TrialSpec) -> TokenSource:

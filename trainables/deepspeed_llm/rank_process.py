@@ -1,5 +1,6 @@
 """Entry point of a forked rank: sets up the rendezvous, runs the task and reports failures."""
 
+import dataclasses
 import os
 import signal
 import traceback
@@ -10,13 +11,16 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore
 
-from autotune.trial.trial import RankStep, TrialSpec, to_json, trial_spec_from_json
+from autotune.trial.trace import RankTrace
+from autotune.trial.trial import TrialSpec, to_json, trial_spec_from_json
 from trainables.deepspeed_llm.failures import classify
 from trainables.deepspeed_llm.rank import Place, process_group, train
 
 Emit = Callable[[Mapping[str, Any]], None]
 
 _CHECK_SIZE = 512
+# An event has at most 4000 bytes, an interval less than 80.
+_INTERVALS_PER_EVENT = 40
 
 
 def main(
@@ -57,7 +61,8 @@ def main(
                 spec,
                 place,
                 on_ready=lambda: emit({"event": "ready_to_step"}),
-                on_step=lambda step: emit({"event": "step", **_step_json(step)}),
+                on_step=lambda step: emit({"event": "step", **_json(step)}),
+                on_trace=lambda trace: _emit_trace(trace, emit),
             )
         emit({"event": "done"})
         return 0
@@ -76,10 +81,17 @@ def main(
             signal.pause()
 
 
-def _step_json(step: RankStep) -> Mapping[str, Any]:
-    values = to_json(step)
+def _json(value: object) -> Mapping[str, Any]:
+    values = to_json(value)
     assert isinstance(values, dict)
     return values
+
+
+def _emit_trace(trace: RankTrace, emit: Emit) -> None:
+    """Report the trace in pieces that fit into an event each."""
+    for first in range(0, len(trace.intervals), _INTERVALS_PER_EVENT):
+        intervals = trace.intervals[first : first + _INTERVALS_PER_EVENT]
+        emit({"event": "trace", **_json(dataclasses.replace(trace, intervals=intervals))})
 
 
 def _store(job: Mapping[str, Any], rank: int, rendezvous: int | None) -> Store:

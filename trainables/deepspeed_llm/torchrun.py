@@ -15,10 +15,11 @@ import torch.distributed as dist
 from autotune.errors import InputError
 from autotune.options.command_line import EXIT_BAD_INPUT, told_output_failure
 from autotune.options.output import OutputFailed, results_only
+from autotune.trial.trace import RankTrace, merged
 from autotune.trial.trial import Ended, Outcome, RankStep, StepReport, TrialSpec
 from trainables.deepspeed_llm.failures import classify
 from trainables.deepspeed_llm.launched import Launched
-from trainables.deepspeed_llm.output import step_line, summary_line
+from trainables.deepspeed_llm.output import step_line, summary_line, trace_lines
 from trainables.deepspeed_llm.preload import import_what_ranks_need
 from trainables.deepspeed_llm.rank import Place, train
 
@@ -152,6 +153,7 @@ class Trial:
             self._rank.place,
             on_ready=lambda: self._rank.start_watchdog(self),
             on_step=self._record,
+            on_trace=self._print_trace,
         )
 
     def summary(self, ended: Ended) -> dict[str, Any]:
@@ -163,6 +165,13 @@ class Trial:
         self._steps.append(StepReport(step=rank_step.step, ranks=tuple(ranks)))
         if self._rank.place.rank == 0:
             self._rank.print(step_line(self._steps[-1]))
+
+    def _print_trace(self, own: RankTrace) -> None:
+        traces: list[Any] = [None] * self._rank.place.world_size
+        dist.all_gather_object(traces, own)
+        if self._rank.place.rank == 0:
+            for line in trace_lines(merged(traces)):
+                self._rank.print(line)
 
 
 def _exit_at_once(status: int) -> NoReturn:

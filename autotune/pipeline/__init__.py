@@ -1,0 +1,1 @@
+"""What each pipeline stage does when in a step, predicted or measured."""
