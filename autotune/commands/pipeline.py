@@ -5,14 +5,12 @@ from pathlib import Path
 
 import click
 
-from autotune.cost.model import CostModel
 from autotune.errors import InputError, in_field
 from autotune.inputs import shown
 from autotune.options.command_line import PATH
-from autotune.pipeline.measured import measured_schedule
-from autotune.pipeline.predicted import predicted_schedule
 from autotune.pipeline.schedule import Schedule
 from autotune.report.schedule_file import refuse_schedule_file, write_schedule
+from autotune.report.schedules import schedule_of
 from autotune.store.results import Run
 
 
@@ -38,14 +36,8 @@ def main(directory: Path, trial: str | None, out: Path) -> int:
         raise InputError(f"run {shown(directory)} must have a layout that worked, got none")
     trial_id = trial if trial is not None or best is None else str(best["trial_id"])
     assert trial_id is not None
+    schedule = schedule_of(run, trial_id)
     layout = run.layout_of(trial_id)
-    traces = run.trace_of(trial_id)
-    if traces:
-        schedule = measured_schedule(traces, layout)
-    else:
-        space, trainer = run.request.space, run.request.description.trainer
-        model = CostModel(space.model, space.precision, space.cluster, trainer=trainer)
-        schedule = predicted_schedule(model, layout)
     title = f"trial {trial_id}, {layout.describe()}"
     write_new_schedule(out, schedule, layout=title, field="out")
     return 0

@@ -16,7 +16,7 @@ def course(facts: RunFacts, effort: Effort, *, by: str, width: Width = 640) -> L
     colour = alt.Color(
         "way:N",
         title=None,
-        legend=alt.Legend(symbolOpacity=1),
+        legend=alt.Legend(symbolOpacity=1, columns=1, labelLimit=320),
         scale=alt.Scale(domain=[own, others], range=[BLUE, GREY]),
     )
     rows = [{**row, "way": own} for row in progress(facts)]

@@ -186,7 +186,7 @@ def predicted_against_measured(facts: RunFacts, *, width: Width = 640) -> Layers
     kind = alt.Color(
         "kind:N",
         title=None,
-        legend=alt.Legend(symbolOpacity=1),
+        legend=alt.Legend(symbolOpacity=1, columns=1, labelLimit=320),
         scale=alt.Scale(domain=[_MODEL, _CORRECTED], range=[ORANGE, BLUE]),
     )
     alone = rows.transform_calculate(seconds="datum.model_seconds", kind=f"'{_MODEL}'")

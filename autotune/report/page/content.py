@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from autotune.errors import InputError
 from autotune.report.advice import advice
 from autotune.report.effort import CLOSE, Effort, effort
 from autotune.report.facts import (
@@ -17,8 +18,10 @@ from autotune.report.facts import (
     state,
 )
 from autotune.report.plan import headline
+from autotune.report.schedules import schedule_of
 from autotune.space import not_generated
 from autotune.store.record import TrialRecord
+from autotune.store.results import Run
 
 _TOP = 5
 _MOST_REASONS = 20
@@ -45,6 +48,8 @@ class Figure:
     caption: str
     charts: Callable[[], Sequence[Any]]
     """Makes the Altair charts, which take the width of their place. A text report needs none."""
+    scrolls: bool = False
+    """Whether the charts keep their width, and are scrolled where there is less."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +84,7 @@ def sections(facts: RunFacts) -> list[Section]:
     parts = [_best(facts), _advice(facts), _by_dimension(facts), _memory(facts), *_plots(facts)]
     if costs is not None:
         parts.append(_effort(facts, costs))
-    parts += [_outcomes(facts), _causes(facts), _environment(facts)]
+    parts += [_pipeline(facts), _causes(facts), _outcomes(facts), _environment(facts)]
     return [part for part in parts if part is not None]
 
 
@@ -286,6 +291,32 @@ def _outcomes(facts: RunFacts) -> Section:
                 )
             )
     return Section(title="Every outcome", sentences=[state(facts)], tables=tables, in_text=False)
+
+
+def _pipeline(facts: RunFacts) -> Section | None:
+    from autotune.report.charts.pipeline import pipeline_chart
+
+    best = facts.best
+    if best is None or best.layout.pipeline_parallel == 1:
+        return None
+    try:
+        schedule = schedule_of(Run(facts.directory), best.trial_id)
+    except InputError:  # the device is not known, or the trace is damaged
+        return None
+    sentences = [
+        f"One step of {best.layout.describe()}, {schedule.source}: "
+        f"{schedule.step_seconds:.3g} s, of which the stages are idle for "
+        f"{schedule.bubble_share:.1%} on average (the bubble)."
+    ]
+    figure = Figure(
+        title=f"What the pipeline stages do in one step, {schedule.source}",
+        caption="A row is a stage, a number a micro-batch.",
+        charts=lambda: [pipeline_chart(schedule, layout=best.layout.describe(), width=900)],
+        scrolls=True,
+    )
+    return Section(
+        title=f"Pipeline, {schedule.source}", sentences=sentences, figures=[figure], in_text=False
+    )
 
 
 def _causes(facts: RunFacts) -> Section | None:

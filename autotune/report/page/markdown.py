@@ -6,6 +6,9 @@ from autotune.report.facts import RunFacts, state
 from autotune.report.page.content import Section, Table, notices, sections, title
 from autotune.report.plan import headline
 
+# Below the heading of a column: how its cells are aligned.
+_LEFT, _RIGHT = "-" * 3, "-" * 3 + ":"
+
 
 def markdown_report(facts: RunFacts) -> str:
     """The report without its charts and long tables."""
@@ -39,7 +42,7 @@ def _table(table: Table) -> Iterator[str]:
         yield f"{_escaped(table.caption)}:"
         yield ""
     yield _row(table.columns)
-    yield _row(["---:" if name in table.numeric else "---" for name in table.columns])
+    yield _row([_RIGHT if name in table.numeric else _LEFT for name in table.columns])
     for row in table.rows:
         yield _row([_escaped(cell) for cell in row])
 
