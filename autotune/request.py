@@ -91,6 +91,8 @@ class Request:
                 f"trainable {self.trainable}, runs {shown(self.runs)} and "
                 f"{len(self.layouts or ())} layouts"
             )
+        if self.layouts == ():
+            raise ValueError("layouts must have at least one layout, got none")
         if self._is_installed:
             runs_command = describe_trainable(self.trainable).read_command is not None
             if (self.command is not None) != runs_command:

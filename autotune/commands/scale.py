@@ -100,6 +100,8 @@ def main(
     spaces = [(own_kind, on) for own_kind in kinds for on in spaces_on(space, own_kind, counts)]
     if out is None:
         points = [predicted_point(on, own_kind, own) for own_kind, on in spaces]
+        if all(point.layout is None for point in points):
+            raise InputError(f"no layout on any of these numbers of nodes: {points[0].why_none}")
     else:
         options = {"trainable": trainable, "max_trials": max_trials, "address": address}
         points = _searched(spaces, out, options, quiet=as_json)
@@ -119,8 +121,9 @@ def main(
 def _counts(text: str) -> list[int]:
     """Numbers of nodes, from few to many. Raises InputError."""
     counts = []
-    for word in text.split(","):
-        number = int(word) if word.strip().isascii() and word.strip().isdecimal() else 0
+    for word in map(str.strip, text.split(",")):
+        is_number = word.isascii() and word.isdecimal() and len(word) <= len(str(LARGEST_COUNT))
+        number = int(word) if is_number else 0
         if not 1 <= number <= LARGEST_COUNT:
             raise InputError(
                 f"must be numbers from 1 to {LARGEST_COUNT}, got {shown(text)}", field="nodes"

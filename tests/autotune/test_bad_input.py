@@ -26,6 +26,7 @@ import autotune.commands.calibrate
 import autotune.commands.pipeline
 import autotune.commands.plan
 import autotune.commands.run
+import autotune.commands.scale
 import autotune.commands.try_
 import trainables.deepspeed_llm.__main__
 import trainables.deepspeed_llm.training.__main__
@@ -52,6 +53,7 @@ COMMANDS: dict[str, click.Command] = {
     "run": autotune.commands.run.main,
     "plan": autotune.commands.plan.main,
     "try": autotune.commands.try_.main,
+    "scale": autotune.commands.scale.main,
     "calibrate": autotune.commands.calibrate.main,
     "pipeline": autotune.commands.pipeline.main,
     "train": trainables.deepspeed_llm.__main__.main,
@@ -126,6 +128,7 @@ NEEDED: dict[str, dict[str, str]] = {
     "run": {"--space": "tiny"},
     "plan": {"--space": "tiny"},
     "try": {"--space": "tiny"},
+    "scale": {"--space": "tiny", "--nodes": "1,2"},
     "calibrate": {},
     "pipeline": {},
     "train": dict(zip(ONE_LAYOUT[::2], ONE_LAYOUT[1::2], strict=True)),
@@ -198,6 +201,17 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--env": ("", "NAME", "=", "=1", "A B=1", "RANK=1"),
         "--address": ("local", "ray://x:1"),
         "--logs": ("", LONG_NAME, "/dev/null"),
+    },
+    "scale": {
+        **SPACE_OPTIONS,
+        "--nodes": ("", "0", "-1", "1,", ",", "1,1", "2,x", "1.5", "nan", "1 2", "9" * 5000),
+        "--kind": ("", "super", "Strong"),
+        "--trainer": ("", "mine", "none.json"),
+        "--out": ("",),
+        "--trainable": ("", "magic", "replay", "command"),
+        "--max-trials": COUNTS,
+        "--address": (),  # in test_run.py
+        "--figure": ("", "x.gif", "x", "none/x.svg", "/proc/x.svg", LONG_NAME + ".svg"),
     },
     "plan": {
         **SPACE_OPTIONS,
@@ -602,6 +616,7 @@ BAD_FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         "gpu_hours": no_amount,
         "training_gpu_hours": no_amount,
         "reduced_trials": no_flag,
+        "prune": no_flag,
         "stop_factor": no_amount | st.floats(max_value=0.999),
         "trial_timeout_seconds": no_amount.filter(lambda value: value != 1e-300) | nothing,
         "data": or_null(no_text),
