@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 
 RUNS ?= ../shared/paper_runs
 
-.PHONY: run test test-fast test-all faults soak check bench bench-gpu bench-recorded bench-published gpu-wheels docs clean
+.PHONY: run test test-fast test-all faults soak check bench bench-gpu bench-recorded bench-published gpu-wheels docs site clean
 
 # As for a long training run: a short one would end the search after a handful of trials.
 run: .venv/installed
@@ -17,15 +17,14 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 # In less than a minute: what needs neither Ray nor torch.
-FAST := tests/autotune tests/test_readme.py
+FAST := tests/autotune tests/docs/test_pages.py
 STARTS_RAY_OR_RANKS := tests/autotune/on_ray tests/autotune/test_run.py \
     tests/autotune/cost/test_measured_memory.py tests/autotune/trial/test_reduced.py
 FITS := tests/autotune/calibration/test_fit.py
 test-fast: export HYPOTHESIS_PROFILE := quick
 test-fast: .venv/installed-dev
 	$(BIN)/python -m pytest -p tests.without_ray_and_torch -m "not slow and not gpu" $(FAST) \
-	    $(patsubst %,--ignore=%,$(STARTS_RAY_OR_RANKS) $(FITS)) \
-	    --deselect tests/test_readme.py::test_commands_run
+	    $(patsubst %,--ignore=%,$(STARTS_RAY_OR_RANKS) $(FITS))
 
 # Also every further variant, and of generated examples more, others every time.
 test-all: export HYPOTHESIS_PROFILE := random
@@ -80,6 +79,12 @@ bench-published: .venv/installed-dev
 docs: .venv/installed
 	$(BIN)/python docs/make_schema.py
 	$(BIN)/python docs/make_picture.py
+
+# The pages as a site in SITE, without the network (mkdocs.yml); `python -m http.server --bind 127.0.0.1 -d build/site` shows it.
+SITE ?= build/site
+site: export NO_MKDOCS_2_WARNING := 1
+site: .venv/installed-dev
+	$(BIN)/python -m mkdocs build --quiet --strict --site-dir $(abspath $(SITE))
 
 clean:
 	rm -rf .venv build wheels *.egg-info

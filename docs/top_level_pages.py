@@ -1,7 +1,7 @@
 """Hooks of mkdocs: pages of the top level of the repository become pages of the site.
 
-Their links to `docs/` and links of other pages to them are changed to where they are in the site; in
-the repository all of them work as they stand.
+Their links to `docs/`, and links of other pages to them, are changed to where they are in the site;
+in the repository all of them work as they stand.
 """
 
 import re

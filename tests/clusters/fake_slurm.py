@@ -1,8 +1,8 @@
 """`srun` and `scontrol` of a job whose nodes are the hosts of `tests.faults.hosts`.
 
-They take the options that examples/clusters/slurm.sh gives, and no others. As with Slurm, a command of
-srun runs once on each node of the list, with the environment of the script; a signal to srun reaches
-every process of the step, and srun returns when all of them have ended.
+They take the options that examples/clusters/slurm.sh gives, and no others. As with Slurm, a command
+of srun runs once on each node of the list, with the environment of the script; a signal to srun
+reaches every process of the step, and srun returns when all of them have ended.
 """
 
 import json

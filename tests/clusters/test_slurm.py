@@ -20,9 +20,15 @@ SCRIPT = REPOSITORY / "examples" / "clusters" / "slurm.sh"
 REASON = why_not()
 on_two_hosts = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
-# Each node has two devices that are CPUs; the search takes a few trials of seconds.
+# Each node has two devices that are CPUs.
 NODES = '--num-cpus=2 --object-store-memory=100000000 --resources={"virtual_device":2}'
-SEARCH = "--space tiny --max-trials 4 --search random --whole-trials --synthetic-data"
+REAL = "--space tiny --max-trials 4 --search random --whole-trials --synthetic-data"
+# A training command that only prints figures: it starts without torch, in no time.
+COMMAND = "--space tiny --max-trials 5 --search random --trainable command --command steps.toml"
+STEPS = """
+argv = ["sh", "-c", "while :; do echo step 0.1 s; sleep 0.1; done"]
+figures.step_seconds = {pattern = 'step ([0-9.]+) s'}
+"""
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def hosts() -> Iterator[list[Host]]:
         yield both
 
 
-def job(hosts: list[Host], tmp_path: Path) -> "subprocess.Popen[str]":
+def job(hosts: list[Host], tmp_path: Path, search: str) -> "subprocess.Popen[str]":
     """The batch file, as Slurm starts it: on the first node."""
     commands = tmp_path / "commands"
     if commands.exists():
@@ -44,7 +50,7 @@ def job(hosts: list[Host], tmp_path: Path) -> "subprocess.Popen[str]":
         "RAY_START_OPTIONS": NODES,
     }
     return hosts[0].start(
-        *("bash", SCRIPT, *SEARCH.split()),
+        *("bash", SCRIPT, *search.split()),
         cwd=tmp_path,
         env=env,
         stdout=subprocess.PIPE,
@@ -60,9 +66,13 @@ def wait_for_a_trial(batch: "subprocess.Popen[str]", run: Path) -> None:
 
 
 @on_two_hosts
-def test_a_job_that_is_ended_and_requeued_goes_on(hosts: list[Host], tmp_path: Path) -> None:
+@pytest.mark.parametrize("search", [COMMAND, pytest.param(REAL, marks=pytest.mark.slow)])
+def test_a_job_that_is_ended_and_requeued_goes_on(
+    hosts: list[Host], tmp_path: Path, search: str
+) -> None:
     folders = set(Path("/tmp").glob("ray-??????"))
-    batch = job(hosts, tmp_path)
+    (tmp_path / "steps.toml").write_text(STEPS)
+    batch = job(hosts, tmp_path, search)
     wait_for_a_trial(batch, tmp_path / "run")
     batch.send_signal(signal.SIGTERM)
     said = batch.communicate(timeout=90)[0]
@@ -70,7 +80,7 @@ def test_a_job_that_is_ended_and_requeued_goes_on(hosts: list[Host], tmp_path: P
     before = load(tmp_path / "run").trials["trial_id"].to_pylist()
     nothing_is_left(hosts, folders)
 
-    batch = job(hosts, tmp_path)
+    batch = job(hosts, tmp_path, search)
     said = batch.communicate(timeout=200)[0]
     assert batch.returncode == 0, said
     run = load(tmp_path / "run")
