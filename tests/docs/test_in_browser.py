@@ -17,13 +17,17 @@ class Watched:
         self.problems: list[str] = []
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.problems.append(request.url))
+        self.page.on("requestfailed", self._failed)
         self.page.on("request", lambda request: self._requested(request, address))
         self.page.on("response", self._answered)
 
     def _said(self, message: Any) -> None:
         if message.type in ("error", "warning"):
             self.problems.append(message.text)
+
+    def _failed(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # by the next page
+            self.problems.append(request.url)
 
     def _requested(self, request: Any, address: str) -> None:
         if not request.url.startswith((address, "data:", "blob:")):
