@@ -38,6 +38,7 @@ from autotune.errors import InputError, in_field
 from autotune.hardware import Device, Measured, Stated, device_to_json, known_devices
 from autotune.inputs import SMALLEST_AMOUNT, shown
 from autotune.options.command_line import PATH
+from autotune.options.names import DEVICE
 from autotune.options.output import plain_console
 from autotune.options.space_options import device_of_option
 from autotune.output_paths import refuse_impossible_file
@@ -57,7 +58,9 @@ _ACCURACY_COLUMNS = ("rows", "time error", "OOM F1", "Spearman")
     metavar="FILE.json",
     help="Hardware file to write; the default is NAME.json for the runs' device.",
 )
-@click.option("--gpu", metavar="NAME|FILE.json", help="Device whose figures to start from.")
+@click.option(
+    "--gpu", type=DEVICE, metavar="NAME|FILE.json", help="Device whose figures to start from."
+)
 @click.option(
     "--trainer-out",
     type=PATH,

@@ -20,6 +20,7 @@ from autotune.hardware import Device, device_named, known_devices, unknown_gpu
 from autotune.inputs import read_json, validated
 from autotune.layout import Layout, layout_from_mapping, why_illegal
 from autotune.options.command_line import AMOUNT, COUNT, PATH
+from autotune.options.names import TRAINER
 from autotune.options.output import plain_console
 from autotune.options.search_options import request_of_plan
 from autotune.options.space_options import (
@@ -62,6 +63,7 @@ _DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multipr
 @click.option("--fit", is_flag=True, help="On the fewest nodes that a layout fits on.")
 @click.option(
     "--trainer",
+    type=TRAINER,
     default="deepspeed_llm",
     metavar="NAME|FILE.json",
     help="Training code to predict: " + ", ".join(known_trainers()) + ", or a file.",

@@ -27,6 +27,7 @@ from autotune.inputs import shown, validated
 from autotune.ledger.interruption import signals_interrupt
 from autotune.on_ray.address import refuse_address_by_form
 from autotune.options.command_line import AMOUNT, COUNT, PATH, SECONDS
+from autotune.options.names import DEVICE, NETWORK, SPACE
 from autotune.options.output import plain_console
 from autotune.options.search_options import environment
 from autotune.options.space_options import (
@@ -50,7 +51,9 @@ _MOST_VIRTUAL_DEVICES = 64
 
 
 @click.command()
-@click.option("--space", metavar="NAME|FILE.py", help="Probe the cluster of this search space.")
+@click.option(
+    "--space", type=SPACE, metavar="NAME|FILE.py", help="Probe the cluster of this search space."
+)
 @click.option("--nodes", type=COUNT, metavar="N", help="Nodes to measure  [default: 1]")
 @click.option(
     "--gpus-per-node",
@@ -58,9 +61,12 @@ _MOST_VIRTUAL_DEVICES = 64
     metavar="G",
     help="Devices per node  [default: the GPUs of this machine, or 1 on CPUs]",
 )
-@click.option("--gpu", metavar="NAME|FILE.json", help="Device, if not recognised by its name.")
+@click.option(
+    "--gpu", type=DEVICE, metavar="NAME|FILE.json", help="Device, if not recognised by its name."
+)
 @click.option(
     "--network",
+    type=NETWORK,
     metavar="NAME|FILE.json",
     help="Where figures come from that are not measured, such as the network of a single node.",
 )

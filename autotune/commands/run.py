@@ -26,6 +26,7 @@ from autotune.options.command_line import (
     SECONDS,
     print_error,
 )
+from autotune.options.names import SEARCH, TRAINER
 from autotune.options.output import lasting_output, plain_console
 from autotune.options.search_options import (
     AUTO,
@@ -68,11 +69,13 @@ _ALLOWED_WITH_RESUME = frozenset(
 )
 @click.option(
     "--simulated-trainer",
+    type=TRAINER,
     metavar="NAME|FILE.json",
     help="Training code that --trainable simulated simulates, if not that of the predictions.",
 )
 @click.option(
     "--search",
+    type=SEARCH,
     default=default_of(SearchOptions, "search"),
     show_default=True,
     help=f"One of {', '.join(SEARCHES)}.",

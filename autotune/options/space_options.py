@@ -17,6 +17,7 @@ from autotune.model import Precision
 from autotune.models import is_folder, model_from_mapping, read_config
 from autotune.named_spaces import load_space
 from autotune.options.command_line import AMOUNT, COUNT
+from autotune.options.names import DEVICE, NETWORK, SPACE
 from autotune.space import SearchSpace
 
 T = TypeVar("T")
@@ -56,16 +57,19 @@ def space_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def space_options_but_nodes(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of `SpaceOptions` to a command that has its own --nodes."""
     options = (
-        click.option("--space", metavar="NAME|FILE.py", help="What to search."),
+        click.option("--space", type=SPACE, metavar="NAME|FILE.py", help="What to search."),
         click.option(
             "--model",
             metavar="PATH",
             help="A model: a Hugging Face config.json, or a folder with one.",
         ),
         click.option("--gpus-per-node", type=COUNT, metavar="G", help="Devices per node."),
-        click.option("--gpu", metavar="NAME|FILE.json", help="Device, if not the space's."),
+        click.option(
+            "--gpu", type=DEVICE, metavar="NAME|FILE.json", help="Device, if not the space's."
+        ),
         click.option(
             "--network",
+            type=NETWORK,
             metavar="NAME|FILE.json",
             help="Links and network of the nodes, if not the usual ones of the device.",
         ),
