@@ -98,7 +98,7 @@ def _ray(arguments: Sequence[str]) -> None:
     command, rest = _subcommand(cli, arguments)
     _parse(command, rest)
     for word in rest:
-        if word.endswith(".yaml"):
+        if word.endswith(".yaml") and not word.startswith("-"):
             assert (REPOSITORY / word).is_file(), word
         elif command.name == "exec":
             for words in simple_commands(word):
