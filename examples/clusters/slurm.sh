@@ -5,7 +5,6 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 #SBATCH --time=04:00:00
-#SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=autotune-%j.log
@@ -31,7 +30,7 @@ read -r -a more <<< "${RAY_START_OPTIONS:-}"
 START_SECONDS=600
 
 # The last node says how the others reach the first one: there its name may stand for 127.0.0.1.
-head_address=${HEAD_ADDRESS:-$(srun --overlap --nodes=1 --ntasks=1 --nodelist="${nodes[-1]}" \
+head_address=${HEAD_ADDRESS:-$(srun --overlap --cpu-bind=none --nodes=1 --ntasks=1 --nodelist="${nodes[-1]}" \
     getent ahostsv4 "$head" | awk 'NR == 1 {print $1}')}
 read -r port client_port < <(python3 -c '
 import socket
@@ -45,13 +44,14 @@ export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0  # Slurm kills 30 s after its sig
 RAY_AUTH_TOKEN=$(python3 -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
 
-# On each node Ray has its files in a folder that only this user can enter, and that it removes.
-# The path is short, because those of sockets may have 107 characters.
+# On each node Ray has its files in a folder that only this user can enter, and that is removed.
+# The path is short, because those of sockets may have 107 characters. srun kills a step on SIGTERM but
+# passes SIGUSR1 on, to the process group of the task: Ray is in another, and ends in good order.
 # shellcheck disable=SC2016
 ray_node='
 folder=$(mktemp -d /tmp/ray-XXXXXX)
-ray start --block --temp-dir="$folder" --dashboard-agent-listen-port=0 "$@" > "$folder/start.log" 2>&1 &
-trap "kill -TERM $! 2> /dev/null" TERM INT
+setsid ray start --block --temp-dir="$folder" --dashboard-agent-listen-port=0 "$@" > "$folder/start.log" 2>&1 &
+trap "kill -TERM $! 2> /dev/null" USR1 TERM
 while kill -0 $! 2> /dev/null; do wait $!; done
 grep -q "Ray runtime started" "$folder/start.log" || tail -n 20 "$folder/start.log" >&2
 rm -rf "$folder"
@@ -60,18 +60,18 @@ steps=()
 # shellcheck disable=SC2329
 end_ray() {
     trap '' TERM INT HUP USR1 USR2
-    kill -TERM "${steps[@]}" 2> /dev/null || true
+    kill -USR1 "${steps[@]}" 2> /dev/null || true
     wait "${steps[@]}" || true
 }
 trap end_ray EXIT
 
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" bash -c "$ray_node" ray-head \
+srun --overlap --cpu-bind=none --nodes=1 --ntasks=1 --nodelist="$head" bash -c "$ray_node" ray-head \
     --head --include-dashboard=false --node-ip-address="$head_address" --port="$port" \
     --ray-client-server-port="$client_port" "${more[@]}" &
 steps+=($!)
 if [ ${#nodes[@]} -gt 1 ]; then
     count=$((${#nodes[@]} - 1))
-    srun --overlap --nodes=$count --ntasks=$count --nodelist="$(IFS=,; echo "${nodes[*]:1}")" \
+    srun --overlap --cpu-bind=none --nodes=$count --ntasks=$count --nodelist="$(IFS=,; echo "${nodes[*]:1}")" \
         bash -c "$ray_node" ray-node --address="$address" "${more[@]}" &
     steps+=($!)
 fi

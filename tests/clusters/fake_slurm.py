@@ -1,10 +1,12 @@
 """`srun` and `scontrol` of a job whose nodes are the hosts of `tests.faults.hosts`.
 
 They take the options that examples/clusters/slurm.sh gives, and no others. As with Slurm, a command
-of srun runs once on each node of the list, with the environment of the script; a signal to srun
-reaches every process of the step, and srun returns when all of them have ended.
+of srun runs once on each node of the list, with the environment of the script, and srun returns
+when all of them have ended. SIGUSR1 is passed on to their process groups; SIGTERM kills all that
+they have started ("srun: forcing job termination").
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from tests.conftest import REPOSITORY
 from tests.faults.hosts import Host
@@ -43,12 +47,13 @@ def scontrol(arguments: Sequence[str]) -> int:
 
 
 def srun(arguments: Sequence[str]) -> int:
-    given = [word for word in arguments if word.startswith("--")][:4]
+    given = [word for word in arguments if word.startswith("--")][:5]
     options = dict(word.removeprefix("--").partition("=")[::2] for word in given)
     command = arguments[len(given) :]
     nodes = options["nodelist"].split(",")
     assert options == {
         "overlap": "",
+        "cpu-bind": "none",
         "nodes": str(len(nodes)),
         "ntasks": str(len(nodes)),
         "nodelist": options["nodelist"],
@@ -61,11 +66,16 @@ def srun(arguments: Sequence[str]) -> int:
 
     def pass_on(number: int, _: object) -> None:
         for task in tasks:
-            if task.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(task.pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pass_on)
+    def kill(_: int, __: object) -> None:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    signal.signal(signal.SIGUSR1, pass_on)
+    signal.signal(signal.SIGTERM, kill)
     return max(task.wait() for task in tasks)
 
 
