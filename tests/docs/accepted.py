@@ -7,7 +7,9 @@ its command lines can be checked.
 import importlib
 import re
 import tomllib
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
@@ -20,7 +22,10 @@ def check(words: Sequence[str]) -> None:
     """Raise AssertionError or click.ClickException where the program would refuse its words."""
     program, *arguments = words
     assert program in _PROGRAMS, f"no check for {program!r}: {words}"
-    _PROGRAMS[program](arguments)
+    try:
+        _PROGRAMS[program](arguments)
+    except SystemExit as exit:  # of parsers that are not click's
+        raise AssertionError(f"{program} refuses {arguments}") from exit
 
 
 def click_command(words: Sequence[str]) -> tuple[click.Command, list[str]] | None:
@@ -131,23 +136,43 @@ def _eval(arguments: Sequence[str]) -> None:
         check(words)
 
 
-def _nothing(arguments: Sequence[str]) -> None:
-    """A command of the shell that has no options here."""
-    assert not any(word.startswith("-") for word in arguments), arguments
+def _imported(module: str) -> Any:
+    """A library that warns about others when it is imported."""
+    with warnings.catch_warnings(action="ignore"):
+        return importlib.import_module(module)
+
+
+def _mlflow(arguments: Sequence[str]) -> None:
+    cli = _imported("mlflow.cli").cli
+    _parse(*_subcommand(cli, arguments))
+
+
+def _tensorboard(arguments: Sequence[str]) -> None:
+    program = _imported("tensorboard.program")
+    program.TensorBoard().configure(argv=["tensorboard", *arguments])
+
+
+def _of_the_system(_: Sequence[str]) -> None:
+    """Not ours to check."""
 
 
 _PROGRAMS: dict[str, Callable[[Sequence[str]], None]] = {
     "./launch.sh": _launch_script,
     "autotune": _autotune,
-    "cat": _nothing,
+    "cat": _of_the_system,
+    "curl": _of_the_system,
     "eval": _eval,
+    "grep": _of_the_system,
     "examples/clusters/one-machine.sh": _run_options,
     "kubectl": _kubectl,
     "make": _make,
+    "mlflow": _mlflow,
     "pip": _pip,
     "python": _python,
     "python3": _python,
     "ray": _ray,
     "sbatch": _sbatch,
-    "source": _nothing,
+    "source": _of_the_system,
+    "ssh": _of_the_system,
+    "tensorboard": _tensorboard,
 }
