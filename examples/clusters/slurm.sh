@@ -28,10 +28,11 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}  # Slurm runs this script there
 read -r -a more <<< "${RAY_START_OPTIONS:-}"
 START_SECONDS=600
+one_node=(srun --overlap --cpu-bind=none --nodes=1 --ntasks=1)
 
 # The last node says how the others reach the first one: there its name may stand for 127.0.0.1.
-head_address=${HEAD_ADDRESS:-$(srun --overlap --cpu-bind=none --nodes=1 --ntasks=1 --nodelist="${nodes[-1]}" \
-    getent ahostsv4 "$head" | awk 'NR == 1 {print $1}')}
+head_address=${HEAD_ADDRESS:-$("${one_node[@]}" --nodelist="${nodes[-1]}" getent ahostsv4 "$head" |
+    awk 'NR == 1 {print $1}')}
 read -r port client_port < <(python3 -c '
 import socket
 sockets = [socket.create_server(("", 0)) for _ in range(2)]
@@ -50,7 +51,8 @@ export RAY_AUTH_TOKEN
 # shellcheck disable=SC2016
 ray_node='
 folder=$(mktemp -d /tmp/ray-XXXXXX)
-setsid ray start --block --temp-dir="$folder" --dashboard-agent-listen-port=0 "$@" > "$folder/start.log" 2>&1 &
+setsid ray start --block --temp-dir="$folder/ray" --dashboard-agent-listen-port=0 "$@" \
+    > "$folder/start.log" 2>&1 &
 trap "kill -TERM $! 2> /dev/null" USR1 TERM
 while kill -0 $! 2> /dev/null; do wait $!; done
 grep -q "Ray runtime started" "$folder/start.log" || tail -n 20 "$folder/start.log" >&2
@@ -61,17 +63,23 @@ steps=()
 end_ray() {
     trap '' TERM INT HUP USR1 USR2
     kill -USR1 "${steps[@]}" 2> /dev/null || true
+    for _ in {1..60}; do
+        kill -0 "${steps[@]}" 2> /dev/null || break
+        sleep 1
+    done
+    kill -TERM "${steps[@]}" 2> /dev/null || true
     wait "${steps[@]}" || true
 }
 trap end_ray EXIT
 
-srun --overlap --cpu-bind=none --nodes=1 --ntasks=1 --nodelist="$head" bash -c "$ray_node" ray-head \
+"${one_node[@]}" --nodelist="$head" bash -c "$ray_node" ray-head \
     --head --include-dashboard=false --node-ip-address="$head_address" --port="$port" \
     --ray-client-server-port="$client_port" "${more[@]}" &
 steps+=($!)
 if [ ${#nodes[@]} -gt 1 ]; then
     count=$((${#nodes[@]} - 1))
-    srun --overlap --cpu-bind=none --nodes=$count --ntasks=$count --nodelist="$(IFS=,; echo "${nodes[*]:1}")" \
+    others=$(IFS=,; echo "${nodes[*]:1}")
+    srun --overlap --cpu-bind=none --nodes=$count --ntasks=$count --nodelist="$others" \
         bash -c "$ray_node" ray-node --address="$address" "${more[@]}" &
     steps+=($!)
 fi

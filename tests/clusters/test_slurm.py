@@ -66,7 +66,9 @@ def wait_for_a_trial(batch: "subprocess.Popen[str]", run: Path) -> None:
 
 
 @on_two_hosts
-@pytest.mark.parametrize("search", [COMMAND, pytest.param(REAL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "search", [COMMAND, pytest.param(REAL, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
 def test_a_job_that_is_ended_and_requeued_goes_on(
     hosts: list[Host], tmp_path: Path, search: str
 ) -> None:
@@ -74,6 +76,8 @@ def test_a_job_that_is_ended_and_requeued_goes_on(
     (tmp_path / "steps.toml").write_text(STEPS)
     batch = job(hosts, tmp_path, search)
     wait_for_a_trial(batch, tmp_path / "run")
+    made = set(Path("/tmp").glob("ray-??????")) - folders
+    assert len(made) == 2 and all(folder.stat().st_mode & 0o077 == 0 for folder in made)
     batch.send_signal(signal.SIGTERM)
     said = batch.communicate(timeout=90)[0]
     assert batch.returncode == 130, said
