@@ -84,7 +84,7 @@ docs: .venv/installed
 SITE ?= build/site
 site: export NO_MKDOCS_2_WARNING := 1
 site: .venv/installed-dev
-	$(BIN)/python -m mkdocs build --quiet --strict --site-dir $(abspath $(SITE))
+	$(BIN)/python -m mkdocs build --strict --site-dir $(abspath $(SITE))
 
 clean:
 	rm -rf .venv build wheels *.egg-info
