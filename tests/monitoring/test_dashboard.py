@@ -66,6 +66,25 @@ def test_what_runs_is_a_task_with_the_name_of_the_layout(search: RealSearch) -> 
     assert {task.type for task in running} == {"ACTOR_TASK"}
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("tasks --filter state=RUNNING", "search tiny runs/tiny.train"),
+        ("actors --detail", "node 1 ("),
+        ("placement-groups", "tiny runs/tiny ("),
+    ],
+)
+def test_so_they_are_on_the_command_line(search: RealSearch, words: str, shown: str) -> None:
+    ray = [str(Path(sys.executable).with_name("ray")), "list", *words.split()]
+    page = (REPOSITORY / "docs" / "monitoring.md").read_text()
+    kind, *rest = words.split()
+    assert " ".join(["ray list", kind, "--address http://127.0.0.1:8265", *rest]) in page
+    listed = subprocess.run(
+        [*ray, "--address", search.ray.dashboard], capture_output=True, text=True, timeout=60
+    )
+    assert shown in listed.stdout, listed.stderr
+
+
 def test_a_layout_is_found_by_name_in_the_page_of_the_dashboard(search: RealSearch) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
