@@ -43,7 +43,7 @@ class RealSearch:
         return list(list_tasks(address=self.ray.dashboard, filters=given, limit=5000, detail=True))
 
     def end(self) -> Run:
-        output, _ = self.process.communicate(timeout=120)
+        output, _ = self.process.communicate(timeout=240)
         assert self.process.returncode == 0, output
         assert "failed, the search goes on" not in output
         return Run(self.directory)

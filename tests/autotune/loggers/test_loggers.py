@@ -1,6 +1,7 @@
 """What experiment trackers have of a search, read back by their own readers."""
 
 import json
+import socket
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -187,6 +188,19 @@ def test_a_log_that_cannot_be_written_is_a_warning(name: str, tmp_path: Path) ->
     assert len(ledger.records) == 3
     (warning,) = warnings
     assert warning.startswith(f"{name} failed, the search goes on without it: ")
+
+
+def test_a_server_that_does_not_answer_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    ledger, warnings = logged_search(tmp_path, "mlflow")
+    assert len(ledger.records) == 3 and not (tmp_path / "mlruns").exists()
+    (warning,) = warnings
+    assert warning.startswith("mlflow failed, the search goes on without it: ")
 
 
 # Python complains of what is left in a file's buffer.
