@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -27,7 +28,7 @@ class RealSearch:
     def __init__(self, ray: LiveRay, folder: Path) -> None:
         self.ray = ray
         self.directory = folder / "runs" / "tiny"
-        arguments = ["--space", "tiny", "--address", ray.address, "--max-trials", "2"]
+        arguments = ["--space", "tiny", "--address", ray.address, "--max-trials", "99"]
         arguments += ["--log", "tensorboard", "--out", "runs/tiny"]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "autotune.run", *arguments],
@@ -43,8 +44,12 @@ class RealSearch:
         return list(list_tasks(address=self.ray.dashboard, filters=given, limit=5000, detail=True))
 
     def end(self) -> Run:
-        output, _ = self.process.communicate(timeout=240)
-        assert self.process.returncode == 0, output
+        """Interrupt it after some trials."""
+        trials = self.directory / "trials"
+        wait_for(lambda: len(list(trials.glob("*.parquet"))) >= 2, "two trials", seconds=200)
+        self.process.send_signal(signal.SIGINT)
+        output, _ = self.process.communicate(timeout=60)
+        assert self.process.returncode == 130, output
         assert "failed, the search goes on" not in output
         return Run(self.directory)
 
@@ -118,9 +123,12 @@ def test_a_trial_is_one_task_per_node_and_job_and_all_have_names(
     layouts = {trial["trial_id"]: trial for trial in trials}
     tasks = search.tasks()
     named = Counter(task.name for task in tasks if JOB_NAME.fullmatch(task.name))
-    assert {name.split()[0] for name in named} == layouts.keys()
+    numbers = {name.split()[0] for name in named}
+    assert layouts.keys() <= numbers and len(numbers) <= len(layouts) + 1, "one was cut short"
     for name, count in named.items():
-        trial = layouts[name.split()[0]]
+        trial = layouts.get(name.split()[0])
+        if trial is None:
+            continue
         for word, column in (("tp", "tensor_parallel"), ("mb", "micro_batch_size")):
             assert f" {word}{trial[column]}" in name
         parts = 2 if trial["purpose"] == "reduced" else 1
@@ -138,4 +146,4 @@ def test_a_trial_is_one_task_per_node_and_job_and_all_have_names(
     assert seen is not None and 0 < seen <= len(trials), "the last ones may come too late"
     mfu = f"max_over_time(ray_autotune_best_mfu_ratio{here}[1h])"
     assert not prometheus.query(mfu), "the peak of a CPU is not known"
-    assert len(list((run.directory / "tensorboard").iterdir())) == len(trials)
+    assert {folder.name for folder in (run.directory / "tensorboard").iterdir()} == numbers
