@@ -118,6 +118,9 @@ def test_a_layout_is_found_by_name_in_the_page_of_the_dashboard(search: RealSear
 def test_a_trial_is_one_task_per_node_and_job_and_all_have_names(
     search: RealSearch, prometheus: Prometheus
 ) -> None:
+    here = '{run="runs/tiny",trainable="deepspeed",space="tiny"}'
+    most = f"max_over_time(ray_autotune_finished_trials{here}[1h])"
+    wait_for(lambda: prometheus.query(most), "the metrics of the search", seconds=120)
     run = search.end()
     trials = run.trials.to_pylist()
     layouts = {trial["trial_id"]: trial for trial in trials}
@@ -140,8 +143,6 @@ def test_a_trial_is_one_task_per_node_and_job_and_all_have_names(
     groups = list_placement_groups(address=search.ray.dashboard, detail=True)
     ours = [group.name for group in groups if group.name.startswith("tiny runs/tiny (")]
     assert ours and len(set(ours)) == len(ours)
-    here = '{run="runs/tiny",trainable="deepspeed",space="tiny"}'
-    most = f"max_over_time(ray_autotune_finished_trials{here}[1h])"
     seen = prometheus.value(f"sum(max without (instance, job) ({most}))")
     assert seen is not None and 0 < seen <= len(trials), "the last ones may come too late"
     mfu = f"max_over_time(ray_autotune_best_mfu_ratio{here}[1h])"
