@@ -9,7 +9,8 @@ RECIPES = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
 
 
 def test_there_is_a_recipe_for_whatever_is_declared() -> None:
-    subjects = ("dimension", "architecture", "search", "trainable", "export", "hardware", "fault")
+    subjects = ("dimension", "architecture", "search", "trainable", "export")
+    subjects += ("logger", "hardware", "fault")
     assert len(RECIPES) == len(subjects)
     for subject, recipe in zip(subjects, RECIPES, strict=True):
         assert subject in recipe.splitlines()[0]

@@ -28,6 +28,11 @@ FORBIDDEN = [
         "import click",
         "Only the commands, their options and the report import click and rich",
     ),
+    (
+        "autotune/ledger/listeners.py",
+        "import wandb",
+        "Only autotune/loggers imports experiment trackers",
+    ),
     ("autotune/cost/time.py", "import autotune.calibration.fit", "Data flows one way"),
     ("autotune/layout.py", "import autotune.space", "Data flows one way"),
     (

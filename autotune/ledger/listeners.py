@@ -14,7 +14,7 @@ from autotune.store.record import TrialRecord
 from autotune.trial.trial import StepReport, TrialSpec
 
 # At the end of a search, a listener that works through what it was told is given so long.
-_LAST_WORDS_SECONDS = 30.0
+_LAST_WORDS_SECONDS = 15.0
 
 
 class Listener(Protocol):

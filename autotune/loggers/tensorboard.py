@@ -1,10 +1,14 @@
 """Logs trials for TensorBoard, each into a folder of its own: ``tensorboard --logdir DIR``."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
+# Not SummaryWriter: it writes in a thread of its own, whose failures nobody hears of.
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import hparams, scalar, text
 
 from autotune.loggers.tracker import Parameter
 from autotune.store.record import TrialRecord
@@ -18,27 +22,33 @@ class TensorBoard:
 
     def begin(self, name: str, parameters: Mapping[str, Parameter]) -> None:
         trial_id = name.split()[0]
-        # From step 0 on, it replaces what an earlier attempt has left.
-        self._writer = SummaryWriter(str(self._folder / trial_id), purge_step=0)
+        folder = self._folder / trial_id
+        folder.mkdir(parents=True, exist_ok=True)
         self._parameters = dict(parameters)
-        self._writer.add_text("layout", name, 0)
+        self._events = EventsWriter(str(folder / "events"))
+        # From here on it replaces what an earlier attempt has left.
+        self._write(session_log=SessionLog(status=SessionLog.START))
+        self._write(summary=text("layout", name))
 
     def step(self, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            self._write(step, summary=scalar(name, value))
+        self._events.flush()
 
     def end(self, record: TrialRecord, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, 0)
+            self._write(summary=scalar(name, value))
         outcome = {"outcome": record.outcome.value, "purpose": record.purpose}
         for summary in hparams({**self._parameters, **outcome}, dict(figures)):
-            self._writer.file_writer.add_summary(summary)
-        self._writer.add_text("outcome", f"{record.outcome}: {record.reason}".rstrip(": "), 0)
-        self._writer.close()
+            self._write(summary=summary)
+        self._write(summary=text("outcome", f"{record.outcome}: {record.reason}".rstrip(": ")))
+        self._events.close()
 
     def abandon(self) -> None:
-        self._writer.close()
+        self._events.close()
 
     def close(self) -> None:
         """Every run has its own files, which are closed."""
+
+    def _write(self, step: int = 0, **content: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))

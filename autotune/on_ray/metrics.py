@@ -1,16 +1,15 @@
 """What a search has found so far, as metrics of Ray, which Prometheus scrapes (docs/monitoring.md).
 
-Ray adds ``ray_`` to the names, and ``_total`` to those of counters. A figure that is not known has
-no sample.
+All are gauges, also those that only grow: a counter of a search that has ended would stay in Ray,
+and be added to that of the resumed one. A figure that is not known has no sample.
 """
 
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from ray.util.metrics import Counter, Gauge
+from ray.util.metrics import Gauge
 
 from autotune.request import Request
 from autotune.store.record import TrialRecord
@@ -20,6 +19,7 @@ from autotune.trial.trial import Outcome, StepReport, TrialSpec
 # apart, or 1 s at least.
 _REFRESH_SECONDS = 1.0
 
+_Tags = frozenset[tuple[str, str]]
 # Beside these, `trainable` says whether figures are simulated or replayed.
 _TAGS = ("space", "run", "trainable")
 
@@ -29,16 +29,15 @@ class MetricDescription:
     """One metric."""
 
     name: str
-    """Without what Ray adds; its unit comes last."""
+    """Without the ``ray_`` that Ray puts before it; its unit comes last."""
     help: str
-    kind: type[Gauge] | type[Counter] = Gauge
     tags: tuple[str, ...] = ()
     """Tags that it has beside space, run and trainable."""
 
     @property
     def exported_name(self) -> str:
         """The name in Prometheus."""
-        return f"ray_{self.name}{'_total' if self.kind is Counter else ''}"
+        return f"ray_{self.name}"
 
 
 BEST_STEP = MetricDescription(
@@ -51,15 +50,13 @@ BEST_MFU = MetricDescription(
     "device's bf16 peak is unknown.",
 )
 TRIALS = MetricDescription(
-    name="autotune_trials",
-    help="Finished trials.",
-    kind=Counter,
+    name="autotune_finished_trials",
+    help="Number of finished trials.",
     tags=("outcome", "purpose"),
 )
 GPU_HOURS = MetricDescription(
-    name="autotune_gpu_hours",
+    name="autotune_used_gpu_hours",
     help="Device hours that finished trials held their nodes.",
-    kind=Counter,
     tags=("outcome", "purpose"),
 )
 RUNNING = MetricDescription(
@@ -104,9 +101,8 @@ class RayMetrics:
     """Sets the metrics of a search on the connected Ray. A `Listener`."""
 
     def __init__(self) -> None:
-        self._metrics: dict[MetricDescription, Any] = {}
-        self._gauges: dict[MetricDescription, tuple[float, dict[str, str]]] = {}
-        """Those that are known: value and tags."""
+        self._metrics: dict[MetricDescription, Gauge] = {}
+        self._known: dict[tuple[MetricDescription, _Tags], float] = {}
         self._lock = threading.Lock()
         self._errors: list[float] = []
         self._ended = threading.Event()
@@ -119,8 +115,7 @@ class RayMetrics:
         values = (request.space.name, str(directory), request.trainable)
         tags = dict(zip(_TAGS, values, strict=True))
         self._metrics = {
-            metric: metric.kind(metric.name, metric.help, (*_TAGS, *metric.tags))
-            for metric in METRICS
+            metric: Gauge(metric.name, metric.help, (*_TAGS, *metric.tags)) for metric in METRICS
         }
         for made in self._metrics.values():
             made.set_default_tags(tags)
@@ -142,8 +137,8 @@ class RayMetrics:
         self._forget(RUNNING, RUNNING_STEP, RUNNING_MEMORY)
         measured = record.measurement
         tags = {"outcome": record.outcome.value, "purpose": record.purpose}
-        self._count(TRIALS, 1, tags)
-        self._count(GPU_HOURS, record.gpu_seconds / 3600, tags)
+        self._add(TRIALS, 1, tags)
+        self._add(GPU_HOURS, record.gpu_seconds / 3600, tags)
         if record.outcome is not Outcome.OK:
             return
         self._set(BEST_STEP, _better(min, self._value(BEST_STEP), measured.step_seconds))
@@ -159,32 +154,30 @@ class RayMetrics:
         self._ended.set()
         self._refresher.join()
 
-    def _value(self, metric: MetricDescription) -> float | None:
-        value, _ = self._gauges.get(metric, (None, None))
-        return value
+    def _value(self, metric: MetricDescription, **tags: str) -> float | None:
+        return self._known.get((metric, frozenset(tags.items())))
 
     def _set(self, metric: MetricDescription, value: float | None, **tags: str) -> None:
         """Set a gauge, where its value is known."""
         if value is None:
             return
         with self._lock:
-            self._gauges[metric] = (value, tags)
+            self._known[metric, frozenset(tags.items())] = value
             self._metrics[metric].set(value, tags)
+
+    def _add(self, metric: MetricDescription, more: float, tags: dict[str, str]) -> None:
+        self._set(metric, (self._value(metric, **tags) or 0.0) + more, **tags)
 
     def _forget(self, *metrics: MetricDescription) -> None:
         with self._lock:
-            for metric in metrics:
-                self._gauges.pop(metric, None)
-
-    def _count(self, metric: MetricDescription, more: float, tags: dict[str, str]) -> None:
-        if more > 0:
-            self._metrics[metric].inc(more, tags)
+            for key in [key for key in self._known if key[0] in metrics]:
+                del self._known[key]
 
     def _refresh(self) -> None:
         while not self._ended.wait(_REFRESH_SECONDS):
             with self._lock:
-                for metric, (value, tags) in self._gauges.items():
-                    self._metrics[metric].set(value, tags)
+                for (metric, tags), value in self._known.items():
+                    self._metrics[metric].set(value, dict(tags))
 
 
 def _better(

@@ -1,6 +1,7 @@
 """What experiment trackers have of a search, read back by their own readers."""
 
 import json
+import socket
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from autotune.ledger.ledger import Ledger
 from autotune.ledger.listeners import Listeners
 from autotune.loggers import LOGGERS, loggers, loggers_named
 from autotune.store.record import TrialRecord
+from autotune.store.run_directory import open_run
 from autotune.trial.trial import Outcome, StepReport, TrialSpec
 from autotune.tuning import Place
 from tests.autotune.simulate import new_store, run_one
+from tests.faults.test_driver import fill, small_disk
 from trainables.fake import FakeTrainable
 
 NOT_MEASURED = {"mfu", "hardware_flops_utilisation"}
@@ -32,13 +35,15 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     yield
 
 
-def logged_search(directory: Path, name: str, *, trials: int = 3) -> tuple[Ledger, list[str]]:
+def logged_search(
+    directory: Path, name: str, *, trials: int = 3, log_directory: Path | None = None
+) -> tuple[Ledger, list[str]]:
     """Some trials, and one more that is cut short after its first step."""
     warnings: list[str] = []
     store = new_store(directory, max_trials=9, search="grid", stop_factor=1.1)
     listeners = Listeners(*loggers([name], warnings.append))
     ledger = Ledger(store, listeners)
-    listeners.search_begins(store.request, directory, ledger.records)
+    listeners.search_begins(store.request, log_directory or directory, ledger.records)
     for number in range(trials + 1):
         spec = ledger.next_trial()
         assert spec is not None
@@ -183,3 +188,39 @@ def test_a_log_that_cannot_be_written_is_a_warning(name: str, tmp_path: Path) ->
     assert len(ledger.records) == 3
     (warning,) = warnings
     assert warning.startswith(f"{name} failed, the search goes on without it: ")
+
+
+def test_a_server_that_does_not_answer_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    ledger, warnings = logged_search(tmp_path, "mlflow")
+    assert len(ledger.records) == 3 and not (tmp_path / "mlruns").exists()
+    (warning,) = warnings
+    assert warning.startswith("mlflow failed, the search goes on without it: ")
+
+
+# Python complains of what is left in a file's buffer.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_full_disk_is_a_warning(name: str, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        fill(disk / "filler")
+        ledger, warnings = logged_search(tmp_path / "run", name, log_directory=disk)
+    assert len(ledger.records) == 3
+    (warning,) = warnings
+    assert "No space left on device" in warning
+    store = open_run(tmp_path / "run")
+    assert len(store.trials()) == 3
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_a_run_with_logs_can_be_resumed(name: str, tmp_path: Path) -> None:
+    """wandb keeps links that lead out of the directory; nothing in these folders is read."""
+    logged_search(tmp_path, name, trials=1)
+    (tmp_path / {"mlflow": "mlruns"}.get(name, name) / "inside").mkdir()
+    (tmp_path / {"mlflow": "mlruns"}.get(name, name) / "inside" / "link").symlink_to("/etc")
+    assert len(open_run(tmp_path).trials()) == 1

@@ -3,6 +3,7 @@
 import os
 import socket
 import tempfile
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -176,3 +177,25 @@ def test_a_dashboard_host_that_is_not_of_this_machine_is_one_sentence() -> None:
         ray_cluster(ONE_NODE, address=None, dashboard=elsewhere),
     ):
         pass
+
+
+def test_metrics_are_served_at_the_port_that_is_given_on_loopback_only() -> None:
+    """Without a dashboard, too."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with (
+            pytest.raises(InputError, match=f"^metrics_port: cannot listen on 127.0.0.1:{port}"),
+            ray_cluster(ONE_NODE, address=None, metrics_port=port),
+        ):
+            pass
+    with ray_cluster(ONE_NODE, address=None, metrics_port=port) as connection:
+        assert connection.urls == {"metrics for Prometheus": f"http://127.0.0.1:{port}/metrics"}
+        with urllib.request.urlopen(connection.urls["metrics for Prometheus"], timeout=30) as page:
+            assert page.status == 200
+        listening = {
+            found.laddr.ip.removeprefix("::ffff:")
+            for process in psutil.Process().children(recursive=True)
+            for found in process.net_connections("inet")
+            if found.status == psutil.CONN_LISTEN and found.laddr.port == port
+        }
+        assert listening == {"127.0.0.1"}
