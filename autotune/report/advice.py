@@ -3,6 +3,7 @@
 import dataclasses
 import statistics
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from autotune.layout import DIMENSIONS, Layout
 from autotune.report.facts import RunFacts, dimension_label, value_word
@@ -40,9 +41,9 @@ def advice(facts: RunFacts) -> list[Advice]:
         return []
     sentences = [*_equal(facts)]
     for dimension in facts.varied():
-        sentences += _dimension(facts, dimension)
-    sentences += [*_out_of_memory(facts), *_memory_left(facts), *_edges(facts)]
-    return [*sentences, *_prediction(facts)]
+        sentences += _pairs_of(facts, dimension)
+    sentences += [*_without_pairs(facts), *_out_of_memory(facts), *_memory_left(facts)]
+    return [*sentences, *_edges(facts), *_prediction(facts)]
 
 
 def _equal(facts: RunFacts) -> Iterator[Advice]:
@@ -57,49 +58,64 @@ def _equal(facts: RunFacts) -> Iterator[Advice]:
         )
 
 
-def _dimension(facts: RunFacts, dimension: str) -> Iterator[Advice]:
-    """How the best layout's value compares: in pairs that differ in nothing else where there are
-    some, else by the fastest layout of each value."""
+def _others(facts: RunFacts, dimension: str) -> list[Any]:
+    """The values with which layouts worked, but that of the best layout."""
     assert facts.best is not None
-    label = dimension_label(dimension)
     chosen = getattr(facts.best.layout, dimension)
-    own = value_word(facts.best.layout, dimension)
-    without_pairs = []
-    for other in sorted({getattr(r.layout, dimension) for r in facts.worked} - {chosen}, key=str):
+    return sorted({getattr(r.layout, dimension) for r in facts.worked} - {chosen}, key=str)
+
+
+def _pairs_of(facts: RunFacts, dimension: str) -> Iterator[Advice]:
+    """How the best layout's value compares with others in pairs that differ in nothing else."""
+    assert facts.best is not None
+    chosen = getattr(facts.best.layout, dimension)
+    for other in _others(facts, dimension):
         pairs = _pairs(facts.worked, dimension, chosen, other)
         if not pairs:
-            without_pairs.append(other)
             continue
         word = value_word(pairs[0][1].layout, dimension)
         ratio = statistics.median(_seconds(b) / _seconds(a) for a, b in pairs)
         count = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of trials"
         yield _advice(
-            f"{label} {own}: {_compared(ratio, word)}, in {count} that differ in nothing else.",
+            f"{_with_value(facts.best.layout, dimension)}: {_compared(ratio, word)}, in {count} "
+            "that differ in nothing else.",
             [record for pair in pairs for record in pair],
         )
-    if not DIMENSIONS[dimension].is_implementation:
-        yield from _fastest_of_each(facts, dimension, without_pairs)
 
 
-def _fastest_of_each(facts: RunFacts, dimension: str, values: list[object]) -> Iterator[Advice]:
+def _without_pairs(facts: RunFacts) -> Iterator[Advice]:
+    """The best layout beside the fastest with each other value that no pair compares. A layout that
+    is the fastest with several such values makes one sentence."""
     assert facts.best is not None
-    fastest = [
-        record
-        for value in values
-        if (
-            record := next((r for r in facts.ranked if getattr(r.layout, dimension) == value), None)
+    best = facts.best
+    by_rival: dict[str, list[str]] = {}
+    rivals: dict[str, TrialRecord] = {}
+    for dimension in facts.varied():
+        if DIMENSIONS[dimension].is_implementation:
+            continue
+        chosen = getattr(best.layout, dimension)
+        for other in _others(facts, dimension):
+            rival = next((r for r in facts.ranked if getattr(r.layout, dimension) == other), None)
+            if rival is not None and not _pairs(facts.worked, dimension, chosen, other):
+                rivals[rival.trial_id] = rival
+                by_rival.setdefault(rival.trial_id, []).append(dimension)
+    for trial_id, dimensions in by_rival.items():
+        rival = rivals[trial_id]
+        own = ", ".join(_with_value(best.layout, name) for name in dimensions)
+        theirs = ", ".join(_with_value(rival.layout, name) for name in dimensions)
+        more = " They differ in more than that." if _differ_in_more(best, rival, dimensions) else ""
+        yield _advice(
+            f"The best layout ({own}) takes "
+            f"{_compared(_seconds(rival) / _seconds(best), f'the fastest with {theirs}')}.{more}",
+            [best, rival],
         )
-    ]
-    if not fastest:
-        return
-    compared = ", ".join(
-        _compared(_seconds(record) / _seconds(facts.best), value_word(record.layout, dimension))
-        for record in fastest
-    )
-    yield _advice(
-        f"{dimension_label(dimension)} {value_word(facts.best.layout, dimension)}: {compared}, for "
-        "the fastest layout of each; these layouts differ in more.",
-        [facts.best, *fastest],
+
+
+def _differ_in_more(best: TrialRecord, rival: TrialRecord, dimensions: list[str]) -> bool:
+    return any(
+        getattr(best.layout, name) != getattr(rival.layout, name)
+        for name, declared in DIMENSIONS.items()
+        if declared.is_searched and name not in dimensions
     )
 
 
@@ -125,6 +141,8 @@ def _pairs(
 
 
 def _out_of_memory(facts: RunFacts) -> Iterator[Advice]:
+    """Values that mostly ran out of memory; those of the same trials in one sentence."""
+    found: dict[tuple[str, ...], list[tuple[str, int, float]]] = {}
     for dimension in facts.varied():
         for value in sorted({getattr(r.layout, dimension) for r in facts.explored}, key=str):
             having = [r for r in facts.explored if getattr(r.layout, dimension) == value]
@@ -134,12 +152,22 @@ def _out_of_memory(facts: RunFacts) -> Iterator[Advice]:
             enough = len(failed) >= _FEWEST_OUT_OF_MEMORY
             share = len(failed) / len(having)
             if enough and share >= _MOSTLY and share >= 1.5 * elsewhere:
-                word = value_word(having[0].layout, dimension)
-                yield _advice(
-                    f"{dimension_label(dimension)} {word} ran out of memory in {len(failed)} of "
-                    f"{len(having)} trials, the other values in {elsewhere:.0%}.",
-                    failed,
-                )
+                trials = tuple(record.trial_id for record in failed)
+                named = (_with_value(having[0].layout, dimension), len(having), elsewhere)
+                found.setdefault(trials, []).append(named)
+    for trials, values in found.items():
+        names = " and ".join(name for name, _, _ in values)
+        counts = f"{len(trials)} of {values[0][1]} trials"
+        each = "" if len(values) == 1 else ", the same trials for each"
+        others = ", ".join(dict.fromkeys(f"{elsewhere:.0%}" for _, _, elsewhere in values))
+        yield Advice(
+            sentence=f"{names} ran out of memory in {counts}{each}; other values in {others}.",
+            trials=trials,
+        )
+
+
+def _with_value(layout: Layout, dimension: str) -> str:
+    return f"{dimension_label(dimension)} {value_word(layout, dimension)}"
 
 
 def _memory_left(facts: RunFacts) -> Iterator[Advice]:
@@ -194,7 +222,7 @@ def _prediction(facts: RunFacts) -> Iterator[Advice]:
 def _compared(ratio: float, other: str) -> str:
     """One's own step time beside another one's, given the other's over one's own."""
     if 1 / _EQUAL < ratio < _EQUAL:
-        return f"as fast as {other} (within 2 %)"
+        return f"as much time per step (within 2 %) as {other}"
     if ratio > 1:
         return f"{1 - 1 / ratio:.0%} less time per step than {other}"
     return f"{1 / ratio - 1:.0%} more time per step than {other}"

@@ -110,7 +110,7 @@ def _best(facts: RunFacts) -> Section:
         sentences.append(f"Equally fast within the noise of the steps: trials {names}.")
     rows = [_row(facts, record) for record in facts.ranked[:_TOP]]
     if facts.request.description.export_format is not None:
-        sentences.append(f"Train it with {facts.directory}/export/launch.sh.")
+        sentences.append("Train it with export/launch.sh of the run directory.")
     ran = len(facts.ranked)
     table = Table(
         caption=f"The fastest {min(_TOP, ran)} of {ran} layouts, {facts.word}",

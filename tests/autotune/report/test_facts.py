@@ -159,5 +159,5 @@ def test_advice_names_values_that_run_out_of_memory(tmp_path: Path) -> None:
     for layout in large:
         record_like(store, layout, outcome=Outcome.OOM, reason="rank 0: no memory")
     sentences = [item.sentence for item in advice(RunFacts(store.directory))]
-    expected = "micro batch size 2 ran out of memory in 4 of 4 trials, the other values in 0%."
+    expected = "micro batch size 2 ran out of memory in 4 of 4 trials; other values in 0%."
     assert expected in sentences
