@@ -2,7 +2,7 @@
 
     python docs/make_report_pictures.py [RUN]
 
-They are the report of a real search on this machine's CPUs, predicted scaling, and the ablation of a
+They are the report of a real search on this machine, predicted scaling, and the ablation of a
 simulated search. RUN is a finished run directory; without it the space `tiny` is searched, which
 takes a minute or two. Needs Chromium.
 """
