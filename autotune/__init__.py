@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from autotune.model import Model as Model
     from autotune.models import load_model as load_model
     from autotune.named_spaces import load_space as load_space
+    from autotune.place import Place as Place
     from autotune.planning import plan as plan
     from autotune.space import SearchSpace as SearchSpace
     from autotune.store.results import Run as Run
     from autotune.store.results import load as load
-    from autotune.tuning import Place as Place
     from autotune.tuning import resume as resume
     from autotune.tuning import tune as tune
 
@@ -46,7 +46,7 @@ _PUBLIC = {
     "InputError": ("errors", "InputError"),
     "Layout": ("layout", "Layout"),
     "Model": ("model", "Model"),
-    "Place": ("tuning", "Place"),
+    "Place": ("place", "Place"),
     "Run": ("store.results", "Run"),
     "SearchSpace": ("space", "SearchSpace"),
     "device": ("hardware", "device"),

@@ -12,11 +12,12 @@ from autotune.errors import InputError, in_field
 from autotune.options.command_line import PATH
 from autotune.options.output import plain_console
 from autotune.options.search_options import environment
+from autotune.place import Place
 from autotune.report import Screen
 from autotune.report.ablation import Variation, ablation, layouts_to_run, print_ablation
 from autotune.report.facts import RunFacts
 from autotune.store.record import TrialRecord
-from autotune.tuning import Place, search
+from autotune.tuning import search
 
 # Slow variations are to be measured, not stopped.
 _NEVER_STOP = 1e9

@@ -12,7 +12,6 @@ from autotune.ledger.clock import SystemClock
 from autotune.ledger.deadline import deadline_of
 from autotune.ledger.interruption import signals_ignored, signals_interrupt
 from autotune.ledger.ledger import Ledger
-from autotune.loggers import LOGGERS
 from autotune.options.command_line import (
     AMOUNT,
     COUNT,
@@ -20,14 +19,13 @@ from autotune.options.command_line import (
     EXIT_INTERRUPTED,
     EXIT_NOTHING_WORKED,
     FACTOR,
-    IP_ADDRESS,
     PATH,
-    PORT,
     SECONDS,
     print_error,
 )
 from autotune.options.names import SEARCH, TRAINER
 from autotune.options.output import lasting_output, plain_console
+from autotune.options.place_options import PLACE_OPTIONS, place_from_options, place_options
 from autotune.options.search_options import (
     AUTO,
     SearchOptions,
@@ -39,13 +37,12 @@ from autotune.options.space_options import space_options
 from autotune.report import Screen, dry_run, print_dry_run, print_end
 from autotune.request import Request
 from autotune.search import SEARCHES
-from autotune.tuning import RUNS, Place, go_on, open_to_resume, search
+from autotune.tuning import RUNS, go_on, open_to_resume, search
 
-# Options that --resume accepts: output, connection to Ray, and limits of the search.
+# Options that --resume accepts: output, place, and limits of the search.
 _ALLOWED_WITH_RESUME = frozenset(
-    {"resume", "env", "trust_run", "address", "wait_for_nodes", "allow_different_cluster"}
-    | {"dashboard", "dashboard_host", "dashboard_port", "keep_ray_logs", "as_json", "dry_run"}
-    | {"max_trials", "gpu_hours", "until", "log", "metrics_port", "report"}
+    {"resume", "env", "trust_run", "as_json", "dry_run", "max_trials", "gpu_hours"}
+    | {name for name in PLACE_OPTIONS if name != "explore_anyway"}
 )
 
 
@@ -93,12 +90,6 @@ _ALLOWED_WITH_RESUME = frozenset(
     help="Device hours for the search; a resumed search may be given more.",
 )
 @click.option(
-    "--until",
-    metavar="TIME|SECONDS",
-    help="End in good order by this local time (18:30, 2026-12-01T18:30), or so many seconds after "
-    "the start. Default: a minute before the end of a Slurm job.",
-)
-@click.option(
     "--reduced-trials/--whole-trials",
     default=True,
     show_default=True,
@@ -109,18 +100,6 @@ _ALLOWED_WITH_RESUME = frozenset(
     type=AMOUNT,
     metavar="H",
     help="Device hours of the real run: the search ends when another trial no longer pays.",
-)
-@click.option("--address", metavar="RAY", help="Address of a running Ray cluster.")
-@click.option(
-    "--wait-for-nodes",
-    type=SECONDS,
-    default=default_of(Place, "wait_for_nodes_seconds"),
-    show_default=True,
-    metavar="SECONDS",
-    help="How long nodes that went away may take to come back.",
-)
-@click.option(
-    "--allow-different-cluster", is_flag=True, help="Resume on other hardware or software."
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=default_of(Request, "seed"), show_default=True
@@ -138,6 +117,7 @@ _ALLOWED_WITH_RESUME = frozenset(
     metavar="SECONDS",
     help=f"[default: {default_of(Request, 'trial_timeout_seconds'):g}, or that of the command]",
 )
+@place_options
 @click.option("--data", metavar="PATH", help="File or folder whose bytes are the tokens.")
 @click.option("--synthetic-data", is_flag=True, help="Random tokens instead of text.")
 @click.option(
@@ -155,33 +135,7 @@ _ALLOWED_WITH_RESUME = frozenset(
     help="Resume a run that starts a command of its own, or sets variables for its ranks without "
     "giving them again by --env.",
 )
-@click.option(
-    "--explore-anyway", is_flag=True, help="Search although no layout is predicted to fit."
-)
 @click.option("--dry-run", is_flag=True, help="Say what would run; start nothing.")
-@click.option("--dashboard/--no-dashboard", default=True, show_default=True)
-@click.option(
-    "--dashboard-host",
-    type=IP_ADDRESS,
-    default=default_of(Place, "dashboard_host"),
-    show_default=True,
-    metavar="ADDRESS",
-)
-@click.option(
-    "--dashboard-port", type=PORT, metavar="PORT", help="Default: 8265, or the next free one."
-)
-@click.option(
-    "--metrics-port", type=PORT, metavar="PORT", help="For Prometheus. Default: any free one."
-)
-@click.option(
-    "--log", multiple=True, metavar="NAME[,NAME]", help=f"{', '.join(LOGGERS)}: a run per trial."
-)
-@click.option(
-    "--keep-ray-logs", is_flag=True, help="Keep the logs of a Ray started here, and say where."
-)
-@click.option(
-    "--report/--no-report", default=True, show_default=True, help="Write report.html at the end."
-)
 @click.option(
     "--json",
     "as_json",
@@ -199,39 +153,14 @@ def main(
     as_json: bool,
     max_trials: int | None,
     gpu_hours: float | None,
-    address: str | None,
-    dashboard: bool,
-    dashboard_host: str,
-    dashboard_port: int | None,
-    metrics_port: int | None,
-    log: tuple[str, ...],
-    keep_ray_logs: bool,
-    report: bool,
-    wait_for_nodes: float,
-    allow_different_cluster: bool,
-    explore_anyway: bool,
     env: tuple[str, ...],
     trust_run: bool,
-    until: str | None,
     **options: Any,
 ) -> int:
     """Search a space for the parallel layout that trains fastest."""
     context.with_resource(signals_interrupt())
     screen = Screen(plain_console(stderr=as_json))
-    place = Place(
-        address=address,
-        dashboard=dashboard,
-        dashboard_host=dashboard_host,
-        dashboard_port=dashboard_port,
-        metrics_port=metrics_port,
-        log=log,
-        keep_ray_logs=keep_ray_logs,
-        report=report,
-        wait_for_nodes_seconds=wait_for_nodes,
-        allow_different_cluster=allow_different_cluster,
-        explore_anyway=explore_anyway,
-        until=until,
-    )
+    place = place_from_options({name: options.pop(name) for name in PLACE_OPTIONS})
     store = None
     if resume is not None:
         _refuse_new_search_options(context)
@@ -241,12 +170,16 @@ def main(
     else:
         request = request_from_options(
             SearchOptions(
-                address=address, max_trials=max_trials, gpu_hours=gpu_hours, env=env, **options
+                address=place.address,
+                max_trials=max_trials,
+                gpu_hours=gpu_hours,
+                env=env,
+                **options,
             )
         )
         directory = out or RUNS / request.space.name
     if dry_run:
-        deadline_of(until, SystemClock())
+        deadline_of(place.until, SystemClock())
         with in_field("resume"):
             finished = len(store.trials()) if store else 0
         return _dry_run(screen, request, as_json=as_json, finished=finished)

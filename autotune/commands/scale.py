@@ -22,6 +22,7 @@ from autotune.options.space_options import (
     space_from_options,
     space_options_but_nodes,
 )
+from autotune.place import Place
 from autotune.report import Screen
 from autotune.report.facts import RunFacts
 from autotune.report.scaling import (
@@ -37,7 +38,7 @@ from autotune.report.scaling import (
 )
 from autotune.space import SearchSpace
 from autotune.store.files import RUN_FILE
-from autotune.tuning import Place, go_on, open_to_resume, search
+from autotune.tuning import go_on, open_to_resume, search
 
 
 @click.command()

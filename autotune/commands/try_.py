@@ -24,12 +24,13 @@ from autotune.options.search_options import (
 from autotune.options.space_options import space_options
 from autotune.output_paths import refuse_impossible_directory
 from autotune.pipeline.measured import measured_schedule
+from autotune.place import Place
 from autotune.planning import plan
 from autotune.report.schedule_file import write_schedule
 from autotune.request import Request
 from autotune.trial.measurement import measure
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec, spec_of
-from autotune.tuning import Place, check
+from autotune.tuning import check
 
 
 @click.command()

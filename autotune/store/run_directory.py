@@ -40,10 +40,9 @@ from autotune.store.record import (
     TRACE_SCHEMA,
     TRIAL_SCHEMA,
     TrialRecord,
-    record_from_row,
 )
-from autotune.store.stored_trials import check_trials
-from autotune.store.tables import read_rows, table_of, write_table
+from autotune.store.stored_trials import check_trials, stored_trial
+from autotune.store.tables import table_of, write_table
 from autotune.store.trial_rows import step_rows, trace_rows
 from autotune.trial.trace import RankTrace
 from autotune.trial.trial import StepReport, to_json
@@ -134,7 +133,7 @@ class RunStore:
         """
         try:
             files = (self.directory / "trials").glob("*.parquet")
-            records = {file: _trial(file, self.run_id) for file in files}
+            records = {file: stored_trial(file, self.run_id) for file in files}
             in_order = dict(sorted(records.items(), key=lambda item: int(item[1].trial_id)))
             check_trials(in_order, self.request)
         except InputError as error:
@@ -148,7 +147,9 @@ class RunStore:
         """
         files = (self.directory / "trials").glob("*.parquet")
         newer = (f for f in files if trial_id is None or int(f.stem) > int(trial_id))
-        return [_trial(file, self.run_id) for file in sorted(newer, key=lambda f: int(f.stem))]
+        return [
+            stored_trial(file, self.run_id) for file in sorted(newer, key=lambda f: int(f.stem))
+        ]
 
     def write_pruned(self, pruned: list[Pruned]) -> None:
         """Replace the list of layouts that were ruled out."""
@@ -177,7 +178,7 @@ class RunStore:
         trial_id = content.get("trial_id")
         trial = self.directory / "trials" / f"{trial_id}.parquet"
         if isinstance(trial_id, str) and trial_id.isdecimal() and trial.exists():
-            record = _trial(trial, self.run_id)
+            record = stored_trial(trial, self.run_id)
             seconds = record.measurement.step_seconds
             if (record.layout.columns(), seconds) == (
                 content.get("layout"),
@@ -216,15 +217,6 @@ class RunStore:
             raise RunDirectoryFailed(f"{place} cannot be read: {error}") from None
         if found != self._run_file:
             raise RunDirectoryReplaced(f"{place} must stay that of this search, got another run")
-
-
-def _trial(file: Path, run_id: str | None) -> TrialRecord:
-    """The record in the file of a trial. Raises InputError."""
-    records = read_rows(file, TRIAL_SCHEMA, run_id, record_from_row)
-    if [record.trial_id for record in records] != [file.stem]:
-        found = shown(", ".join(record.trial_id for record in records) or "no row")
-        raise InputError(f"{str(file)!r} must hold the one row of trial {file.stem}, got {found}")
-    return records[0]
 
 
 def _refuse_lower(name: str, begun_with: float | None, value: float | None) -> None:

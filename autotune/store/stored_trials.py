@@ -1,11 +1,22 @@
-"""Checks that stored trials can be those of the search that they are read for."""
+"""Reads stored trials, and checks that they can be those of the search that they are read for."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from autotune.errors import InputError
+from autotune.inputs import shown
 from autotune.request import Request
-from autotune.store.record import TrialRecord
+from autotune.store.record import TRIAL_SCHEMA, TrialRecord, record_from_row
+from autotune.store.tables import read_rows
+
+
+def stored_trial(file: Path, run_id: str | None) -> TrialRecord:
+    """The record in the file of a trial. Raises InputError."""
+    records = read_rows(file, TRIAL_SCHEMA, run_id, record_from_row)
+    if [record.trial_id for record in records] != [file.stem]:
+        found = shown(", ".join(record.trial_id for record in records) or "no row")
+        raise InputError(f"{str(file)!r} must hold the one row of trial {file.stem}, got {found}")
+    return records[0]
 
 
 def check_trials(records: Mapping[Path, TrialRecord], request: Request) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from autotune.report.facts import RunFacts, state
-from autotune.report.page.content import Section, Table, notices, sections, title
+from autotune.report.page.content import notices, sections, title
+from autotune.report.page.sections import Section, Table
 from autotune.report.plan import headline
 
 # Below the heading of a column: how its cells are aligned.

@@ -13,10 +13,10 @@ from autotune.errors import InputError
 from autotune.ledger.ledger import Ledger
 from autotune.ledger.listeners import Listeners
 from autotune.loggers import LOGGERS, loggers, loggers_named
+from autotune.place import Place
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import open_run
 from autotune.trial.trial import Outcome, StepReport, TrialSpec
-from autotune.tuning import Place
 from tests.autotune.simulate import new_store, run_one
 from tests.faults.test_driver import fill, small_disk
 from trainables.fake import FakeTrainable
