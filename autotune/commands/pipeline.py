@@ -36,8 +36,8 @@ def main(directory: Path, trial: str | None, out: Path) -> int:
         raise InputError(f"run {shown(directory)} must have a layout that worked, got none")
     trial_id = trial if trial is not None or best is None else str(best["trial_id"])
     assert trial_id is not None
-    schedule = schedule_of(run, trial_id)
     layout = run.layout_of(trial_id)
+    schedule = schedule_of(run, trial_id, layout)
     title = f"trial {trial_id}, {layout.describe()}"
     write_new_schedule(out, schedule, layout=title, field="out")
     return 0

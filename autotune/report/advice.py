@@ -40,7 +40,7 @@ def advice(facts: RunFacts) -> list[Advice]:
     if facts.best is None:
         return []
     sentences = [*_equal(facts)]
-    for dimension in facts.varied():
+    for dimension in facts.varied:
         sentences += _pairs_of(facts, dimension)
     sentences += [*_without_pairs(facts), *_out_of_memory(facts), *_memory_left(facts)]
     return [*sentences, *_edges(facts), *_prediction(facts)]
@@ -90,7 +90,7 @@ def _without_pairs(facts: RunFacts) -> Iterator[Advice]:
     best = facts.best
     by_rival: dict[str, list[str]] = {}
     rivals: dict[str, TrialRecord] = {}
-    for dimension in facts.varied():
+    for dimension in facts.varied:
         if DIMENSIONS[dimension].is_implementation:
             continue
         chosen = getattr(best.layout, dimension)
@@ -143,7 +143,7 @@ def _pairs(
 def _out_of_memory(facts: RunFacts) -> Iterator[Advice]:
     """Values that mostly ran out of memory; those of the same trials in one sentence."""
     found: dict[tuple[str, ...], list[tuple[str, int, float]]] = {}
-    for dimension in facts.varied():
+    for dimension in facts.varied:
         for value in sorted({getattr(r.layout, dimension) for r in facts.explored}, key=str):
             having = [r for r in facts.explored if getattr(r.layout, dimension) == value]
             failed = [r for r in having if r.outcome is Outcome.OOM]
@@ -192,7 +192,7 @@ def _memory_left(facts: RunFacts) -> Iterator[Advice]:
 def _edges(facts: RunFacts) -> Iterator[Advice]:
     """Sizes of the best layout that are the largest which the space allows."""
     assert facts.best is not None
-    for dimension in facts.varied():
+    for dimension in facts.varied:
         allowed = getattr(facts.space, dimension, None)
         numbers = [v for v in allowed or () if isinstance(v, int) and not isinstance(v, bool)]
         value = getattr(facts.best.layout, dimension)

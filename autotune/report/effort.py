@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from autotune.cost.columns import Array
 from autotune.report.facts import RunFacts
@@ -117,12 +117,22 @@ def _random_curve(step_seconds: Array, hours_per_trial: float) -> list[dict[str,
         np.geomspace(1, count, num=min(count, _MOST_POINTS)).round().astype(np.int64)
     )
     ranks = np.arange(1, count + 1)
+    slower = count - ranks
     rows = []
     for drawn in map(int, points):
-        at_least_one = stats.hypergeom.sf(0, count, ranks, drawn)
+        none = _log_choices(slower, drawn) - _log_choices(np.array([count]), drawn)
+        at_least_one = 1 - np.exp(none)
         row: dict[str, Any] = {"trials": drawn, "gpu_hours": drawn * hours_per_trial}
         for name, quantile in _QUANTILES.items():
             seconds = float(step_seconds[int(np.argmax(at_least_one >= quantile - 1e-12))])
             row[name] = seconds if np.isfinite(seconds) else None
         rows.append(row)
     return rows
+
+
+def _log_choices(of: NDArray[np.int64], number: int) -> Array:
+    """Logarithm of the ways to draw `number` of so many in order; -inf where there are fewer."""
+    possible = of >= number
+    kept = np.where(possible, of, number)
+    log: Array = special.gammaln(kept + 1) - special.gammaln(kept - number + 1)
+    return np.where(possible, log, -np.inf)

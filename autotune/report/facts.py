@@ -29,7 +29,7 @@ REPORT_FILE = "report.html"
 _WORDS = {"real": "measured", "recorded": "replayed", "nothing": "simulated"}
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Predicted:
     """Predictions of the cost model for layouts, in their order; no trial corrects them."""
 
@@ -42,7 +42,11 @@ class Predicted:
 
     def place(self, layout: Layout) -> int:
         """Index of a layout in the arrays."""
-        return self.layouts.index(layout)
+        return self._places[layout]
+
+    @functools.cached_property
+    def _places(self) -> dict[Layout, int]:
+        return {layout: place for place, layout in enumerate(self.layouts)}
 
 
 class RunFacts:
@@ -87,7 +91,7 @@ class RunFacts:
         """A warning that the best layout failed its confirmation; None where it did not."""
         return self._ranking.warning
 
-    @property
+    @functools.cached_property
     def equal_to_best(self) -> list[TrialRecord]:
         """Records whose step time does not differ from the best one's by more than the noise."""
         return [other for other in self.ranked[1:] if equal_within_noise(self.ranked[0], other)]
@@ -98,12 +102,12 @@ class RunFacts:
         best = self.store.best()
         return None if best is None else best["stopped_because"]
 
-    @property
+    @functools.cached_property
     def explored(self) -> list[TrialRecord]:
         """Trials that explored, in full or with fewer micro-batches."""
         return [record for record in self.records if record.purpose != "confirm"]
 
-    @property
+    @functools.cached_property
     def worked(self) -> list[TrialRecord]:
         """Exploring trials that ran to their end."""
         return [record for record in self.explored if record.outcome is Outcome.OK]
@@ -124,6 +128,7 @@ class RunFacts:
         counted = {o: sum(r.outcome is o for r in self.records) for o in Outcome}
         return {outcome: count for outcome, count in counted.items() if count}
 
+    @functools.cached_property
     def varied(self) -> list[str]:
         """The searched dimensions in which the explored layouts differ."""
         layouts = [record.layout for record in self.explored]

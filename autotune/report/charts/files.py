@@ -49,7 +49,7 @@ def write_chart(
 
 def standalone(chart: Any, datasets: Datasets, mode: Mode) -> dict[str, Any]:
     """The specification of a chart with its data and the colours of a light or dark page."""
-    spec: dict[str, Any] = copy.deepcopy(chart.to_dict())
+    spec: dict[str, Any] = copy.deepcopy(chart.to_dict(validate=False))
     spec["datasets"] = {**spec.get("datasets", {}), **datasets}
     spec["config"] = {**config(mode), "background": _PAPER[mode]}
     return spec

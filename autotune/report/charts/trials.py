@@ -48,7 +48,7 @@ def trial_rows(facts: RunFacts) -> list[dict[str, Any]]:
             "mfu": measured.mfu,
             "tokens": measured.tokens_per_second_per_gpu,
             "predicted_seconds": None if prediction is None else prediction.step_seconds,
-            **{name: value_word(record.layout, name) for name in facts.varied()},
+            **{name: value_word(record.layout, name) for name in facts.varied},
         }
         if facts.predicted is not None:
             predicted, place = facts.predicted, facts.predicted.place(record.layout)

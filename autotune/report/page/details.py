@@ -21,7 +21,7 @@ def pipeline(facts: RunFacts) -> Section | None:
     if best is None or best.layout.pipeline_parallel == 1:
         return None
     try:
-        schedule = schedule_of(Run(facts.directory), best.trial_id)
+        schedule = schedule_of(Run(facts.directory), best.trial_id, best.layout)
     except InputError:  # the device is not known, or the trace is damaged
         return None
     sentences = [
@@ -128,7 +128,7 @@ def environment(facts: RunFacts) -> Section:
     tables.append(_network(facts))
     restricted = [
         [dimension_label(name), ", ".join(str(value).lower() for value in values)]
-        for name in facts.varied()
+        for name in facts.varied
         if (values := getattr(facts.space, name, None)) is not None
     ]
     tables.append(

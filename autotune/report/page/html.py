@@ -52,7 +52,7 @@ def html_report(facts: RunFacts) -> str:
 
 def _spec(chart: Any) -> dict[str, Any]:
     """The specification of a chart, without the colours that Altair adds."""
-    spec: dict[str, Any] = chart.to_dict()
+    spec: dict[str, Any] = chart.to_dict(validate=False)
     spec.pop("config", None)
     return spec
 

@@ -61,7 +61,7 @@ def by_dimension(facts: RunFacts) -> Section | None:
     from autotune.report.charts.trials import by_dimension as chart
     from autotune.report.charts.trials import speed_of
 
-    varied = facts.varied()
+    varied = facts.varied
     if not varied:
         return None
     _, speed, _ = speed_of(facts)

@@ -13,6 +13,7 @@ from autotune.ledger.ledger import Ledger
 from autotune.named_spaces import load_space
 from autotune.report.facts import RunFacts
 from autotune.report.page import markdown_report, write_report
+from autotune.report.page.content import sections
 from autotune.report.page.html import html_report
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import RunStore
@@ -118,6 +119,14 @@ def test_the_charts_have_the_figures_of_the_trials(run: Path) -> None:
         assert row["mfu"] == record.measurement.mfu
         assert row["outcome"] == record.outcome
     assert any(row["step_seconds"] is None for row in rows), "never filled in"
+
+
+def test_every_chart_is_valid_vega_lite(run: Path) -> None:
+    figures = [figure for section in sections(RunFacts(run)) for figure in section.figures]
+    charts = [chart for figure in figures for chart in figure.charts()]
+    assert len(charts) > 8
+    for chart in charts:
+        assert chart.to_dict()["$schema"].startswith("https://vega.github.io/"), "Altair checks it"
 
 
 def test_everything_simulated_carries_the_word(run: Path) -> None:
