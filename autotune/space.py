@@ -172,6 +172,9 @@ class SearchSpace:
             for value in candidates:
                 branch = {**chosen, dimension: value}
                 reason = declared.rule(branch, self.task) if declared.rule else None
+                alias = declared.alias and declared.alias(branch)
+                if reason is None and alias and alias.value != value:
+                    reason = f"{alias.reason}, got {value}"
                 if reason is None:
                     break
                 reasons.append(reason)

@@ -25,7 +25,7 @@ from autotune.report import Screen
 from autotune.report.facts import REPORT_FILE, RunFacts
 from autotune.request import Request
 from autotune.space import SearchSpace
-from autotune.store.files import remove_temporary_files
+from autotune.store.files import RUN_FILE, remove_temporary_files
 from autotune.store.lock import new_directory, sole_user
 from autotune.store.results import Run
 from autotune.store.run_directory import (
@@ -128,6 +128,34 @@ def search(request: Request, directory: Path, place: Place, screen: Screen) -> L
         _warn_if_not_measured(request, screen)
         listeners = Listeners(screen, StatusFile(), *loggers(place.log, screen.warn))
         return _run(request, directory, place, screen, listeners, None, deadline)
+
+
+def search_or_go_on(request: Request, directory: Path, place: Place, screen: Screen) -> None:
+    """Run a new search into `directory`, or go on with the one that is there.
+
+    Raises the same errors as `tune`, and InputError where another search is there.
+    """
+    if not (directory / RUN_FILE).exists():
+        search(request, directory, place, screen)
+        return
+    # Who asks for the same search again has given its command and variables again.
+    store = open_to_resume(directory, env={}, trust_run=True)
+    if _asked_for(store.request) != _asked_for(request):
+        raise InputError(
+            f"must hold no other search than this one, got another in {str(directory)!r}",
+            field="out",
+        )
+    store.raise_limits(max_trials=request.max_trials, gpu_hours=request.gpu_hours)
+    go_on(store, place, screen)
+
+
+def _asked_for(request: Request) -> tuple[object, ...]:
+    """What makes a request another one; devices are replaced by those that a cluster has."""
+    cluster = request.space.cluster
+    return (
+        *(request.space.model, request.layouts, request.trainable, request.search),
+        *(cluster.nodes, cluster.gpus_per_node, request.env, request.command),
+    )
 
 
 @lasting_output()

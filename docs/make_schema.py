@@ -65,6 +65,8 @@ Made by `python docs/make_schema.py` from the code; a test compares them. A run 
 | `pruned.parquet` | a row per layout that a result ruled out, with the reason |
 | `best.json` | the best layout, its figures, the runner-up, why the search ended, a warning |
 | `logs/TRIAL/rank-N.log` | output of each rank |
+| `report.html` | a page about the search |
+| `status.json` | what the search is doing, for `autotune watch`; nothing depends on it |
 | `export/` | the best layout for other programs |
 
 `autotune.load(DIR)` reads them: `.trials`, `.steps`, `.traces` and `.pruned` are PyArrow tables
@@ -72,7 +74,8 @@ Made by `python docs/make_schema.py` from the code; a test compares them. A run 
 measured is null**, never filled in; columns marked "null" may be null. Rows of older versions lack
 some columns: `load` gives null there.
 
-Each file has the SHA-256 of its content, under the key `sha256` of the JSON object or of Parquet's
+The JSON and Parquet files but `status.json` have the SHA-256 of their content, under the key
+`sha256` of the JSON object or of Parquet's
 metadata: the digest of the file's bytes with its own 64 digits taken as zeros. A file that was
 changed or damaged, or that belongs to another run, is refused when it is read.
 """

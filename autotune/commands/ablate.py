@@ -17,7 +17,7 @@ from autotune.report import Screen
 from autotune.report.ablation import Variation, ablation, layouts_to_run, print_ablation
 from autotune.report.facts import RunFacts
 from autotune.store.record import TrialRecord
-from autotune.tuning import search
+from autotune.tuning import search_or_go_on
 
 # Slow variations are to be measured, not stopped.
 _NEVER_STOP = 1e9
@@ -42,7 +42,8 @@ def main(
 ) -> int:
     """Change one dimension of the best layout of the run in DIR at a time.
 
-    Step times are those of the run's trials, and predicted. With --out all variations are run.
+    Step times are those of the run's trials, and predicted. With --out all variations are run; the
+    same command goes on where it was interrupted, and prints the table of a finished one.
     """
     if figure is not None:
         from autotune.report.charts.files import refuse_chart_file
@@ -102,7 +103,7 @@ def _run(
             stop_factor=_NEVER_STOP,
         )
     screen = Screen(plain_console(stderr=as_json))
-    search(request, out, Place(address=address), screen)
+    search_or_go_on(request, out, Place(address=address), screen)
     return RunFacts(out)
 
 

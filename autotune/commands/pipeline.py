@@ -34,8 +34,8 @@ def main(directory: Path, trial: str | None, out: Path) -> int:
     best = run.best
     if trial is None and best is None:
         raise InputError(f"run {shown(directory)} must have a layout that worked, got none")
-    trial_id = trial if trial is not None or best is None else str(best["trial_id"])
-    assert trial_id is not None
+    # 7 is trial 0007.
+    trial_id = str(best["trial_id"]) if trial is None and best is not None else str(trial).zfill(4)
     layout = run.layout_of(trial_id)
     schedule = schedule_of(run, trial_id, layout)
     title = f"trial {trial_id}, {layout.describe()}"

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from autotune.errors import InputError, in_field
+from autotune.inputs import shown
 from autotune.options.command_line import PATH
 from autotune.output_paths import refuse_impossible_file
 from autotune.report.facts import REPORT_FILE, RunFacts
@@ -27,7 +28,9 @@ def main(directory: Path, markdown: bool, out: Path | None) -> int:
         print(markdown_report(facts), end="")
         return 0
     file = out or directory / REPORT_FILE
-    with in_field("out"):
+    with in_field("out" if out is not None else "directory"):
+        if file.suffix != ".html":
+            raise InputError(f"must end in .html, got {shown(file)}")
         refuse_impossible_file(file)
     write_report(facts, file)
     print(file)

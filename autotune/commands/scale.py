@@ -31,14 +31,14 @@ from autotune.report.scaling import (
     ScalePoint,
     plain_point,
     point_of_run,
+    point_without_layout,
     predicted_point,
     print_scaling,
     spaces_on,
     with_efficiency,
 )
 from autotune.space import SearchSpace
-from autotune.store.files import RUN_FILE
-from autotune.tuning import go_on, open_to_resume, search
+from autotune.tuning import search_or_go_on
 
 
 @click.command()
@@ -138,26 +138,32 @@ def _counts(text: str) -> list[int]:
 def _searched(
     spaces: list[tuple[Kind, SearchSpace]], out: Path, options: dict[str, Any], *, quiet: bool
 ) -> list[ScalePoint]:
-    """Search each space. Spaces with the same batch share a search."""
+    """Search each space that has a layout. Spaces with the same batch share a search."""
+    reasons: dict[str, str] = {}
+    requests = {}
+    for _, space in spaces:
+        try:
+            space.check_not_empty()
+        except InputError as error:
+            reasons[_name(space)] = str(error)
+        else:
+            requests[_name(space)] = request_from_options(SearchOptions(space=space, **options))
+    if not requests:
+        raise InputError(
+            f"no layout on any of these numbers of nodes: {next(iter(reasons.values()))}"
+        )
     place = Place(address=options["address"])
-    requests = {
-        _name(space): request_from_options(SearchOptions(space=space, **options))
-        for _, space in spaces
-    }
     screen = Screen(plain_console(stderr=True) if quiet else plain_console())
     for name, request in requests.items():
-        directory = out / name
-        if (directory / RUN_FILE).exists():
-            store = open_to_resume(directory, env={}, trust_run=False)
-            if store.request != request:
-                raise InputError(
-                    f"must hold searches of this call, got another one in {str(directory)!r}",
-                    field="out",
-                )
-            go_on(store, place, screen)
+        search_or_go_on(request, out / name, place, screen)
+    points = []
+    for kind, space in spaces:
+        name = _name(space)
+        if name in reasons:
+            points.append(point_without_layout(space, kind, "not run", reasons[name]))
         else:
-            search(request, directory, place, screen)
-    return [point_of_run(RunFacts(out / _name(space)), kind) for kind, space in spaces]
+            points.append(point_of_run(RunFacts(out / name), kind))
+    return points
 
 
 def _name(space: SearchSpace) -> str:

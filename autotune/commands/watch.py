@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
-from autotune.errors import in_field
+from autotune.errors import InputError, in_field
 from autotune.options.command_line import PATH, SECONDS
 from autotune.options.output import plain_console
 from autotune.report import Screen
 from autotune.report.facts import RunFacts
 from autotune.report.trial import print_run
+from autotune.store.files import RUN_FILE
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import open_run
 from autotune.store.status import Status, read_status
@@ -39,6 +40,7 @@ def main(directory: Path, every: float) -> int:
         store = open_run(directory)
         finished = store.trials()
     screen = Screen(plain_console())
+    was_quiet = False
     screen.search_begins(store.request, directory, [])
     try:
         for record in finished:
@@ -46,7 +48,14 @@ def main(directory: Path, every: float) -> int:
         status = read_status(directory)
         while status is not None and status.running and not status.is_gone:
             _show(screen, status)
+            is_quiet = _quiet_seconds(status) > _QUIET_SECONDS
+            if is_quiet and not was_quiet:
+                screen.warn(f"nothing heard for {_quiet_seconds(status) / 60:.0f} min")
+            was_quiet = is_quiet
             time.sleep(every)
+            with in_field("directory"):
+                if not (directory / RUN_FILE).exists():
+                    raise InputError(f"the run directory {str(directory)!r} is gone")
             status = read_status(directory) or status
             for record in store.trials_after(_last(finished)):
                 finished.append(record)
@@ -63,9 +72,13 @@ def _last(finished: list[TrialRecord]) -> str | None:
     return finished[-1].trial_id if finished else None
 
 
+def _quiet_seconds(status: Status) -> float:
+    return time.time() - status.updated_at.timestamp()
+
+
 def _show(screen: Screen, status: Status) -> None:
     """Show the trial that runs, and how long nothing was heard of it."""
-    quiet = time.time() - status.updated_at.timestamp()
+    quiet = _quiet_seconds(status)
     heard = f", nothing heard for {quiet / 60:.0f} min" if quiet > _QUIET_SECONDS else ""
     trial = status.trial
     if trial is None:

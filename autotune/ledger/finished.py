@@ -24,6 +24,12 @@ def record_of(
         seconds = starts * startup_seconds(request)
         times = (step.step_seconds for step in running.steps)
         seconds += sum(time for time in times if 0 < time < math.inf)
+    measurement = measure(running.spec, running.steps)
+    if request.description.trains == "recorded":
+        # All steps of a replay are the one figure that is on record: it has no spread and no trend.
+        measurement = dataclasses.replace(
+            measurement, step_seconds_iqr=None, step_seconds_drift=None, memory_growth_gib=None
+        )
     return TrialRecord(
         trial_id=running.spec.trial_id,
         trainable=request.trainable,
@@ -31,7 +37,7 @@ def record_of(
         layout=running.spec.layout,
         outcome=ended.outcome,
         reason=ended.reason,
-        measurement=measure(running.spec, running.steps),
+        measurement=measurement,
         startup_seconds=ended.startup_seconds,
         gpu_seconds=seconds * request.space.cluster.devices,
         attempts=running.attempts,

@@ -94,6 +94,11 @@ class Ranking:
         """Layouts that had a longer trial, whatever its outcome."""
         return {r.layout for r in self.records if r.purpose == "confirm"}
 
+    @property
+    def failed(self) -> dict[Layout, TrialRecord]:
+        """The layouts that failed their longer trial, each with the record of that trial."""
+        return dict(self._failed)
+
     def summary(self, request: Request, stopped_because: str) -> dict[str, Any] | None:
         """The content of best.json; None while no layout has run."""
         first, second = itertools.islice(itertools.chain(self.in_order(), (None, None)), 2)

@@ -66,8 +66,8 @@ def ablation(facts: RunFacts, trials: RunFacts | None = None) -> list[Variation]
     layouts = list(dict.fromkeys(v.layout for v in variations if v.layout is not None))
     predicted = source.predict(layouts)
     records = {record.layout: record for record in source.records if record.purpose != "confirm"}
-    # The ranking prefers longer trials.
-    records |= {record.layout: record for record in source.ranked}
+    # A longer trial counts more, also where it failed.
+    records |= {record.layout: record for record in source.ranked} | dict(source.failed)
     completed = []
     for variation in variations:
         figures: dict[str, Any] = {}
@@ -87,16 +87,23 @@ def _variations(facts: RunFacts) -> Iterator[Variation]:
         raise InputError("must be a run in which a layout worked", field="directory")
     best = facts.best.layout
     yield Variation(dimensions=(), value=best.describe(), layout=best)
+    listed_before: set[Layout | None] = {best}
     for name in SEARCHED:
         declared = DIMENSIONS[name].values or ()
         for value in sorted({*declared, *getattr(facts.space, name)}, key=_in_order):
             if value != getattr(best, name):
-                yield _variation(facts, best, {name: value})
+                variation = _variation(facts, best, {name: value})
+                listed_before.add(variation.layout)
+                yield variation
     first, second = (getattr(best, name) for name in TRADED)
     product = first * second
     for size in range(1, product + 1):
         if product % size == 0 and size != first:
-            yield _variation(facts, best, dict(zip(TRADED, (size, product // size), strict=True)))
+            values = dict(zip(TRADED, (size, product // size), strict=True))
+            traded = _variation(facts, best, values)
+            # As the value of one dimension alone it is in the list already.
+            if traded.layout is None or traded.layout not in listed_before:
+                yield traded
 
 
 def _variation(facts: RunFacts, best: Layout, values: dict[str, Any]) -> Variation:
@@ -159,11 +166,28 @@ def print_ablation(console: Console, variations: Sequence[Variation], word: str)
         last = variation.label
     console.print(table)
     for variation in variations:
+        if _is_faster(variation, best):
+            console.print(
+                f"faster than the best layout of the run: {variation.label} {variation.value}",
+                style="bold yellow",
+                soft_wrap=True,
+            )
+    for variation in variations:
         if variation.why_not is not None:
             console.print(
                 f"not possible: {variation.label} {variation.value}: {variation.why_not}",
                 soft_wrap=True,
             )
+
+
+def _is_faster(variation: Variation, best: Variation) -> bool:
+    """Whether its trial was faster than that of the best layout by more than the noise."""
+    record, of_best = variation.record, best.record
+    if record is None or of_best is None or record is of_best or record.outcome is not Outcome.OK:
+        return False
+    seconds, fastest = record.measurement.step_seconds, of_best.measurement.step_seconds
+    is_noise = equal_within_noise(of_best, record)
+    return bool(seconds and fastest and seconds < fastest and not is_noise)
 
 
 def _value(variation: Variation) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from autotune.layout import DIMENSIONS, Layout
-from autotune.report.facts import RunFacts, dimension_label, value_word
+from autotune.ledger.ranking import equal_within_noise
+from autotune.report.facts import RunFacts, counted_as, dimension_label, value_word
 from autotune.store.record import TrialRecord
 from autotune.trial.trial import Outcome
 
@@ -31,19 +32,22 @@ class Advice:
         """The trials as text."""
         shown = ", ".join(self.trials[:_MOST_TRIALS_NAMED])
         more = len(self.trials) - _MOST_TRIALS_NAMED
-        number = "trial" if len(self.trials) == 1 else "trials"
-        return f"{number} {shown}" + (f" and {more} more" if more > 0 else "")
+        return f"trial{'' if len(self.trials) == 1 else 's'} {shown}" + (
+            f" and {more} more" if more > 0 else ""
+        )
 
 
 def advice(facts: RunFacts) -> list[Advice]:
-    """Recommendations from the run's own trials; empty where no layout ran."""
-    if facts.best is None:
-        return []
-    sentences = [*_equal(facts)]
-    for dimension in facts.varied:
-        sentences += _pairs_of(facts, dimension)
-    sentences += [*_without_pairs(facts), *_out_of_memory(facts), *_memory_left(facts)]
-    return [*sentences, *_edges(facts), *_prediction(facts)]
+    """What the run's own trials say; layouts that failed their longer trial count as failed."""
+    sentences = [*_equal(facts), *_failed(facts)]
+    if facts.sound:
+        for dimension in facts.varied:
+            sentences += _pairs_of(facts, dimension)
+        sentences += _without_pairs(facts)
+    sentences += _out_of_memory(facts)
+    if facts.sound:
+        sentences += [*_memory_left(facts), *_edges(facts)]
+    return [*sentences, *_prediction(facts)]
 
 
 def _equal(facts: RunFacts) -> Iterator[Advice]:
@@ -58,36 +62,57 @@ def _equal(facts: RunFacts) -> Iterator[Advice]:
         )
 
 
+def _failed(facts: RunFacts) -> Iterator[Advice]:
+    """Layouts that were faster than the best in their exploring trial and failed the longer one."""
+    best = facts.best
+    if best is None:
+        return
+    faster = [
+        record
+        for record in facts.worked
+        if record.layout in facts.failed
+        and record.layout != best.layout
+        and _seconds(record) < _seconds(best)
+    ]
+    if faster:
+        outcomes = " or ".join(sorted({facts.outcome_of(record).value for record in faster}))
+        yield _advice(
+            f"{counted_as(len(faster), 'layout')} that ran faster in the first trial ended as "
+            f"{outcomes} in the longer one, and did not count.",
+            faster,
+        )
+
+
 def _others(facts: RunFacts, dimension: str) -> list[Any]:
     """The values with which layouts worked, but that of the best layout."""
-    assert facts.best is not None
-    chosen = getattr(facts.best.layout, dimension)
-    return sorted({getattr(r.layout, dimension) for r in facts.worked} - {chosen}, key=str)
+    chosen = getattr(facts.sound[0].layout, dimension)
+    return sorted({getattr(r.layout, dimension) for r in facts.sound} - {chosen}, key=str)
 
 
 def _pairs_of(facts: RunFacts, dimension: str) -> Iterator[Advice]:
     """How the best layout's value compares with others in pairs that differ in nothing else."""
-    assert facts.best is not None
-    chosen = getattr(facts.best.layout, dimension)
+    best = facts.sound[0]
+    chosen = getattr(best.layout, dimension)
     for other in _others(facts, dimension):
-        pairs = _pairs(facts.worked, dimension, chosen, other)
+        pairs = _pairs(facts.sound, dimension, chosen, other)
         if not pairs:
             continue
         word = value_word(pairs[0][1].layout, dimension)
         ratio = statistics.median(_seconds(b) / _seconds(a) for a, b in pairs)
-        count = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of trials"
+        noise = sum(equal_within_noise(a, b) for a, b in pairs) > len(pairs) / 2
+        compared = f"as fast as {word}, within the noise" if noise else _compared(ratio, word)
         yield _advice(
-            f"{_with_value(facts.best.layout, dimension)}: {_compared(ratio, word)}, in {count} "
-            "that differ in nothing else.",
+            f"{_with_value(best.layout, dimension)}: {compared}, in "
+            f"{counted_as(len(pairs), 'pair')} of trials that differ in nothing else.",
             [record for pair in pairs for record in pair],
         )
 
 
 def _without_pairs(facts: RunFacts) -> Iterator[Advice]:
     """The best layout beside the fastest with each other value that no pair compares. A layout that
-    is the fastest with several such values makes one sentence."""
-    assert facts.best is not None
-    best = facts.best
+    is the fastest with several such values makes one sentence; one that is as fast within the noise
+    makes none, as `_equal` names it."""
+    best = facts.sound[0]
     by_rival: dict[str, list[str]] = {}
     rivals: dict[str, TrialRecord] = {}
     for dimension in facts.varied:
@@ -95,8 +120,9 @@ def _without_pairs(facts: RunFacts) -> Iterator[Advice]:
             continue
         chosen = getattr(best.layout, dimension)
         for other in _others(facts, dimension):
-            rival = next((r for r in facts.ranked if getattr(r.layout, dimension) == other), None)
-            if rival is not None and not _pairs(facts.worked, dimension, chosen, other):
+            rival = next(r for r in facts.sound if getattr(r.layout, dimension) == other)
+            has_pairs = bool(_pairs(facts.sound, dimension, chosen, other))
+            if not has_pairs and not equal_within_noise(best, rival):
                 rivals[rival.trial_id] = rival
                 by_rival.setdefault(rival.trial_id, []).append(dimension)
     for trial_id, dimensions in by_rival.items():
@@ -146,9 +172,9 @@ def _out_of_memory(facts: RunFacts) -> Iterator[Advice]:
     for dimension in facts.varied:
         for value in sorted({getattr(r.layout, dimension) for r in facts.explored}, key=str):
             having = [r for r in facts.explored if getattr(r.layout, dimension) == value]
-            failed = [r for r in having if r.outcome is Outcome.OOM]
+            failed = [r for r in having if facts.outcome_of(r) is Outcome.OOM]
             rest = [r for r in facts.explored if getattr(r.layout, dimension) != value]
-            elsewhere = sum(r.outcome is Outcome.OOM for r in rest) / len(rest)
+            elsewhere = sum(facts.outcome_of(r) is Outcome.OOM for r in rest) / len(rest)
             enough = len(failed) >= _FEWEST_OUT_OF_MEMORY
             share = len(failed) / len(having)
             if enough and share >= _MOSTLY and share >= 1.5 * elsewhere:

@@ -65,6 +65,12 @@ def compare(runs: Sequence[RunFacts], *, anyway: bool = False) -> Comparison:
     """
     if len(runs) < 2:
         raise InputError(f"must be two runs or more, got {len(runs)}", field="directories")
+    places = [run.directory.resolve() for run in runs]
+    if len(set(places)) < len(places):
+        twice = next(run.directory for run in runs if places.count(run.directory.resolve()) > 1)
+        raise InputError(
+            f"must not name a run twice, got {str(twice)!r} again", field="directories"
+        )
     differences = {}
     for what, value_of in _MUST_BE_EQUAL.items():
         values = [value_of(run) for run in runs]

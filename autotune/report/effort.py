@@ -26,8 +26,9 @@ _MOST_POINTS = 60
 class Effort:
     """Cost of the search, and predicted cost of others."""
 
-    trials: int
-    """Exploring trials until the best layout was found, that trial included."""
+    trials: int | None
+    """Exploring trials until the best layout was found, that trial included; None where its
+    exploring trial is not on record."""
     gpu_hours: float
     """Device hours of all trials."""
     layouts: int
@@ -46,14 +47,14 @@ class Effort:
 
 def progress(facts: RunFacts) -> list[dict[str, Any]]:
     """The best step time after each exploring trial: trials, gpu_hours, step_seconds (null while
-    none has run)."""
+    none has run). Layouts that failed their longer trial do not count."""
     rows: list[dict[str, Any]] = []
     best: float | None = None
     gpu_seconds = 0.0
     for number, record in enumerate(facts.explored, start=1):
         seconds = record.measurement.step_seconds
         gpu_seconds += record.gpu_seconds
-        if record.outcome is Outcome.OK and seconds is not None:
+        if facts.outcome_of(record) is Outcome.OK and seconds is not None:
             best = min(seconds, best or seconds)
         rows.append({"trials": number, "gpu_hours": gpu_seconds / 3600, "step_seconds": best})
     return rows
@@ -64,11 +65,8 @@ def effort(facts: RunFacts) -> Effort | None:
     if facts.best is None:
         return None
     layouts = facts.request.all_layouts()
-    found = next(
-        number
-        for number, record in enumerate(facts.explored, start=1)
-        if record.layout == facts.best.layout
-    )
+    numbered = enumerate(facts.explored, start=1)
+    found = next((n for n, record in numbered if record.layout == facts.best.layout), None)
     hours: Array | None = None
     expected = None
     model = facts.cost_model
@@ -79,10 +77,10 @@ def effort(facts: RunFacts) -> Effort | None:
         expected = estimates.step_seconds * (facts.time_factor or 1.0)
         expected[estimates.fit_probability < 0.5] = np.inf
         places = {layout: place for place, layout in enumerate(layouts)}
-        for record in facts.explored:
-            step = record.measurement.step_seconds
-            worked = record.outcome is Outcome.OK and step is not None
-            expected[places[record.layout]] = step if worked else np.inf
+        for record in facts.records:
+            expected[places[record.layout]] = np.inf
+        for record in facts.sound or facts.ranked[:1]:
+            expected[places[record.layout]] = record.measurement.step_seconds or np.inf
     mean_hours = None if hours is None else float(hours.mean())
     close = 0
     if expected is not None:

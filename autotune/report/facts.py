@@ -21,6 +21,7 @@ from autotune.request import Request
 from autotune.space import SearchSpace
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import RunStore, open_run
+from autotune.store.status import read_status
 from autotune.trial.trial import Outcome
 
 REPORT_FILE = "report.html"
@@ -53,15 +54,21 @@ class RunFacts:
     """The trials of a run, their ranking, and predictions to compare them with."""
 
     def __init__(self, directory: str | Path) -> None:
-        """Raises InputError where `directory` holds no run, or the trainable is not installed."""
+        """Raises InputError where `directory` holds no run that can be read, or the trainable is
+        not installed."""
         self.directory = Path(directory)
-        self.store: RunStore = open_run(self.directory)
-        self.request: Request = self.store.request
-        self.records: list[TrialRecord] = self.store.trials()
-        """All finished trials, oldest first."""
+        try:
+            self.store: RunStore = open_run(self.directory)
+            self.request: Request = self.store.request
+            self.records: list[TrialRecord] = self.store.trials()
+            """All finished trials, oldest first."""
+            description = self.request.description
+        except InputError as error:
+            if str(directory) in str(error):
+                raise
+            raise InputError(f"{str(self.directory)!r} cannot be read: {error}") from None
         self._ranking = Ranking(
-            self.space.precision,
-            comparable_losses=self.request.description.comparable_losses,
+            self.space.precision, comparable_losses=description.comparable_losses
         )
         for record in self.records:
             self._ranking.add(record)
@@ -92,9 +99,20 @@ class RunFacts:
         return self._ranking.warning
 
     @functools.cached_property
+    def failed(self) -> Mapping[Layout, TrialRecord]:
+        """Layouts that ran in their exploring trial and failed the longer one, with that trial."""
+        return self._ranking.failed
+
+    @functools.cached_property
+    def sound(self) -> list[TrialRecord]:
+        """`ranked` without the layouts that failed their longer trial."""
+        return [record for record in self.ranked if record.layout not in self.failed]
+
+    @functools.cached_property
     def equal_to_best(self) -> list[TrialRecord]:
         """Records whose step time does not differ from the best one's by more than the noise."""
-        return [other for other in self.ranked[1:] if equal_within_noise(self.ranked[0], other)]
+        best = self.best
+        return [r for r in self.sound if best and r != best and equal_within_noise(best, r)]
 
     @functools.cached_property
     def stopped_because(self) -> str | None:
@@ -111,6 +129,12 @@ class RunFacts:
     def worked(self) -> list[TrialRecord]:
         """Exploring trials that ran to their end."""
         return [record for record in self.explored if record.outcome is Outcome.OK]
+
+    def outcome_of(self, record: TrialRecord) -> Outcome:
+        """The outcome of a trial; of an exploring one whose layout failed its longer trial, that of
+        the longer one."""
+        failed = self.failed.get(record.layout)
+        return record.outcome if failed is None else failed.outcome
 
     @property
     def gpu_hours(self) -> float:
@@ -215,16 +239,41 @@ def request_rows(facts: RunFacts) -> list[tuple[str, Any]]:
     return list(rows.items())
 
 
+def notices(facts: RunFacts) -> list[str]:
+    """What a reader must know before any figure."""
+    found = [facts.request.description.notice, facts.warning]
+    slow = sorted({r.slow_device for r in facts.records if r.slow_device is not None})
+    return [*filter(None, found), *(f"slow device: {device}" for device in slow)]
+
+
 def state(facts: RunFacts) -> str:
     """How far the search is, as a sentence."""
     counted = ", ".join(f"{count} {outcome}" for outcome, count in facts.counts().items())
-    trials = f"{len(facts.records)} trials ({counted or 'none finished'})"
+    trials = f"{counted_as(len(facts.records), 'trial')} ({counted or 'none finished'})"
     hours = f"{hours_text(facts.gpu_hours)} GPU-hours"
     if facts.word != "measured":
         hours += f" ({facts.word})"
-    because = facts.stopped_because
-    end = "" if because in (None, INTERRUPTED) else f" The search ended: {because}."
-    return f"{trials}, {hours}.{end}"
+    return f"{trials}, {hours}. {_end(facts)}"
+
+
+def _end(facts: RunFacts) -> str:
+    status = read_status(facts.directory)
+    if status is not None and status.running:
+        if status.is_gone:
+            return "The search was killed; it can be resumed."
+        return (
+            f"The search still runs on {status.host}, as of {status.updated_at:%Y-%m-%d %H:%M} UTC."
+        )
+    if facts.stopped_because == INTERRUPTED:
+        return "The search was interrupted; it can be resumed."
+    if facts.stopped_because is None:
+        return "No layout worked." if status is not None else "Why it ended is not on record."
+    return f"The search ended: {facts.stopped_because}."
+
+
+def counted_as(count: int, word: str) -> str:
+    """A number and what is counted, as in ``1 trial`` and ``2 trials``."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def hours_text(hours: float) -> str:

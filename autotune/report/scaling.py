@@ -12,6 +12,7 @@ from rich.console import Console
 from autotune.cost.model import CostModel
 from autotune.cost.trainers import Trainer
 from autotune.errors import InputError
+from autotune.inputs import LARGEST_COUNT
 from autotune.layout import Layout
 from autotune.planning import plan
 from autotune.report.facts import RunFacts, number, percent
@@ -61,6 +62,12 @@ def spaces_on(space: SearchSpace, kind: Kind, nodes: Sequence[int]) -> Iterator[
                 field="nodes",
             )
         size = batch * count // own if kind == "weak" else batch
+        if size > LARGEST_COUNT:
+            raise InputError(
+                f"weak scaling needs at most {LARGEST_COUNT} sequences per step, got {size} on "
+                f"{count} nodes",
+                field="nodes",
+            )
         model = dataclasses.replace(space.model, global_batch_size=size)
         cluster = dataclasses.replace(space.cluster, nodes=count)
         yield space.replaced({"model": model, "cluster": cluster}, what=None)
@@ -68,7 +75,7 @@ def spaces_on(space: SearchSpace, kind: Kind, nodes: Sequence[int]) -> Iterator[
 
 def predicted_point(space: SearchSpace, kind: Kind, trainer: Trainer) -> ScalePoint:
     """The layout that is predicted best on the space's nodes."""
-    empty = _point(space, kind, "predicted")
+    empty = point_without_layout(space, kind, "predicted")
     model = CostModel(space.model, space.precision, space.cluster, trainer=trainer)
     try:
         planned = plan(space, model)
@@ -90,7 +97,7 @@ def predicted_point(space: SearchSpace, kind: Kind, trainer: Trainer) -> ScalePo
 
 def point_of_run(run: RunFacts, kind: Kind) -> ScalePoint:
     """The best layout that a search found."""
-    empty = _point(run.space, kind, run.word)
+    empty = point_without_layout(run.space, kind, run.word)
     if run.best is None:
         return dataclasses.replace(empty, why_none="no layout worked")
     measured = run.best.measurement
@@ -104,13 +111,17 @@ def point_of_run(run: RunFacts, kind: Kind) -> ScalePoint:
     )
 
 
-def _point(space: SearchSpace, kind: Kind, word: str) -> ScalePoint:
+def point_without_layout(
+    space: SearchSpace, kind: Kind, word: str, why_none: str | None = None
+) -> ScalePoint:
+    """The point of a space without a layout, or before it is known."""
     return ScalePoint(
         kind=kind,
         nodes=space.cluster.nodes,
         devices=space.cluster.devices,
         global_batch_size=space.model.global_batch_size,
         word=word,
+        why_none=why_none,
     )
 
 

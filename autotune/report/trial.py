@@ -8,22 +8,27 @@ from rich.console import Console
 from rich.table import Table
 
 from autotune.report.advice import advice
-from autotune.report.facts import RunFacts, number, percent, state
+from autotune.report.facts import RunFacts, notices, number, percent, state
 from autotune.report.plan import headline, parts_table
 from autotune.report.screen import print_best
 from autotune.store.record import TrialRecord
 from autotune.store.results import Run
+from autotune.trial.trial import Outcome
 
 _MOST_STEPS = 20
 _LOG_LINES = 15
 # Enough for the last lines; logs can have gigabytes.
 _LOG_BYTES = 16_384
+# A log may have what a terminal takes for commands.
+_NOT_SHOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 def print_run(console: Console, facts: RunFacts) -> None:
     """Print the state of a run, its fastest layouts, and what its trials say."""
     console.print(headline(facts.space), soft_wrap=True)
     console.print(state(facts), soft_wrap=True)
+    for notice in notices(facts):
+        console.print(notice, style="bold yellow", soft_wrap=True, markup=False)
     if facts.best is not None:
         print_best(console, facts.ranked, simulated=facts.request.simulated)
     for item in advice(facts):
@@ -68,7 +73,8 @@ def _figures(facts: RunFacts, record: TrialRecord) -> Table:
     table.add_row("MFU", percent(measured.mfu), "")
     table.add_row("tokens/s/GPU", number(measured.tokens_per_second_per_gpu, ".4g"), "")
     table.add_row("peak memory, GiB", number(measured.peak_memory_gib), number(expected[1], ".3g"))
-    table.add_row("fits", "yes" if record.outcome == "ok" else "", percent(expected[2], 0))
+    fits = {Outcome.OK: "yes", Outcome.STOPPED: "yes", Outcome.OOM: "no"}
+    table.add_row("fits", fits.get(record.outcome, ""), percent(expected[2], 0))
     table.add_row("final loss", number(measured.final_loss, ".5g"), "")
     table.add_row("start-up, s", number(record.startup_seconds), "")
     table.add_row("GPU-hours", number(record.gpu_seconds / 3600), "")
@@ -89,7 +95,10 @@ def _steps(facts: RunFacts, record: TrialRecord) -> Table | None:
     shown = sorted(by_step)[-_MOST_STEPS:]
     left = len(by_step) - len(shown)
     table = Table(title=f"Steps{f', the last {len(shown)} of {len(by_step)}' if left else ''}")
-    for heading in ("step", "slowest rank, s", "rank", "loss", "gradient norm", "GiB"):
+    if record.purpose == "reduced":
+        table.caption = "The step time of the layout is extrapolated from these."
+    headings = ("step", "micro-batches", "slowest rank, s", "rank", "loss", "gradient norm", "GiB")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for step in shown:
         slowest = max(by_step[step], key=lambda row: row["step_seconds"])
@@ -97,6 +106,7 @@ def _steps(facts: RunFacts, record: TrialRecord) -> Table | None:
         warm_up = " warm-up" if step % _period(facts, record) < facts.space.warmup_steps else ""
         table.add_row(
             f"{step}{warm_up}",
+            str(slowest["micro_batches"] or record.layout.gradient_accumulation_steps),
             number(slowest["step_seconds"], ".4g"),
             str(slowest["rank"]),
             number(slowest["loss"], ".5g"),
@@ -120,12 +130,17 @@ def _log_ends(folder: Path, record: TrialRecord) -> Iterator[str]:
         return
     named = [f for f in files if record.reason.startswith(f"{f.stem.replace('-', ' ')}:")]
     file = (named or files)[0]
-    with file.open("rb") as log:
-        log.seek(0, 2)
-        log.seek(max(0, log.tell() - _LOG_BYTES))
-        lines = log.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
+    try:
+        with file.open("rb") as log:
+            log.seek(0, 2)
+            log.seek(max(0, log.tell() - _LOG_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
+    except OSError as error:
+        yield f"{file} cannot be read: {error.strerror}"
+        return
     yield f"last lines of {file} ({len(files)} logs):"
-    yield from lines
+    for line in lines:
+        yield "".join(c if c.isprintable() or c == "\t" else _NOT_SHOWN for c in line)
 
 
 def _plain(console: Console, line: str) -> None:

@@ -132,13 +132,19 @@ class RunStore:
         clock may have been set back. Raises InputError where they cannot be those of this search.
         """
         try:
-            files = (self.directory / "trials").glob("*.parquet")
+            files = self._trial_files()
             records = {file: stored_trial(file, self.run_id) for file in files}
             in_order = dict(sorted(records.items(), key=lambda item: int(item[1].trial_id)))
             check_trials(in_order, self.request)
         except InputError as error:
             raise InputError(f"{error} (move it away to have its trial run again)") from None
         return list(in_order.values())
+
+    def _trial_files(self) -> list[Path]:
+        try:
+            return list((self.directory / "trials").glob("*.parquet"))
+        except OSError as error:
+            raise InputError(f"cannot read {str(self.directory)!r}: {error.strerror}") from None
 
     def trials_after(self, trial_id: str | None) -> list[TrialRecord]:
         """Finished trials with a greater number than `trial_id` (None: all), in order.
@@ -272,9 +278,12 @@ def create_run(
 def open_run(directory: Path) -> RunStore:
     """Open an existing run directory. Raises InputError where there is none that can be read."""
     file = directory / RUN_FILE
-    if not file.is_file():
-        raise InputError(f"no run in {str(directory)!r} ({RUN_FILE} is missing)")
-    refuse_unsafe_entries(directory)
+    try:
+        if not file.is_file():
+            raise InputError(f"no run in {str(directory)!r} ({RUN_FILE} is missing)")
+        refuse_unsafe_entries(directory)
+    except OSError as error:
+        raise InputError(f"cannot read {str(directory)!r}: {error.strerror}") from None
     content, raw = read_json(file, required=False)
     try:
         version, run_id = content["schema_version"], content.get("run_id")

@@ -1,6 +1,7 @@
 """`autotune report`, `show` and `watch`: what they print of a run, and what they refuse."""
 
 import dataclasses
+import datetime
 import json
 import os
 import re
@@ -56,6 +57,7 @@ def test_report_writes_a_page_and_prints_where_it_is(
         (("report", "{empty}"), "DIR: no run in '.*' \\(run.json is missing\\)"),
         (("report", "{run}", "--markdown", "--out", "x"), "--out: cannot be given with --markdown"),
         (("report", "{run}", "--out", "none/x.html"), "--out must be in a directory that exists"),
+        (("report", "{run}", "--out", "run.json"), "--out must end in .html, got 'run.json'"),
         (("show", "{empty}"), "DIR: no run in"),
         (("show", "{run}", "77"), r"must be the number of a finished trial \(the last is 0008\)"),
         (("show", "{run}", ""), "must be the number of a finished trial"),
@@ -99,12 +101,14 @@ def test_show_prints_a_trial_in_full(tmp_path: Path, capsys: Capture) -> None:
     logs = directory / "logs" / record.trial_id
     logs.mkdir()
     (logs / "rank-0.log").write_text("the first rank\n")
-    (logs / "rank-1.log").write_bytes(b"x" * 10**6 + b"\nbefore\nValueError: [bold]no \xff\n")
+    ending = b"\nbefore\x1b[2J\nValueError: [bold]no \xff\n"
+    (logs / "rank-1.log").write_bytes(b"x" * 10**6 + ending)
     text = printed(capsys, "show", directory, int(record.trial_id))
     assert f"trial {record.trial_id} (explore): {layout.describe()}" in text
     assert "outcome: crashed: rank 1: ValueError: [bold]no" in text
     assert "Predicted seconds per step" in text and "matrix products" in text
-    assert "ValueError: [bold]no \N{REPLACEMENT CHARACTER}\n" in text and "before\n" in text
+    assert "ValueError: [bold]no \N{REPLACEMENT CHARACTER}\n" in text
+    assert "before\N{REPLACEMENT CHARACTER}[2J\n" in text and "\x1b" not in text
     assert "the first rank" not in text, "the reason names another one"
     first = printed(capsys, "show", directory, "0001")
     seconds = ledger.records[0].measurement.step_seconds
@@ -217,6 +221,28 @@ class watching:
         if kind is not None:
             self.process.kill()
         assert self.process.wait(60) == 0
+
+
+def test_watch_says_that_nothing_is_heard_and_that_the_run_is_gone(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    directory = tmp_path / "run"
+    run_to_the_end(new_store(directory, trainable="simulated", max_trials=3), trials=1)
+    long_ago = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1)
+    quiet = dataclasses.replace(status_now(running=True), host="elsewhere", updated_at=long_ago)
+    write_status(directory, quiet)
+    threading.Timer(1.0, lambda: directory.rename(tmp_path / "away")).start()
+    assert command_line(group, ["watch", str(directory), "--every", "0.1"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out.count("nothing heard for 60 min") == 1
+    assert shown.err == f"error: DIR: the run directory {str(directory)!r} is gone\n"
+
+
+def test_a_log_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: Capture) -> None:
+    simulated(tmp_path, max_trials=1)
+    (tmp_path / "logs" / "0001" / "rank-0.log").mkdir(parents=True)
+    text = printed(capsys, "show", tmp_path, 1)
+    assert "rank-0.log cannot be read: Is a directory" in text and "matrix products" in text
 
 
 def test_trials_after_a_number_are_the_newer_ones(run: Path) -> None:

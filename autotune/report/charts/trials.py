@@ -32,6 +32,8 @@ _LOGARITHMIC_FROM = 8.0
 def trial_rows(facts: RunFacts) -> list[dict[str, Any]]:
     """A row per trial: layout, outcome, figures, and predictions. What is not known is null.
 
+    The outcome of a layout's exploring trial is that of its longer trial, where it failed that one.
+
     `step_seconds` and `peak_memory_gib` are as in the table of trials; `model_seconds`, `low` and
     `high` are those of the cost model alone, and `model_memory_gib` likewise.
     """
@@ -42,7 +44,8 @@ def trial_rows(facts: RunFacts) -> list[dict[str, Any]]:
             "trial": record.trial_id,
             "layout": record.layout.describe(),
             "purpose": record.purpose,
-            "outcome": record.outcome.value,
+            "outcome": facts.outcome_of(record).value,
+            "ran": record.outcome is Outcome.OK,
             "step_seconds": measured.step_seconds,
             "peak_memory_gib": measured.peak_memory_gib,
             "mfu": measured.mfu,
@@ -153,8 +156,8 @@ def pareto_front(facts: RunFacts) -> list[dict[str, Any]]:
     first."""
     worked = [
         (record.measurement.step_seconds, record.measurement.peak_memory_gib, record)
-        for record in facts.records
-        if record.outcome is Outcome.OK and record.measurement.peak_memory_gib is not None
+        for record in facts.sound
+        if record.measurement.peak_memory_gib is not None
     ]
     front: list[dict[str, Any]] = []
     least = float("inf")
@@ -176,7 +179,7 @@ def pareto_front(facts: RunFacts) -> list[dict[str, Any]]:
 def predicted_against_measured(facts: RunFacts, *, width: Width = 640) -> Layers:
     """Predicted step times against those of the trials: of the cost model alone with its 80 %
     interval, and as corrected by the trials before."""
-    timed = "isValid(datum.step_seconds) && datum.purpose != 'confirm' && datum.outcome == 'ok'"
+    timed = "isValid(datum.step_seconds) && datum.purpose != 'confirm' && datum.ran"
     rows = _trials(timed)
     times = [r.measurement.step_seconds for r in facts.worked]
     domain = [min(filter(None, times)), max(filter(None, times))]
@@ -223,7 +226,8 @@ def _seconds_scale(times: Sequence[float | None]) -> alt.Scale:
 
 def _style(facts: RunFacts) -> dict[str, Any]:
     """Colour and shape by outcome, for the outcomes of the run, and the tooltip."""
-    outcomes = list(facts.counts())
+    shown = {facts.outcome_of(record) for record in facts.records}
+    outcomes = [outcome for outcome in Outcome if outcome in shown]
     names = [outcome.value for outcome in outcomes]
     colours = [OUTCOME_COLOURS[outcome] for outcome in outcomes]
     shapes = [OUTCOME_SHAPES[outcome] for outcome in outcomes]

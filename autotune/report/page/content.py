@@ -11,13 +11,6 @@ def title(facts: RunFacts) -> str:
     return f"Layouts of {facts.space.name}, {facts.word}"
 
 
-def notices(facts: RunFacts) -> list[str]:
-    """What a reader must know before any figure."""
-    found = [facts.request.description.notice, facts.warning]
-    slow = sorted({r.slow_device for r in facts.records if r.slow_device is not None})
-    return [*filter(None, found), *(f"slow device: {device}" for device in slow)]
-
-
 def sections(facts: RunFacts) -> list[Section]:
     """The sections of a run's report."""
     costs = effort(facts)

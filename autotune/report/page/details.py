@@ -27,7 +27,8 @@ def pipeline(facts: RunFacts) -> Section | None:
     sentences = [
         f"One step of {best.layout.describe()}, {schedule.source}: "
         f"{schedule.step_seconds:.3g} s, of which the stages are idle for "
-        f"{schedule.bubble_share:.1%} on average (the bubble)."
+        f"{schedule.bubble_share:.1%} on average (the bubble). Waiting for the slowest stage is "
+        "part of it; by cause, below, it counts as what that stage computes."
     ]
     figure = Figure(
         title=f"What the pipeline stages do in one step, {schedule.source}",

@@ -10,8 +10,8 @@ import vl_convert
 
 from autotune.report.charts.style import config
 from autotune.report.charts.trials import TRIALS, trial_rows
-from autotune.report.facts import RunFacts, state
-from autotune.report.page.content import notices, sections, title
+from autotune.report.facts import RunFacts, notices, state
+from autotune.report.page.content import sections, title
 from autotune.report.plan import headline
 from autotune.store.files import write_atomically
 

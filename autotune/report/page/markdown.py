@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from autotune.report.facts import RunFacts, state
-from autotune.report.page.content import notices, sections, title
+from autotune.report.facts import RunFacts, notices, state
+from autotune.report.page.content import sections, title
 from autotune.report.page.sections import Section, Table
 from autotune.report.plan import headline
 

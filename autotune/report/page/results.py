@@ -1,20 +1,26 @@
 """Sections of a report about what a search found, and what that cost."""
 
+import re
 import statistics
 
 from autotune.report.advice import advice
 from autotune.report.effort import CLOSE, Effort
-from autotune.report.facts import RunFacts, hours_text, number
+from autotune.report.facts import RunFacts, counted_as, hours_text, number
 from autotune.report.page.sections import Figure, Section, Table
 from autotune.report.page.trial_table import COLUMNS, NUMERIC, trial_row
 
 _TOP = 5
+_MOST_REASONS = 5
+_LONGEST_REASON = 200
+_NUMBERS = re.compile(r"\d+")
 
 
 def best_layout(facts: RunFacts) -> Section:
     """The best layout, and the fastest beside it."""
     if facts.best is None:
-        return Section(title="Best layout", sentences=["No layout has worked so far."])
+        return Section(
+            title="Best layout", sentences=["No layout has worked so far."], points=_reasons(facts)
+        )
     best = facts.best
     measured = best.measurement
     how = {
@@ -22,6 +28,8 @@ def best_layout(facts: RunFacts) -> Section:
         "explore": "not confirmed by a longer trial",
         "reduced": "extrapolated from fewer micro-batches, not confirmed",
     }[best.purpose]
+    if facts.word == "replayed":
+        how = "the one figure that is on record"
     seconds = number(measured.step_seconds, ".4g", "s")
     spread = number(measured.step_seconds_iqr, ".2g", "s")
     sentences = [
@@ -31,9 +39,10 @@ def best_layout(facts: RunFacts) -> Section:
     equal = facts.equal_to_best
     if equal:
         names = ", ".join(record.trial_id for record in equal)
-        sentences.append(f"Equally fast within the noise of the steps: trials {names}.")
+        word = "trial" if len(equal) == 1 else "trials"
+        sentences.append(f"Equally fast within the noise of the steps: {word} {names}.")
     rows = [trial_row(record) for record in facts.ranked[:_TOP]]
-    if facts.request.description.export_format is not None:
+    if (facts.directory / "export").exists():
         sentences.append("Train it with export/launch.sh of the run directory.")
     ran = len(facts.ranked)
     table = Table(
@@ -43,6 +52,22 @@ def best_layout(facts: RunFacts) -> Section:
         numeric=NUMERIC,
     )
     return Section(title="Best layout", sentences=sentences, tables=[table])
+
+
+def _reasons(facts: RunFacts) -> list[str]:
+    """The most frequent reasons of trials that failed, each with the first trial."""
+    counted: dict[str, list[str]] = {}
+    for record in facts.records:
+        # Ranks and sizes differ between trials of one cause.
+        kind = f"{record.outcome}: {_NUMBERS.sub('N', record.reason)}"
+        counted.setdefault(kind, []).append(record.trial_id)
+    frequent = sorted(counted.values(), key=len, reverse=True)[:_MOST_REASONS]
+    by_id = {record.trial_id: record for record in facts.records}
+    return [
+        f"{counted_as(len(trials), 'trial')} as {trials[0]}: {by_id[trials[0]].outcome}: "
+        f"{by_id[trials[0]].reason[:_LONGEST_REASON]}"
+        for trials in frequent
+    ]
 
 
 def what_trials_say(facts: RunFacts) -> Section | None:
@@ -68,7 +93,8 @@ def by_dimension(facts: RunFacts) -> Section | None:
     figure = Figure(
         title=f"{speed.partition(',')[0]} of all trials by dimension",
         caption=f"{speed}, of exploring trials. A bar marks the best that worked with a value; "
-        "trials without a figure stand on the lower edge.",
+        "trials without a figure stand on the lower edge. A layout that failed its longer trial "
+        "counts as failed.",
         charts=lambda: [chart(facts, name, width="container") for name in varied],
     )
     return Section(title="By dimension", figures=[figure], in_text=False)
@@ -132,10 +158,11 @@ def cost_of_search(facts: RunFacts, costs: Effort) -> Section:
     from autotune.report.charts.course import course
 
     hours = f"{hours_text(costs.gpu_hours)} GPU-hours"
-    sentences = [
-        f"The best layout was exploring trial {costs.trials} of {len(facts.explored)}; all trials "
-        f"took {hours}{'' if facts.word == 'measured' else f' ({facts.word})'}."
-    ]
+    found = "The best layout"
+    if costs.trials is not None:
+        found = f"The best layout was exploring trial {costs.trials} of {len(facts.explored)}"
+    simulated = "" if facts.word == "measured" else f" ({facts.word})"
+    sentences = [f"{found}; all trials took {hours}{simulated}."]
     if costs.random_trials is not None and costs.random_gpu_hours is not None:
         sentences.append(
             f"Random order is predicted to need {costs.random_trials:,.0f} trials "

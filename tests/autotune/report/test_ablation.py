@@ -53,6 +53,15 @@ def test_a_changed_layout_is_legal_and_has_the_value(
     assert SPACE.changed(layout) == layout, "nothing changes where nothing is given"
 
 
+def test_zero_stages_of_one_replica_are_one_layout() -> None:
+    alone = next(layout for layout in LAYOUTS if layout.tensor_parallel == 8)
+    whole = SPACE.changed(alone, pipeline_parallel=8)
+    assert isinstance(whole, Layout) and whole.data_parallel == 1
+    found = SPACE.changed(whole, zero_stage=3)
+    assert isinstance(found, Excluded) and "nothing to shard" in found.reason
+    assert SPACE.changed(alone, pipeline_parallel=8).zero_stage == 1  # type: ignore[union-attr]
+
+
 def test_every_value_of_every_dimension_is_there_or_has_a_reason(run: Path) -> None:
     facts = RunFacts(run)
     variations = ablation(facts)
@@ -129,6 +138,10 @@ def test_all_of_them_can_be_run(
     assert printed["word"] == "simulated" and len(possible) >= len(ran)
     assert all(v["trial_id"] is not None and v["outcome"] is not None for v in possible)
     assert "<svg" in figure.read_text()
+    before = sorted(file.name for file in (out / "trials").iterdir())
+    assert command_line(group, list(map(str, words))) == 0, "the table of a finished one"
+    assert json.loads(capsys.readouterr().out) == printed
+    assert sorted(file.name for file in (out / "trials").iterdir()) == before
 
 
 def test_a_run_without_a_best_layout_is_refused(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Best layouts, simulated" in capsys.readouterr().out
     for words, sentence in (
         ([first], "error: DIR... must be two runs or more, got 1"),
+        ([first, first], f"error: DIR... must not name a run twice, got {first!r} again"),
         ([first, str(tmp_path)], "error: DIR...: no run in "),
         ([first, second, "--figure", "x.gif"], "error: --figure must end in .svg, .png, .html"),
         ([first, second, "--figure", "none/x.svg"], "error: --figure must be in a directory"),

@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from autotune.errors import InputError
 from autotune.layout import Layout
 from autotune.report.advice import advice
+from autotune.report.charts.trials import pareto_front
 from autotune.report.effort import _random_curve, effort, progress
-from autotune.report.facts import RunFacts
+from autotune.report.facts import RunFacts, state
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import RunStore
+from autotune.store.status import status_now, write_status
 from autotune.trial.measurement import Measurement
 from autotune.trial.trial import Outcome
 from tests.autotune.report.test_page import simulated
-from tests.autotune.simulate import new_store
+from tests.autotune.simulate import new_store, run_to_the_end
 from tests.conftest import examples
 
 
@@ -46,7 +48,8 @@ def test_progress_ends_at_the_fastest_explored_trial(tmp_path: Path) -> None:
     simulated(tmp_path)
     facts = RunFacts(tmp_path)
     rows = progress(facts)
-    times = [r.measurement.step_seconds or 0.0 for r in facts.worked]
+    kept = [record for record in facts.worked if facts.outcome_of(record) is Outcome.OK]
+    times = [record.measurement.step_seconds or 0.0 for record in kept]
     assert len(rows) == len(facts.explored) and rows[-1]["step_seconds"] == min(times)
     hours = [row["gpu_hours"] for row in rows]
     assert hours == sorted(hours) and hours[-1] <= facts.gpu_hours
@@ -108,7 +111,6 @@ def record_like(store: RunStore, layout: Layout, **changes: Any) -> None:
         TrialRecord(
             trial_id=f"{len(store.trials()) + 1:04d}",
             trainable="fake",
-            purpose="explore",
             layout=layout,
             measurement=measurement,
             startup_seconds=None,
@@ -116,7 +118,7 @@ def record_like(store: RunStore, layout: Layout, **changes: Any) -> None:
             attempts=1,
             started_at=now,
             finished_at=now,
-            **{"outcome": Outcome.OK, "reason": "", **changes},
+            **{"purpose": "explore", "outcome": Outcome.OK, "reason": "", **changes},
         ),
         [],
     )
@@ -161,3 +163,72 @@ def test_advice_names_values_that_run_out_of_memory(tmp_path: Path) -> None:
     sentences = [item.sentence for item in advice(RunFacts(store.directory))]
     expected = "micro batch size 2 ran out of memory in 4 of 4 trials; other values in 0%."
     assert expected in sentences
+
+
+def test_a_layout_that_failed_its_longer_trial_counts_as_failed(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "run")
+    slow, fast = (
+        next(
+            lay
+            for lay in store.request.all_layouts()
+            if (lay.tensor_parallel, lay.pipeline_parallel, lay.zero_stage) == (1, 1, 1)
+            and (lay.rmsnorm_kernel, lay.activation_checkpointing) == ("fused", "none")
+            and (lay.attention_kernel, lay.micro_batch_size) == ("sdpa_flash", size)
+        )
+        for size in (1, 2)
+    )
+    record_like(store, slow, seconds=0.20)
+    record_like(store, fast, seconds=0.10)
+    no_memory = {"outcome": Outcome.OOM, "reason": "rank 0: no memory"}
+    record_like(store, fast, purpose="confirm", **no_memory)
+    record_like(store, slow, purpose="confirm", seconds=0.21)
+    facts = RunFacts(store.directory)
+    assert facts.best is not None and facts.best.layout == slow
+    assert [record.layout for record in facts.sound] == [slow] and not facts.equal_to_best
+    assert facts.outcome_of(facts.records[1]) is Outcome.OOM
+    assert [row["step_seconds"] for row in progress(facts)] == [0.20, 0.20]
+    assert [row["trial"] for row in pareto_front(facts)] == ["0004"]
+    sentences = [item.sentence for item in advice(facts)]
+    assert sentences[0] == (
+        "1 layout that ran faster in the first trial ended as oom in the longer one, and did not "
+        "count."
+    )
+    assert not any("less time" in sentence or "more time" in sentence for sentence in sentences)
+    costs = effort(facts)
+    assert costs is not None and costs.trials == 1 and costs.random_trials is not None
+
+
+def test_what_is_equal_within_noise_is_not_called_slower(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "run")
+    layouts = [lay for lay in store.request.all_layouts() if lay.zero_stage == 1][:400:40]
+    for place, layout in enumerate(layouts):
+        record_like(store, layout, seconds=0.2 + place * 1e-5)
+    facts = RunFacts(store.directory)
+    assert len(facts.equal_to_best) == len(layouts) - 1
+    text = " ".join(item.sentence for item in advice(facts))
+    assert "less time" not in text and "more time" not in text
+
+
+def test_a_run_without_the_trial_that_found_its_best_has_no_number_of_it(tmp_path: Path) -> None:
+    ledger = simulated(tmp_path)
+    best = ledger.best[0].layout
+    explored = next(r for r in ledger.records if r.layout == best and r.purpose != "confirm")
+    (tmp_path / "trials" / f"{explored.trial_id}.parquet").unlink()
+    costs = effort(RunFacts(tmp_path))
+    assert costs is not None and costs.trials is None
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        ({"running": True}, "The search runs on "),
+        ({"running": True, "process_id": 2**22 - 1}, "The search was killed; it can be resumed."),
+        ({"running": False}, "The search was interrupted; it can be resumed."),
+    ],
+)
+def test_what_is_said_of_a_search_that_has_not_ended(
+    status: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    run_to_the_end(new_store(tmp_path), trials=3)
+    write_status(tmp_path, dataclasses.replace(status_now(running=True), **status))
+    assert sentence in state(RunFacts(tmp_path))

@@ -97,8 +97,24 @@ def test_it_searches_on_each_and_goes_on_where_it_was(tmp_path: Path, capsys: Ca
     assert command_line(group, words) == 0
     assert json.loads(capsys.readouterr().out)["points"] == points
     assert {file: file.stat().st_mtime_ns for file in out.glob("*/trials/*")} == before
-    assert command_line(group, [*words, "--max-trials", "3"]) == 2
-    assert "must hold searches of this call" in capsys.readouterr().err
+    assert command_line(group, [*words, "--max-trials", "3"]) == 0, "it may be given more"
+    capsys.readouterr()
+    assert len(RunFacts(out / "4-nodes-batch-2048").explored) == 3
+    (out / "8-nodes-batch-2048").rename(tmp_path / "away")
+    (out / "4-nodes-batch-2048").rename(out / "8-nodes-batch-2048")
+    assert command_line(group, words) == 2
+    assert "must hold no other search than this one, got another" in capsys.readouterr().err
+
+
+def test_a_number_of_nodes_without_a_layout_is_a_row(tmp_path: Path, capsys: Capture) -> None:
+    words = ["scale", "--space", "llm13b", "--nodes", "1,3", "--kind", "strong", "--json"]
+    for more in ([], ["--out", str(tmp_path), "--trainable", "simulated", "--max-trials", "1"]):
+        assert command_line(group, [*words, *more]) == 0
+        one, three = json.loads(capsys.readouterr().out)["points"]
+        assert one["layout"] is not None and three["layout"] is None
+        assert three["step_seconds"] is None and "no layout is left" in three["why_none"]
+    assert command_line(group, ["scale", "--space", "llm13b", "--nodes", "999999999"]) == 2
+    assert capsys.readouterr().err.startswith("error: --nodes: weak scaling needs at most ")
 
 
 def test_real_trials_on_virtual_nodes(tmp_path: Path) -> None:
