@@ -140,7 +140,7 @@ def test_advice_rests_on_pairs_that_differ_in_one_dimension(tmp_path: Path) -> N
     found = {item.sentence: item.trials for item in advice(RunFacts(store.directory))}
     assert found == {
         "ZeRO stage 1: 9% less time per step than 2, in 2 pairs of trials that differ in nothing "
-        "else.": ("0001", "0003", "0002", "0004"),
+        "else.": ("0002", "0004", "0001", "0003"),
         "micro batch size 2: 50% less time per step than 1, in 2 pairs of trials that differ in "
         "nothing else.": ("0002", "0001", "0004", "0003"),
         "The best layout uses 40% of the memory limit: memory does not limit it.": ("0002",),
@@ -221,7 +221,7 @@ def test_a_run_without_the_trial_that_found_its_best_has_no_number_of_it(tmp_pat
 @pytest.mark.parametrize(
     ("status", "sentence"),
     [
-        ({"running": True}, "The search runs on "),
+        ({"running": True}, "The search still runs on "),
         ({"running": True, "process_id": 2**22 - 1}, "The search was killed; it can be resumed."),
         ({"running": False}, "The search was interrupted; it can be resumed."),
     ],
