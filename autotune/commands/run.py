@@ -23,7 +23,7 @@ from autotune.options.command_line import (
     SECONDS,
     print_error,
 )
-from autotune.options.names import SEARCH, TRAINER
+from autotune.options.names import TRAINER, Named
 from autotune.options.output import lasting_output, plain_console
 from autotune.options.place_options import PLACE_OPTIONS, place_from_options, place_options
 from autotune.options.search_options import (
@@ -72,7 +72,7 @@ _ALLOWED_WITH_RESUME = frozenset(
 )
 @click.option(
     "--search",
-    type=SEARCH,
+    type=Named(lambda: SEARCHES, or_file=False),
     default=default_of(SearchOptions, "search"),
     show_default=True,
     help=f"One of {', '.join(SEARCHES)}.",

@@ -1,6 +1,8 @@
 """Keeps status.json of a run directory up to date."""
 
+import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ class StatusFile:
 
     def __init__(self) -> None:
         self._directory: Path | None = None
+        self._identity: os.stat_result | None = None
         self._trial: RunningStatus | None = None
         self._written = 0.0
 
@@ -26,6 +29,8 @@ class StatusFile:
         self, request: Request, directory: Path, finished: Sequence[TrialRecord]
     ) -> None:
         self._directory = directory
+        with contextlib.suppress(OSError):
+            self._identity = directory.stat()
         self._write()
 
     def trial_started(self, spec: TrialSpec) -> None:
@@ -60,6 +65,13 @@ class StatusFile:
         self._write(running=False)
 
     def _write(self, *, running: bool = True) -> None:
-        if self._directory is not None:
+        if self._directory is not None and self._is_still_there(self._directory):
             write_status(self._directory, status_now(running=running, trial=self._trial))
             self._written = time.monotonic()
+
+    def _is_still_there(self, directory: Path) -> bool:
+        """Whether no other directory, perhaps of another run, was moved to its place."""
+        try:
+            return self._identity is not None and os.path.samestat(self._identity, directory.stat())
+        except OSError:
+            return False

@@ -8,7 +8,6 @@ from click.shell_completion import CompletionItem
 from autotune.cost.trainers import known_trainers
 from autotune.hardware import known_devices, known_networks
 from autotune.named_spaces import available_spaces
-from autotune.search import SEARCHES
 
 
 class Named(click.types.StringParamType):
@@ -37,5 +36,3 @@ NETWORK = Named(known_networks)
 """Option type: a network by name, or FILE.json."""
 TRAINER = Named(known_trainers)
 """Option type: training code by name, or FILE.json."""
-SEARCH = Named(lambda: SEARCHES, or_file=False)
-"""Option type: a search by name."""

@@ -164,6 +164,19 @@ def test_a_search_that_was_killed_is_told_from_one_that_runs(tmp_path: Path) -> 
     assert read_status(tmp_path) is None
 
 
+def test_nothing_is_written_into_another_run_at_its_place(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    store = new_store(directory, trainable="simulated", max_trials=1)
+    listener = StatusFile()
+    listener.search_begins(store.request, directory, [])
+    directory.rename(tmp_path / "moved")
+    new_store(directory, trainable="simulated", max_trials=2)
+    listener.search_ends()
+    assert not (directory / STATUS_FILE).exists()
+    moved = read_status(tmp_path / "moved")
+    assert moved is not None and moved.running
+
+
 def test_a_status_that_cannot_be_written_is_passed_over(tmp_path: Path) -> None:
     write_status(tmp_path / "none", status_now(running=True))
     assert not list(tmp_path.iterdir())
