@@ -1,5 +1,6 @@
 """`autotune report`, `show` and `watch`: what they print of a run, and what they refuse."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -213,27 +214,18 @@ def test_watch_says_that_a_search_was_killed(tmp_path: Path, capsys: Capture) ->
     assert re.search(r"^\[ +1/3\] ", text, flags=re.MULTILINE)
 
 
-class watching:
+@contextlib.contextmanager
+def watching(directory: Path) -> Iterator[Iterator[str]]:
     """The lines that `autotune watch` prints, as they come."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def __enter__(self) -> Iterator[str]:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "autotune", "watch", self.directory, "--every", "0.05"],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        assert self.process.stdout is not None
-        threading.Timer(120, self.process.kill).start()
-        return iter(self.process.stdout)
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            self.process.kill()
-        assert self.process.wait(60) == 0
+    words = [sys.executable, "-m", "autotune", "watch", str(directory), "--every", "0.05"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            yield iter(process.stdout)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 def test_watch_says_that_nothing_is_heard_and_that_the_run_is_gone(

@@ -84,10 +84,15 @@ def test_so_they_are_on_the_command_line(search: RealSearch, words: str, shown: 
     page = (REPOSITORY / "docs" / "monitoring.md").read_text()
     kind, *rest = words.split()
     assert " ".join(["ray list", kind, "--address http://127.0.0.1:8265", *rest]) in page
-    listed = subprocess.run(
-        [*ray, "--address", search.ray.dashboard], capture_output=True, text=True, timeout=60
-    )
-    assert shown in listed.stdout, listed.stderr
+
+    def is_listed() -> bool:
+        listed = subprocess.run(
+            [*ray, "--address", search.ray.dashboard], capture_output=True, text=True, timeout=60
+        )
+        return shown in listed.stdout
+
+    # Between two steps no task of the trial runs.
+    wait_for(is_listed, f"{shown} in the list")
 
 
 def test_a_layout_is_found_by_name_in_the_page_of_the_dashboard(search: RealSearch) -> None:

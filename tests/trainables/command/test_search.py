@@ -106,9 +106,11 @@ def test_one_layout_of_an_example_is_tried(package: str, layout: dict[str, Any])
     done = run(*options, command="try")
     assert done.returncode == 0, done.stdout + done.stderr
     losses = re.findall(r"step \d  [\d.]+ s  loss ([\d.]+)", done.stdout)
-    # At first about log(vocabulary); of a pipeline the process without the loss may be heard first.
-    lowest = 2 if "pipeline_parallel" in layout else 6
-    assert losses and lowest < float(losses[0]) < 9, done.stdout
+    # At first about log(vocabulary). Only the last stage of a pipeline knows it, and in each step the
+    # process that is heard first counts.
+    if "pipeline_parallel" not in layout:
+        assert losses and 6 < float(losses[0]) < 9, done.stdout
+    assert all(2 < float(loss) < 9 for loss in losses), done.stdout
     assert "\nok, median step " in done.stdout
 
 
