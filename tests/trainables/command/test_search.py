@@ -106,8 +106,8 @@ def test_one_layout_of_an_example_is_tried(package: str, layout: dict[str, Any])
     done = run(*options, command="try")
     assert done.returncode == 0, done.stdout + done.stderr
     losses = re.findall(r"step \d  [\d.]+ s  loss ([\d.]+)", done.stdout)
-    # At first about log(vocabulary). Only the last stage of a pipeline knows it, and in each step the
-    # process that is heard first counts.
+    # At first about log(vocabulary). Only the last stage of a pipeline knows it, and in each step
+    # the process that is heard first counts.
     if "pipeline_parallel" not in layout:
         assert losses and 6 < float(losses[0]) < 9, done.stdout
     assert all(2 < float(loss) < 9 for loss in losses), done.stdout
