@@ -152,4 +152,5 @@ def test_a_trial_is_one_task_per_node_and_job_and_all_have_names(
     assert seen is not None and 0 < seen <= len(trials), "the last ones may come too late"
     mfu = f"max_over_time(ray_autotune_best_mfu_ratio{here}[1h])"
     assert not prometheus.query(mfu), "the peak of a CPU is not known"
-    assert {folder.name for folder in (run.directory / "tensorboard").iterdir()} == numbers
+    logged = {folder.name for folder in (run.directory / "tensorboard").iterdir()}
+    assert layouts.keys() <= logged and len(logged) <= len(layouts) + 1, "one was cut short"
