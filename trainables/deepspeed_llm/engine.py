@@ -53,6 +53,9 @@ class Engine(Protocol):
     def evaluate(self, batch: Batch) -> float:
         """Mean loss of all replicas' batches, shaped as in `step`, without training on them."""
 
+    def set_micro_batches(self, count: int) -> None:
+        """Run steps of `count` micro-batches from now on. Call it between two steps."""
+
     def record(self, recorder: Recorder) -> None:
         """Have the recorder note the passes from now on."""
 
@@ -115,6 +118,7 @@ class _DeepSpeedEngine:
 
     def __init__(self, build: Build, model: nn.Module, weight_decay: float) -> None:
         self._layout = build.layout
+        self._micro_batches = build.layout.gradient_accumulation_steps
         self._device = build.device
         self._model = model
         self._optimizer = adamw(model, weight_decay)
@@ -138,6 +142,13 @@ class _DeepSpeedEngine:
 
     def set_learning_rate(self, learning_rate: float) -> None:
         set_learning_rate(self._optimizer, learning_rate)
+
+    def set_micro_batches(self, count: int) -> None:
+        engine = self._engine
+        per_count = engine.train_micro_batch_size_per_gpu() * engine.dp_world_size
+        engine.set_train_batch_size(count * per_count)
+        engine.micro_steps = 0  # a step ends at a multiple of the number
+        self._micro_batches = count
 
     def record(self, recorder: Recorder) -> None:
         recorder.attach(self._engine)
@@ -179,13 +190,12 @@ class _PlainEngine(_DeepSpeedEngine):
         self._initialize(mesh.grid, config, mpu=mesh.grid)
 
     def step(self, batch: Batch) -> StepResult:
-        steps = self._layout.gradient_accumulation_steps
         total = torch.zeros((), device=self._device, dtype=torch.float32)
         for tokens, targets in micro_batches(batch, self._layout.micro_batch_size):
             loss = self._engine(tokens, targets)
             self._engine.backward(loss)
             self._engine.step()
-            total += loss.detach() / steps
+            total += loss.detach() / self._micro_batches
         return StepResult(loss=self._mean(total), grad_norm=self._grad_norm())
 
     def evaluate(self, batch: Batch) -> float:
@@ -193,7 +203,7 @@ class _PlainEngine(_DeepSpeedEngine):
         self._engine.eval()
         with torch.no_grad():
             for tokens, targets in micro_batches(batch, self._layout.micro_batch_size):
-                total += self._engine(tokens, targets) / self._layout.gradient_accumulation_steps
+                total += self._engine(tokens, targets) / self._micro_batches
         self._engine.train()
         return self._mean(total)
 
