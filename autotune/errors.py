@@ -5,6 +5,7 @@
     │   └── ClusterTooSmall  ... more nodes or devices than the cluster has
     ├── NothingFits          no layout is predicted to fit (exit status 3: nothing was started)
     ├── NodeCheckFailed      a node failed the check before the first trial (exit status 2)
+    ├── TracingFailed        the code of a rank failed while it was traced (exit status 2)
     ├── RunDirectoryReplaced another run is in the place of the run directory (exit status 2)
     ├── Resumable            the search ended early and can be resumed (status 130)
     │   ├── RunDirectoryFailed    ... as the run directory cannot be written any more
@@ -54,6 +55,10 @@ class NothingFits(AutotuneError):
 
 class NodeCheckFailed(AutotuneError):
     """A node failed the check before the first trial; the message names it."""
+
+
+class TracingFailed(AutotuneError):
+    """The code of a rank raised an exception while it was traced; the message is the exception."""
 
 
 class Resumable(AutotuneError):

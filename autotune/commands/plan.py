@@ -17,10 +17,11 @@ from autotune.cost.uncertainty import step_time_interval
 from autotune.errors import InputError, in_field
 from autotune.export import formats
 from autotune.hardware import Device, device_named, known_devices, unknown_gpu
-from autotune.inputs import read_json, validated
-from autotune.layout import Layout, layout_from_mapping, why_illegal
+from autotune.inputs import validated
+from autotune.layout import Layout
 from autotune.options.command_line import AMOUNT, COUNT, PATH
 from autotune.options.names import TRAINER
+from autotune.options.one_layout import chosen_layout
 from autotune.options.output import plain_console
 from autotune.options.search_options import request_of_plan
 from autotune.options.space_options import (
@@ -105,7 +106,7 @@ def main(
     model = CostModel(space.model, space.precision, space.cluster, trainer=own)
     console = plain_console()
     if explain is not None:
-        layout = _layout_to_explain(explain, space)
+        layout = chosen_layout(explain, space, "--explain")
         prepared = model.prepare([layout])
         estimates = model.estimate(prepared)
         low, high = (float(bound[0]) for bound in step_time_interval(model, prepared))
@@ -192,24 +193,6 @@ def _device(
         return validated(Device, {**fields, **given}, what="--gpu")
 
     return device
-
-
-def _layout_to_explain(text: str, space: SearchSpace) -> Layout:
-    """The layout of --explain; a missing data-parallel size is derived from the cluster."""
-    values = read_json(text, what="--explain")
-    ranks = [values.get(f"{kind}_parallel", 1) for kind in ("tensor", "pipeline")]
-    if all(isinstance(size, int) and size > 0 for size in ranks):
-        values.setdefault("data_parallel", max(1, space.cluster.devices // (ranks[0] * ranks[1])))
-    layout = layout_from_mapping(values, space.model, what="--explain")
-    if layout.world_size != space.cluster.devices:
-        raise InputError(
-            f"--explain: tensor_parallel * pipeline_parallel * data_parallel must be the "
-            f"{space.cluster.devices} devices of the cluster, got {layout.world_size}"
-        )
-    engine = space.deepspeed_engine
-    if reason := why_illegal(layout, space.model, space.precision, deepspeed_engine=engine):
-        raise InputError(f"--explain: {reason}")
-    return layout
 
 
 def _explained(

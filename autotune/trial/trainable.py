@@ -12,6 +12,7 @@ from autotune.cluster import Cluster
 from autotune.layout import SEARCHED, Layout
 from autotune.model import Model
 from autotune.space import SearchSpace
+from autotune.trial.traced import TracedRank
 from autotune.trial.trial import Ended, StepReport, TrialSpec
 
 
@@ -136,6 +137,9 @@ class TrainableDescription:
     make_prober: Callable[[Literal["gpu", "cpu"], Mapping[str, str]], Prober] | None = None
     """Creates what measures devices of that kind and their network, with such variables for its
     ranks; None: it has no ranks."""
+    trace_ranks: Callable[[TrialSpec, Sequence[int]], list[TracedRank]] | None = None
+    """Runs the code of the first rank of each of these pipeline stages (from 0) without devices,
+    and counts a step. Raises TracingFailed. None: its code cannot be traced."""
     read_command: Callable[[str], dict[str, Any]] | None = None
     """For a trainable that runs a training command: reads the file of --command into plain values,
     which are stored with the request. Raises InputError."""

@@ -1,11 +1,13 @@
 """What the tuner knows of this trainable before it imports torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from autotune.errors import InputError
 from autotune.model import Model
+from autotune.trial.traced import TracedRank
 from autotune.trial.trainable import Prober, Trainable, TrainableDescription, TrainableSetup
+from autotune.trial.trial import TrialSpec
 
 
 def check_model(model: Model) -> None:
@@ -39,6 +41,12 @@ def _make_prober(device_kind: Literal["gpu", "cpu"], env: Mapping[str, str]) -> 
     return DeepSpeedProber(device_kind=device_kind, env=env)
 
 
+def _trace_ranks(spec: TrialSpec, stages: Sequence[int]) -> list[TracedRank]:
+    from trainables.deepspeed_llm.traced.launch import trace_ranks
+
+    return trace_ranks(spec, stages)
+
+
 DESCRIPTION = TrainableDescription(
     name="deepspeed",
     trains="real",
@@ -46,5 +54,6 @@ DESCRIPTION = TrainableDescription(
     make=_make,
     check_model=check_model,
     make_prober=_make_prober,
+    trace_ranks=_trace_ranks,
     records_passes=True,
 )

@@ -45,7 +45,7 @@ class LocalHost:
             **os.environ,
             **(env or {}),
         }
-        environment["PYTHONPATH"] = _with_project_root(environment.get("PYTHONPATH"))
+        environment["PYTHONPATH"] = with_project_root(environment.get("PYTHONPATH"))
         read_fd, write_fd = os.pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", program, str(write_fd)],
@@ -159,7 +159,7 @@ class LocalHost:
         return NodeLost(f"the host process ended with status {status}")
 
 
-def _with_project_root(python_path: str | None) -> str:
+def with_project_root(python_path: str | None) -> str:
     """PYTHONPATH with this project in front: on another node it may not be installed."""
     root = str(Path(__file__).resolve().parent.parent.parent)
     return root if not python_path else os.pathsep.join((root, python_path))

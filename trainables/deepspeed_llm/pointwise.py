@@ -6,10 +6,11 @@ shapes spend time on index divisions and masks. The environment variable `AUTOTU
 turns compilation off. On CPUs the expressions run eagerly.
 """
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -18,6 +19,20 @@ from torch import Tensor
 
 from autotune.model import Activation
 from autotune.trial.deepspeed_config import POINTWISE_SWITCH
+
+_stand_in: Callable[[Callable[..., Any], Any, Any], Any] | None = None
+
+
+@contextlib.contextmanager
+def compiled_by(call: Callable[[Callable[..., Any], Any, Any], Any]) -> Iterator[None]:
+    """Have `call(function, args, kwargs)` run each function that is one kernel on GPUs."""
+    global _stand_in
+    before, _stand_in = _stand_in, call
+    try:
+        yield
+    finally:
+        _stand_in = before
+
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -37,6 +52,9 @@ def one_kernel(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, 
 
     @functools.wraps(function)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if _stand_in is not None:
+            result: _Result = _stand_in(function, args, kwargs)
+            return result
         if errors or not _is_compiled(args[0]):
             return function(*args, **kwargs)
         try:
