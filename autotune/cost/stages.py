@@ -16,11 +16,7 @@ included (DeepSpeed's `partition_method`)."""
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """Arrays [n, 3]: the first, the second and the last stage of each layout.
-
-    One of these has the peak memory and the longest time: the stages between have at most as many
-    blocks as the second, and fewer micro-batches in flight. Layouts with fewer stages repeat one.
-    """
+    """Some stages of each layout, arrays [n, s]; usually the first, the second and the last."""
 
     blocks: Array
     """Transformer blocks."""
@@ -37,13 +33,28 @@ class Stages:
 
 
 def stages_of(columns: Columns, model: Model, partition: Partition) -> Stages:
-    """The stages of every layout."""
+    """The first, the second and the last stage of every layout, [n, 3].
+
+    One of these has the peak memory and the longest time: the stages between have at most as many
+    blocks as the second, and fewer micro-batches in flight. Layouts with fewer stages repeat one.
+    """
     sizes = columns.pipeline_parallel.astype(int)
     indices = np.stack([np.zeros_like(sizes), np.minimum(1, sizes - 1), sizes - 1], axis=1)
+    return _stages_at(indices, columns, model, partition)
+
+
+def one_stage(columns: Columns, model: Model, partition: Partition, stage: int) -> Stages:
+    """That stage (from 0) of every layout, [n, 1]; each must have as many."""
+    indices = np.full((len(columns), 1), stage)
+    return _stages_at(indices, columns, model, partition)
+
+
+def _stages_at(indices: Array, columns: Columns, model: Model, partition: Partition) -> Stages:
+    sizes = columns.pipeline_parallel.astype(int)
     blocks = np.zeros(indices.shape)
     for size in np.unique(sizes):
         per_stage = np.array(blocks_per_stage(model, int(size), partition), dtype=float)
-        blocks[sizes == size] = per_stage[[0, min(1, size - 1), size - 1]]
+        blocks[sizes == size] = per_stage[indices[sizes == size]]
     first = (indices == 0).astype(float)
     last = (indices == sizes[:, None] - 1).astype(float)
     return Stages(

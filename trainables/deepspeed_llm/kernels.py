@@ -119,10 +119,15 @@ def _flash_attn(
     return _of_equal_heads(attend)
 
 
+def fused_rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """torch's: one kernel on GPUs, several operations on CPUs."""
+    return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
+
+
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, kernel: RmsnormKernel) -> Tensor:
     """x / rms(x) * weight over the last dimension; the mean square is computed in fp32."""
     if kernel == "fused":
-        return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
+        return fused_rms_norm(x, weight, epsilon)
     wide = x.float()
     normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
     return normalised.to(x.dtype) * weight

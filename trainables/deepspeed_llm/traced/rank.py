@@ -9,12 +9,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from autotune.trial.deepspeed_config import deepspeed_config, engine_of
 from autotune.trial.traced import TracedRank
 from autotune.trial.trial import TrialSpec
-from trainables.deepspeed_llm import pointwise
 from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.engine import Engine, Mesh, build_engine
 from trainables.deepspeed_llm.traced.collectives import Collectives, extrapolated
 from trainables.deepspeed_llm.traced.counting import Counting
-from trainables.deepspeed_llm.traced.without_devices import Answers, join_without_peers
+from trainables.deepspeed_llm.traced.without_devices import (
+    Answers,
+    join_without_peers,
+    kernels_of_gpus,
+)
 
 # Methods of DeepSpeed's engines by the phase of a step that they are.
 _PHASES: Mapping[str, Mapping[str, str]] = {
@@ -47,7 +50,7 @@ def trace_rank(spec: TrialSpec, stage: int) -> TracedRank:
     with FakeTensorMode(allow_non_fake_inputs=True):
         mesh = Mesh(layout)
         counting = Counting(Collectives(mesh.topology), accelerator.in_side_stream)
-        with counting, Answers(counting.as_one), pointwise.compiled_by(counting.as_one):
+        with counting, Answers(), kernels_of_gpus(counting.as_one):
             counting.allocations.enter("other")
             build = Build(
                 model=model,

@@ -8,7 +8,6 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from deepspeed.accelerator import set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
@@ -16,6 +15,8 @@ from deepspeed.runtime.zero import utils as zero_utils
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from trainables.deepspeed_llm import kernels, pointwise
 
 AsOne = Callable[[Callable[..., Any], Any, Any], Any]
 """Runs a function, with its arguments, as one operation."""
@@ -108,11 +109,7 @@ class _FusedRmsNorm(torch.autograd.Function):
 
 
 class Answers(TorchFunctionMode):
-    """Answers what tensors without values cannot: reads of values, and a GPU's fused norm."""
-
-    def __init__(self, as_one: AsOne) -> None:
-        super().__init__()
-        self._as_one = as_one
+    """Answers reads of values, which the tensors do not have."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -124,11 +121,23 @@ class Answers(TorchFunctionMode):
             return False  # no overflow, no infinity
         if func is Tensor.tolist:
             return [1] * args[0].numel()
-        if func is Tensor.record_stream:
-            return None
-        if func is F.rms_norm:
-            return _FusedRmsNorm.apply(args[0], kwargs["weight"], kwargs["eps"], self._as_one)
         return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def kernels_of_gpus(as_one: AsOne) -> Iterator[None]:
+    """Have every function that is one kernel on a GPU run by `as_one`."""
+
+    def fused_rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        normed: Tensor = _FusedRmsNorm.apply(x, weight, epsilon, as_one)
+        return normed
+
+    on_cpus, kernels.fused_rms_norm = kernels.fused_rms_norm, fused_rms_norm
+    try:
+        with pointwise.compiled_by(as_one):
+            yield
+    finally:
+        kernels.fused_rms_norm = on_cpus
 
 
 def join_without_peers(rank: int, world_size: int) -> StreamsWithoutDevice:
@@ -146,6 +155,7 @@ def join_without_peers(rank: int, world_size: int) -> StreamsWithoutDevice:
     # All weights are made on their device and in their type, and tensors without values cannot be
     # exchanged for others in a module.
     nn.Module._apply = lambda module, *_, **__: module  # type: ignore[method-assign]
+    Tensor.record_stream = lambda *_: None  # type: ignore[method-assign, assignment]
     for module in (zero_utils, partition_parameters, partitioned_param_coordinator, stage3):
         for name in ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_other_ranks"):
             if hasattr(module, name):  # they compare with what other ranks have
