@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from autotune.commands.export import write_export
 from autotune.commands.pipeline import write_new_schedule
 from autotune.cost.feasibility import least_nodes
 from autotune.cost.model import CostModel, Estimates
+from autotune.cost.per_stage import PredictedStage, predicted_stages
 from autotune.cost.trainers import Trainer, known_trainers, trainer_of
 from autotune.cost.uncertainty import step_time_interval
 from autotune.errors import InputError, in_field
@@ -33,8 +34,11 @@ from autotune.pipeline.predicted import predicted_schedule
 from autotune.planning import plan as make_plan
 from autotune.report.plan import print_explained, print_not_ranked, print_ranked
 from autotune.report.schedule_file import refuse_schedule_file
+from autotune.report.trace import print_side_by_side
 from autotune.space import SearchSpace
 from autotune.trial.measurement import predicted_mfu
+from autotune.trial.registry import describe_trainable, traced_stages
+from autotune.trial.traced import TracedRank, traced_to_json
 
 # More are not tried by --fit.
 _MOST_NODES = 1024
@@ -57,6 +61,11 @@ _DEVICE_OPTIONS = "--peak-tflops, --memory-gib, --memory-bandwidth and --multipr
     metavar="FILE",
     help="Draw the predicted step of --explain: a new .svg, .png, .html, or .json for Perfetto.",
 )
+@click.option(
+    "--traced",
+    is_flag=True,
+    help="Run the code of --explain's ranks without devices, and compare memory and traffic.",
+)
 @click.option("--peak-tflops", type=AMOUNT, metavar="X", help="Dense peak of the device.")
 @click.option("--memory-gib", type=AMOUNT, metavar="X", help="Memory per device.")
 @click.option("--memory-bandwidth", type=AMOUNT, metavar="X", help="In GB/s per device.")
@@ -76,6 +85,7 @@ def main(
     export: str | None,
     out: Path | None,
     pipeline: Path | None,
+    traced: bool,
     peak_tflops: float | None,
     memory_gib: float | None,
     memory_bandwidth: float | None,
@@ -98,6 +108,8 @@ def main(
     with in_field("trainer"):
         own = trainer_of(trainer)
     device = _device(options.gpu, stated)
+    if traced:
+        _check_traced(explain, own)
     if fit:
         options = _on_fewest_nodes(options, device, own)
     space = space_from_options(options, device=device)
@@ -116,10 +128,14 @@ def main(
             title = f"{space.name}, {layout.describe()}"
             schedule = predicted_schedule(model, layout)
             write_new_schedule(pipeline, schedule, layout=title, field="pipeline")
+        content = _explained(layout, estimates, space, (low, high))
+        stages = _stages(model, space, layout) if traced else []
         if as_json:
-            print(json.dumps(_explained(layout, estimates, space, (low, high)), indent=2))
+            print(json.dumps({**content, **_side_by_side(stages)}, indent=2))
         else:
             print_explained(console, space, layout, estimates, (low, high))
+            if stages:
+                print_side_by_side(console, stages)
         return 0
     ranked = make_plan(space, model)
     if as_json:
@@ -152,6 +168,14 @@ def _check_files(
             raise InputError("must be given with --explain, got none", field="pipeline")
         with in_field("pipeline"):
             refuse_schedule_file(pipeline)
+
+
+def _check_traced(explain: str | None, trainer: Trainer) -> None:
+    if explain is None:
+        raise InputError("must be given with --explain, got none", field="traced")
+    worker = describe_trainable("deepspeed").trainer
+    if trainer.name != worker:
+        raise InputError(f"must be given with trainer {worker}, got {trainer.name}", field="traced")
 
 
 def _on_fewest_nodes(
@@ -193,6 +217,26 @@ def _device(
         return validated(Device, {**fields, **given}, what="--gpu")
 
     return device
+
+
+def _stages(
+    model: CostModel, space: SearchSpace, layout: Layout
+) -> list[tuple[PredictedStage, TracedRank]]:
+    """Prediction and trace of every pipeline stage."""
+    stages = range(layout.pipeline_parallel)
+    ranks = traced_stages(space, layout, stages)
+    return list(zip(predicted_stages(model, layout, stages), ranks, strict=True))
+
+
+def _side_by_side(stages: Sequence[tuple[PredictedStage, TracedRank]]) -> dict[str, Any]:
+    return (
+        {
+            "predicted_stages": [dataclasses.asdict(predicted) for predicted, _ in stages],
+            "traced_stages": traced_to_json([rank for _, rank in stages]),
+        }
+        if stages
+        else {}
+    )
 
 
 def _explained(

@@ -13,11 +13,8 @@ from autotune.options.output import plain_console
 from autotune.options.space_options import SpaceOptions, space_from_options, space_options
 from autotune.report.trace import print_traced
 from autotune.space import SearchSpace
-from autotune.trial.registry import describe_trainable
+from autotune.trial.registry import traced_stages
 from autotune.trial.traced import TracedRank, traced_to_json
-from autotune.trial.trial import spec_of
-
-_TRAINABLE = "deepspeed"
 
 
 @click.command()
@@ -44,20 +41,12 @@ def main(layout: str, stage: int | None, as_json: bool, **given: Any) -> int:
             field="stage",
         )
     stages = range(chosen.pipeline_parallel) if stage is None else [stage]
-    ranks = trace(space, chosen, stages)
+    ranks = traced_stages(space, chosen, stages)
     if as_json:
         print(json.dumps(_content(space, chosen, ranks), indent=2))
     else:
         print_traced(plain_console(), space, chosen, ranks)
     return 0
-
-
-def trace(space: SearchSpace, layout: Layout, stages: Any) -> list[TracedRank]:
-    """Trace the first rank of each stage. Raises InputError and TracingFailed."""
-    description = describe_trainable(_TRAINABLE)
-    assert description.trace_ranks is not None
-    description.check_model(space.model)
-    return description.trace_ranks(spec_of(space, layout, trial_id="0", log_dir=None), stages)
 
 
 def _content(space: SearchSpace, layout: Layout, ranks: list[TracedRank]) -> dict[str, Any]:

@@ -44,8 +44,8 @@ def deepspeed_states(
 ) -> States:
     """DeepSpeed 0.19, from its optimisers' source and measurements (docs/results/cpu.md).
 
-    ZeRO shards as in Rajbhandari et al. 2020, table 1, with these differences: stage 3 keeps up to
-    10^9 gathered parameters; for the update bf16 makes an fp32 copy of the gradient shard, and
+    ZeRO shards as in Rajbhandari et al. 2020, table 1, with these differences: stage 3 keeps some
+    gathered parameters; for the update bf16 makes an fp32 copy of the gradient shard, and
     stages 1 and 2 also flatten that shard into a new tensor; buckets are added (two while the last
     one is reduced, before the update begins). The first micro-batch's backward pass allocates the
     gradients. The pipeline engine does the same. Gradients that are accumulated in fp32 are held in
@@ -56,7 +56,9 @@ def deepspeed_states(
     mixed_precision = setting.precision == "bf16"
     bucket = np.clip(parameters, SMALLEST_BUCKET, constants["message_parameters"])
     weights = element * np.where(stage >= 3, parameters / replicas, parameters)
-    gathered = element * np.where(stage >= 3, np.minimum(parameters, 1e9), 0)
+    gathered = element * np.where(
+        stage >= 3, np.minimum(parameters, setting.trainer.kept_parameters), 0
+    )
     gradients = element * np.where(stage >= 2, parameters / replicas, parameters)
     if mixed_precision and setting.trainer.gradient_bytes == _MASTER_BYTES:
         gradients = gradients + _MASTER_BYTES * parameters

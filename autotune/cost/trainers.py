@@ -78,6 +78,12 @@ class Trainer:
     keeps_gathered_inputs: Flag
     """Whether sequence parallelism keeps the gathered inputs of the tensor-parallel regions for the
     backward pass; else their shards, which are gathered again."""
+    recomputed_sums: Literal[1, 2] = 2
+    """Tensor-parallel sums of a block that recomputation repeats: the second is not needed for the
+    backward pass."""
+    kept_parameters: Annotated[float, Field(ge=0)] = 0
+    """Where weights are gathered for both passes: how many of them, at most, stay on a rank from
+    the forward to the backward pass."""
     constants: ConstantsOfFile = Field(default_factory=dict)
     """Its values of constants, on every device."""
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from autotune.cost.per_stage import PredictedStage
 from autotune.layout import Layout
 from autotune.report.layouts import narrow_table
 from autotune.space import SearchSpace
@@ -27,6 +28,32 @@ def print_traced(
     most = max(ranks, key=lambda rank: rank.peak_memory_gib)
     console.print(_live_at_peak(most))
     console.print(_collectives(most))
+
+
+def print_side_by_side(
+    console: Console, stages: Sequence[tuple[PredictedStage, TracedRank]]
+) -> None:
+    """Print memory and traffic of each stage, predicted by formulas and traced from code."""
+    table = narrow_table("Predicted / traced, per rank and step")
+    groups = [
+        group
+        for group in stages[0][0].exchanged_bytes
+        if any(rank.exchanged_bytes(group) for _, rank in stages)
+    ]
+    for heading in ("stage", "GiB of tensors", *(f"{group} GB" for group in groups)):
+        table.add_column(heading, justify="right")
+    for predicted, rank in stages:
+        exchanged = [
+            f"{predicted.exchanged_bytes[name] / _GB:.3f} / {rank.exchanged_bytes(name) / _GB:.3f}"
+            for name in groups
+        ]
+        memory = f"{predicted.peak_memory_gib:.2f} / {rank.peak_memory_gib:.2f}"
+        table.add_row(str(rank.stage), memory, *exchanged)
+    console.print(table)
+    console.print(
+        "without the device's context and fragmentation; an all-reduce counts twice",
+        soft_wrap=True,
+    )
 
 
 def _by_stage(ranks: Sequence[TracedRank]) -> Table:

@@ -17,6 +17,12 @@ SMALLEST_BUCKET = 65_536
 """Smallest size of a communication bucket, in elements."""
 
 
+LIVE_PARAMETERS = 1_000_000_000
+"""ZeRO 3 gathers no further weights while a rank has so many, and keeps them for the backward pass
+(DeepSpeed's default)."""
+# A bucket is reduced in as many messages as there are ranks with a shard in it, at most this many.
+_MOST_SHARDS_IN_BUCKET = 16
+
 POINTWISE_SWITCH = "AUTOTUNE_POINTWISE"
 """Environment variable of the workers; `eager`: do not compile element-wise operations on GPUs."""
 
@@ -48,11 +54,21 @@ def deepspeed_config(
         "stage": layout.zero_stage,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
-        "overlap_comm": overlap_communication and layout.data_parallel > 1,
+        # The pipeline engine switches it off.
+        "overlap_comm": overlap_communication
+        and layout.data_parallel > 1
+        and engine_of(layout) == "plain",
         "contiguous_gradients": True,
     }
     if layout.zero_stage == 3:
         zero["stage3_prefetch_bucket_size"] = bucket
+        zero["stage3_max_live_parameters"] = LIVE_PARAMETERS
+    elif layout.zero_stage > 0 and local_parameters // layout.data_parallel > (
+        bucket // _MOST_SHARDS_IN_BUCKET
+    ):
+        # Each shard of the gradients is sent to the rank that needs it, which is half the traffic
+        # of an all-reduce.
+        zero["use_multi_rank_bucket_allreduce"] = False
     return {
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.gradient_accumulation_steps,

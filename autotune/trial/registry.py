@@ -10,12 +10,16 @@ where DESCRIPTION is a `TrainableDescription` of that name.
 
 import functools
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autotune.errors import InputError, message_of
 from autotune.inputs import shown
+from autotune.layout import Layout
+from autotune.space import SearchSpace
+from autotune.trial.traced import TracedRank
 from autotune.trial.trainable import TrainableDescription
+from autotune.trial.trial import spec_of
 
 GROUP = "autotune.trainables"
 
@@ -58,6 +62,20 @@ def describe_configured(name: str, command: Mapping[str, Any] | None) -> Trainab
     if command is None or description.configured is None:
         return description
     return description.configured(command)
+
+
+def traced_stages(
+    space: SearchSpace, layout: Layout, stages: Sequence[int], trainable: str = "deepspeed"
+) -> list[TracedRank]:
+    """Trace a legal layout's first rank of each of these stages, without devices.
+
+    Raises InputError for what the trainable does not train, and TracingFailed.
+    """
+    description = describe_trainable(trainable)
+    if description.trace_ranks is None:
+        raise InputError(f"{trainable} cannot be traced", field="trainable")
+    description.check_model(space.model)
+    return description.trace_ranks(spec_of(space, layout, trial_id="0", log_dir=None), stages)
 
 
 @functools.cache

@@ -62,6 +62,15 @@ class TracedRank:
     operations: int
     """Operations that a device would be given, of which fused ones are one."""
 
+    def exchanged_bytes(self, group: str) -> int:
+        """Bytes of the collectives of that group; an all-reduce, which is a reduce-scatter and an
+        all-gather, counts twice."""
+        return sum(
+            one.bytes * (2 if one.kind == "all_reduce" else 1)
+            for one in self.collectives
+            if one.group == group
+        )
+
 
 _ranks = pydantic.TypeAdapter(list[TracedRank])
 

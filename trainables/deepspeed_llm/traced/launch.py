@@ -16,12 +16,18 @@ from trainables.deepspeed_llm.host import with_project_root
 
 def trace_ranks(spec: TrialSpec, stages: Sequence[int]) -> list[TracedRank]:
     """Trace the first rank of each stage (from 0). Raises TracingFailed."""
+    return traced([(spec, stage) for stage in stages])
+
+
+def traced(jobs: Sequence[tuple[TrialSpec, int]]) -> list[TracedRank]:
+    """Trace a rank for each trial and stage. Raises TracingFailed."""
+    asked = [{"spec": to_json(spec), "stage": stage} for spec, stage in jobs]
     environment = {**worker_environment("cpu"), **os.environ, "DS_ACCELERATOR": "cpu"}
     environment["PYTHONPATH"] = with_project_root(environment.get("PYTHONPATH"))
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as output:
         done = subprocess.run(
             [sys.executable, "-m", "trainables.deepspeed_llm.traced", str(answer.fileno())],
-            input=json.dumps({"spec": to_json(spec), "stages": list(stages)}).encode(),
+            input=json.dumps(asked).encode(),
             stdout=output,
             stderr=output,
             pass_fds=[answer.fileno()],

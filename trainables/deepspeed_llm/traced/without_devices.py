@@ -155,7 +155,7 @@ def join_without_peers(rank: int, world_size: int) -> StreamsWithoutDevice:
     # All weights are made on their device and in their type, and tensors without values cannot be
     # exchanged for others in a module.
     nn.Module._apply = lambda module, *_, **__: module  # type: ignore[method-assign]
-    Tensor.record_stream = lambda *_: None  # type: ignore[method-assign, assignment]
+    Tensor.record_stream = lambda *_: None  # type: ignore[method-assign]
     for module in (zero_utils, partition_parameters, partitioned_param_coordinator, stage3):
         for name in ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_other_ranks"):
             if hasattr(module, name):  # they compare with what other ranks have
