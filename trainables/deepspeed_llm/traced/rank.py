@@ -10,7 +10,7 @@ from autotune.trial.deepspeed_config import deepspeed_config, engine_of
 from autotune.trial.traced import TracedRank
 from autotune.trial.trial import TrialSpec
 from trainables.deepspeed_llm.build import Build
-from trainables.deepspeed_llm.engine import Engine, Mesh, build_engine
+from trainables.deepspeed_llm.engine import Mesh, build_engine
 from trainables.deepspeed_llm.traced.collectives import Collectives, extrapolated
 from trainables.deepspeed_llm.traced.counting import Counting
 from trainables.deepspeed_llm.traced.without_devices import (
@@ -35,54 +35,77 @@ _PHASES: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def trace_rank(spec: TrialSpec, stage: int) -> TracedRank:
+def trace_rank(spec: TrialSpec, stage: int, *, overlap_communication: bool = True) -> TracedRank:
     """Trace the first rank of a pipeline stage, in a process that does nothing else.
 
+    `overlap_communication`: as GPUs do, which splits gradients into buckets a little differently.
+    """
+    rank = stage * spec.layout.world_size // spec.layout.pipeline_parallel
+    accelerator = join_without_peers(rank, spec.layout.world_size)
+    with FakeTensorMode(allow_non_fake_inputs=True), Answers():
+        return counted_rank(
+            spec,
+            rank,
+            in_side_stream=accelerator.in_side_stream,
+            prepare=_without_peers,
+            overlap_communication=overlap_communication,
+        )
+
+
+def counted_rank(
+    spec: TrialSpec,
+    rank: int,
+    *,
+    in_side_stream: Callable[[], bool],
+    prepare: Callable[[Any, Build], None] = lambda engine, build: None,
+    overlap_communication: bool = True,
+) -> TracedRank:
+    """Build this rank's engine in the process group that exists, and count a step.
+
     Few micro-batches fill the pipeline and have gradients of earlier ones beside them; every
-    further one does the same.
+    further one does the same. `in_side_stream`: whether operations go to another stream than the
+    computation's. `prepare` is given DeepSpeed's engine before the first step.
     """
     layout, model = spec.layout, spec.model
-    ranks_per_stage = layout.world_size // layout.pipeline_parallel
-    rank = stage * ranks_per_stage
-    accelerator = join_without_peers(rank, layout.world_size)
+    mesh = Mesh(layout)
     micro_batches = layout.gradient_accumulation_steps
     few = min(layout.pipeline_parallel + 1, micro_batches)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        mesh = Mesh(layout)
-        counting = Counting(Collectives(mesh.topology), accelerator.in_side_stream)
-        with counting, Answers(), kernels_of_gpus(counting.as_one):
-            counting.allocations.enter("other")
-            build = Build(
-                model=model,
-                layout=layout,
-                parallel=mesh.parallel,
-                device=torch.device("cpu"),
-                seed=spec.seed,
-                dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
-            )
-            config = deepspeed_config(
-                layout, model, precision=spec.precision, overlap_communication=True
-            )
-            engine = build_engine(build, mesh, config)
-            _separate_phases(engine, engine_of(layout), counting)
-            _ignore_messages_about_shapes(engine, build)
+    counting = Counting(Collectives(mesh.topology), in_side_stream)
+    with counting, kernels_of_gpus(counting.as_one):
+        build = Build(
+            model=model,
+            layout=layout,
+            parallel=mesh.parallel,
+            device=torch.device("cpu"),
+            dtype=torch.bfloat16 if spec.precision == "bf16" else torch.float32,
+            seed=spec.seed,
+        )
+        config = deepspeed_config(
+            layout,
+            model,
+            precision=spec.precision,
+            overlap_communication=overlap_communication,
+        )
+        engine = build_engine(build, mesh, config)
+        deepspeed_engine: Any = engine._engine  # type: ignore[attr-defined]
+        _separate_phases(deepspeed_engine, engine_of(layout), counting)
+        prepare(deepspeed_engine, build)
 
-            def step(count: int) -> None:
-                engine.set_micro_batches(count)
-                counting.begin_step()
-                tokens = torch.zeros(
-                    count * layout.micro_batch_size, model.sequence_length, dtype=torch.long
-                )
-                engine.step((tokens, tokens))
+        def step(count: int) -> None:
+            engine.set_micro_batches(count)
+            counting.begin_step()
+            sequences = count * layout.micro_batch_size
+            tokens = torch.zeros(sequences, model.sequence_length, dtype=torch.long)
+            engine.step((tokens, tokens))
 
-            step(1)  # makes the optimiser's states
-            step(few)
-            phases = counting.allocations.peaks_gib()
-            live = counting.allocations.live_at_peak()
-            counts = counting.collectives.counted(), counting.flops, counting.operations
-            if few < micro_batches:
-                step(few + 1)
-            more = counting.collectives.counted(), counting.flops, counting.operations
+        step(1)  # makes the optimiser's states
+        step(few)
+        phases = counting.allocations.peaks_gib()
+        live = counting.allocations.live_at_peak()
+        counts = counting.collectives.counted(), counting.flops, counting.operations
+        if few < micro_batches:
+            step(few + 1)
+        more = counting.collectives.counted(), counting.flops, counting.operations
     further = micro_batches - few
     (collectives, *totals), (more_collectives, *more_totals) = counts, more
     flops, operations = (
@@ -91,7 +114,7 @@ def trace_rank(spec: TrialSpec, stage: int) -> TracedRank:
     )
     return TracedRank(
         rank=rank,
-        stage=stage,
+        stage=mesh.topology.get_coord(rank).pipe,
         peak_memory_gib=max(phases.values()),
         phases=phases,
         live_at_peak=live,
@@ -101,17 +124,17 @@ def trace_rank(spec: TrialSpec, stage: int) -> TracedRank:
     )
 
 
-def _separate_phases(engine: Engine, kind: str, counting: Counting) -> None:
-    deepspeed_engine: Any = engine._engine  # type: ignore[attr-defined]
+def _separate_phases(engine: Any, kind: str, counting: Counting) -> None:
+    """Have the methods of DeepSpeed's engine tell their phase."""
     for name, phase in _PHASES[kind].items():
-        method = getattr(deepspeed_engine, name)
-        setattr(deepspeed_engine, name, _in_phase(method, phase, counting))
-    for instruction, execute in getattr(deepspeed_engine, "_INSTRUCTION_MAP", {}).items():
-        name = execute.__name__
-        if name in _PHASES[kind]:
-            own = _of_engine(getattr(deepspeed_engine, name))
-            instructions = {**deepspeed_engine._INSTRUCTION_MAP, instruction: own}
-            deepspeed_engine._INSTRUCTION_MAP = instructions
+        setattr(engine, name, _in_phase(getattr(engine, name), phase, counting))
+    instructions = getattr(engine, "_INSTRUCTION_MAP", {})
+    engine._INSTRUCTION_MAP = {
+        instruction: _of_engine(getattr(engine, execute.__name__))
+        if execute.__name__ in _PHASES[kind]
+        else execute
+        for instruction, execute in instructions.items()
+    }
 
 
 def _of_engine(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,17 +150,12 @@ def _in_phase(method: Callable[..., Any], phase: str, counting: Counting) -> Cal
     return run
 
 
-def _ignore_messages_about_shapes(engine: Engine, build: Build) -> None:
+def _without_peers(engine: Any, build: Build) -> None:
     """Pipeline stages tell each other the shape of what they send, once; no one tells this one."""
-    deepspeed_engine: Any = engine._engine  # type: ignore[attr-defined]
-    if engine_of(build.layout) != "pipeline":
-        return
     layout, model = build.layout, build.model
     shards = layout.tensor_parallel if layout.sequence_parallel else 1
     shape = [model.sequence_length // shards, layout.micro_batch_size, model.hidden_size]
-
-    def receive(stage: int) -> Any:
-        return deepspeed_engine._allocate_or_extend_buffers(0, shape, build.dtype)
-
-    deepspeed_engine._recv_tensor_meta = receive
-    deepspeed_engine._send_tensor_meta = lambda *_: None
+    engine._recv_tensor_meta = lambda stage: engine._allocate_or_extend_buffers(
+        0, shape, build.dtype
+    )
+    engine._send_tensor_meta = lambda *_: None
