@@ -33,6 +33,8 @@ def main(layout: str, stage: int | None, as_json: bool, **given: Any) -> int:
     The worker's real code runs on tensors without values, for the first rank of each pipeline
     stage. Nothing is timed.
     """
+    if given["fix"]:
+        raise InputError("cannot be given with `layout`", field="fix")
     space = space_from_options(SpaceOptions(**given))
     chosen = chosen_layout(layout, space, "--layout")
     if stage is not None and stage >= chosen.pipeline_parallel:

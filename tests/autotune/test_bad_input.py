@@ -27,6 +27,7 @@ import autotune.commands.pipeline
 import autotune.commands.plan
 import autotune.commands.run
 import autotune.commands.scale
+import autotune.commands.trace
 import autotune.commands.try_
 import trainables.deepspeed_llm.__main__
 import trainables.deepspeed_llm.training.__main__
@@ -56,6 +57,7 @@ COMMANDS: dict[str, click.Command] = {
     "scale": autotune.commands.scale.main,
     "calibrate": autotune.commands.calibrate.main,
     "pipeline": autotune.commands.pipeline.main,
+    "trace": autotune.commands.trace.main,
     "train": trainables.deepspeed_llm.__main__.main,
     "training": trainables.deepspeed_llm.training.__main__.main,
 }
@@ -131,6 +133,7 @@ NEEDED: dict[str, dict[str, str]] = {
     "scale": {"--space": "tiny", "--nodes": "1,2"},
     "calibrate": {},
     "pipeline": {},
+    "trace": {"--space": "tiny", "--layout": "{}"},
     "train": dict(zip(ONE_LAYOUT[::2], ONE_LAYOUT[1::2], strict=True)),
     "training": dict(zip(ONE_LAYOUT[::2], ONE_LAYOUT[1::2], strict=True)),
 }
@@ -159,6 +162,15 @@ SPACE_OPTIONS: dict[str, Sequence[str]] = {
         "rmsnorm_kernel=", "torch_compile=2", "micro_batch_size=3", "tensor_parallel=3",
     ),
 }  # fmt: skip
+LAYOUTS = (
+    "", "none.json", ".", "{", "[]", "{}{}", '{"tensor_parallel": NaN}',
+    '{"tensor_parallel": 1, "tensor_parallel": 2}', '{"a": ' * 99_999, '{"speed": 1}',
+    '{"tensor_parallel": 3}', '{"tensor_parallel": "2"}', '{"zero_stage": 9}',
+    '{"data_parallel": 3}', '{"micro_batch_size": true}', '{"micro_batch_size": null}',
+    '{"gradient_accumulation_steps": 3}', '{"gradient_accumulation_steps": null}',
+    '{"attention_kernel": "fast"}', '{"fp8": true}', '{"pipeline_parallel": 1e400}',
+    '{"pipeline_parallel": 1' + "0" * 400 + "}",
+)  # fmt: skip
 BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
     "run": {
         **SPACE_OPTIONS,
@@ -218,15 +230,7 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
         "--top": COUNTS,
         "--export": ("", "nemo", "Megatron-LM"),
         "--out": ("x",),  # without --export
-        "--explain": (
-            "", "none.json", ".", "{", "[]", "{}{}", '{"tensor_parallel": NaN}',
-            '{"tensor_parallel": 1, "tensor_parallel": 2}', '{"a": ' * 99_999, '{"speed": 1}',
-            '{"tensor_parallel": 3}', '{"tensor_parallel": "2"}', '{"zero_stage": 9}',
-            '{"data_parallel": 3}', '{"micro_batch_size": true}', '{"micro_batch_size": null}',
-            '{"gradient_accumulation_steps": 3}', '{"gradient_accumulation_steps": null}',
-            '{"attention_kernel": "fast"}', '{"fp8": true}', '{"pipeline_parallel": 1e400}',
-            '{"pipeline_parallel": 1' + "0" * 400 + "}",
-        ),
+        "--explain": LAYOUTS,
         "--pipeline": ("", "step.pdf", "step", "none/step.svg", ".svg", LONG_NAME + ".svg"),
         "--peak-tflops": AMOUNTS,
         "--memory-gib": AMOUNTS,
@@ -242,6 +246,11 @@ BAD_OPTIONS: dict[str, dict[str, Sequence[str]]] = {
     },
     "pipeline": {
         "--out": ("", "step.pdf", "step", "none/step.svg", ".svg", LONG_NAME + ".svg"),
+    },
+    "trace": {
+        **SPACE_OPTIONS,
+        "--layout": LAYOUTS,
+        "--stage": ("-1", "1", "64", "1.5", "x", "", "nan", "9" * 5000),
     },
     "train": {
         "--layout": ("", "none.json", ".", "{", "[]", '{"speed": 1}', '{"tensor_parallel": 3}',
@@ -388,6 +397,13 @@ CONTRADICTIONS: list[tuple[str, tuple[object, ...], str]] = [
     ("calibrate", ("x.csv", "--out", "a.json", "--trainer-out", "b.json"), "cannot be given with"),
     ("calibrate", ("x.csv", "--trainer-name", "mine"), "must be given with --trainer-out"),
     ("plan", (*TINY, "--pipeline", "x.svg"), "--pipeline must be given with --explain, got none"),
+    ("plan", (*TINY, "--traced"), "--traced must be given with --explain, got none"),
+    (
+        "plan",
+        (*TINY, "--explain", LAYOUT, "--trainer", "nemo", "--traced"),
+        "--traced must be given with trainer deepspeed_llm, got nemo",
+    ),
+    ("trace", (*TINY,), "Missing option '--layout'"),
     ("pipeline", ("--out", "x.svg"), "Missing argument 'DIR'"),
     ("pipeline", ("none", "--out", "x.svg"), "no run in 'none'"),
     ("train", ("--layout", "{}", "--steps", "1"), "Missing option '--model'"),

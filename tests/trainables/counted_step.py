@@ -1,6 +1,6 @@
 """Run as a module: counts a step of real ranks, and traces the same ranks without peers.
 
-    python -m tests.trainables.counted_step '[[{"tensor_parallel": 2}, "bf16", {"hidden_size": ...}]]'
+    python -m tests.trainables.counted_step '[[{"tensor_parallel": 2}, "bf16", MODEL]]'
 
 For each layout, precision and model a line of JSON: `real` and `traced` have what was counted on
 the first rank of the first and of the last pipeline stage.
