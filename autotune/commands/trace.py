@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from autotune.errors import InputError
+from autotune.inputs import shown
 from autotune.layout import Layout
 from autotune.options.command_line import COUNT_OR_ZERO
 from autotune.options.one_layout import chosen_layout
@@ -34,7 +35,9 @@ def main(layout: str, stage: int | None, as_json: bool, **given: Any) -> int:
     stage. Nothing is timed.
     """
     if given["fix"]:
-        raise InputError("cannot be given with `layout`", field="fix")
+        raise InputError(
+            f"cannot be given with `layout`, got {shown(given['fix'][0])}", field="fix"
+        )
     space = space_from_options(SpaceOptions(**given))
     chosen = chosen_layout(layout, space, "--layout")
     if stage is not None and stage >= chosen.pipeline_parallel:
