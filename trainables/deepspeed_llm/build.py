@@ -7,6 +7,7 @@ so all layouts of a model start from the same weights.
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,14 +46,32 @@ class Build:
         values = self._normal(name, shape, shard, std)
         return self._parameter(values, sharded=shard is not None, decayed=True)
 
-    def expert_weights(
-        self, name: str, count: int, shape: tuple[int, int], *, shard: int, std: float = INITIAL_STD
-    ) -> nn.Parameter:
-        """One parameter with the same slice of every expert's matrix: [count, *slice].
+    def rows(self, parts: Mapping[str, int], columns: int) -> nn.Parameter:
+        """One parameter with this rank's rows of several matrices, one matrix after the other.
 
-        `name` has a place for the expert's number.
+        `parts`: the number of rows of each whole matrix, by its name. All have `columns` columns.
         """
-        experts = [self._normal(name.format(i), shape, shard, std) for i in range(count)]
+        own = [self._normal(name, (rows, columns), 0, INITIAL_STD) for name, rows in parts.items()]
+        return self._parameter(torch.cat(own), sharded=True, decayed=True)
+
+    def expert_weights(
+        self,
+        names: Sequence[str],
+        count: int,
+        shape: tuple[int, int],
+        *,
+        shard: int,
+        std: float = INITIAL_STD,
+    ) -> nn.Parameter:
+        """One parameter with the same slices of every expert's matrices, all of that shape, one
+        after the other: [count, rows of all slices, columns].
+
+        Each name has a place for the expert's number.
+        """
+        experts = [
+            torch.cat([self._normal(name.format(i), shape, shard, std) for name in names])
+            for i in range(count)
+        ]
         return self._parameter(torch.stack(experts), sharded=True, decayed=True)
 
     def vector(self, size: int, value: float, *, sharded: bool = False) -> nn.Parameter:

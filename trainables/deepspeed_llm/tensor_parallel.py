@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Started = tuple[Tensor, dist.Work | None]
+"""The result of a collective, and what to wait for before it is used (`finish`)."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TensorParallel:
@@ -80,21 +83,41 @@ class TensorParallel:
             dist.all_reduce(x, op=op, group=self.group)
         return x
 
+    def start_gather(self, x: Tensor) -> Started:
+        """All-gather along the sequence: [sequence / size, ...] -> [sequence, ...]."""
+        gathered = x.new_empty((x.shape[0] * self.size, *x.shape[1:]))
+        return gathered, dist.all_gather_into_tensor(
+            gathered, x.contiguous(), group=self.group, async_op=_beside_computation()
+        )
+
+    def start_sum(self, x: Tensor) -> Started:
+        """Add up the ranks' values, which must not be used any more: [sequence, ...] -> [sequence
+        (/ size with sequence parallelism), ...]."""
+        if not self.sequence_parallel:
+            work = dist.all_reduce(x, group=self.group, async_op=_beside_computation())
+            return x, work
+        scattered = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
+        return scattered, dist.reduce_scatter_tensor(
+            scattered, x.contiguous(), group=self.group, async_op=_beside_computation()
+        )
+
     def shard(self, full: Tensor, dimension: int) -> Tensor:
         """This rank's slice of a full tensor, as a copy."""
         return full.chunk(self.size, dimension)[self.rank].clone()
 
 
-def _gather(x: Tensor, parallel: TensorParallel) -> Tensor:
-    gathered = x.new_empty((x.shape[0] * parallel.size, *x.shape[1:]))
-    dist.all_gather_into_tensor(gathered, x.contiguous(), group=parallel.group)
-    return gathered
+def finish(started: Started) -> Tensor:
+    """What a collective was started for. The device's stream waits for it, the host does not."""
+    result, work = started
+    if work is not None:
+        work.wait()
+    return result
 
 
-def _reduce_scatter(x: Tensor, parallel: TensorParallel) -> Tensor:
-    scattered = x.new_empty((x.shape[0] // parallel.size, *x.shape[1:]))
-    dist.reduce_scatter_tensor(scattered, x.contiguous(), group=parallel.group)
-    return scattered
+def _beside_computation() -> bool:
+    """Whether a collective is started and waited for later. Within compiled blocks it is not: what
+    torch.compile traces has no handle to wait for."""
+    return not torch.compiler.is_compiling()
 
 
 class _CopyIn(torch.autograd.Function):
@@ -128,11 +151,11 @@ class _GatherSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
         ctx.parallel = parallel
-        return _gather(x, parallel)
+        return finish(parallel.start_gather(x))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _reduce_scatter(gradient, ctx.parallel), None
+        return finish(ctx.parallel.start_sum(gradient)), None
 
 
 class _ScatterSequence(torch.autograd.Function):
@@ -141,8 +164,8 @@ class _ScatterSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
         ctx.parallel = parallel
-        return _reduce_scatter(x, parallel)
+        return finish(parallel.start_sum(x))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _gather(gradient, ctx.parallel), None
+        return finish(ctx.parallel.start_gather(gradient)), None
