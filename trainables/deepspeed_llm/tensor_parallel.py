@@ -28,6 +28,12 @@ class TensorParallel:
     group: dist.ProcessGroup | None = None
     """The process group; None if size is 1."""
 
+    @property
+    def group_name(self) -> str:
+        """The name of the process group, which must be there."""
+        assert self.group is not None
+        return self.group.group_name
+
     def enter(self, x: Tensor) -> Tensor:
         """From the residual stream into column-parallel matrices.
 
