@@ -38,7 +38,7 @@ class _EnteringLinear(torch.autograd.Function):
         of_x, of_weight, *_ = ctx.needs_input_grad
         ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         ctx.parallel = parallel
-        whole = finish(parallel.start_gather(x)) if parallel.sequence_parallel else x
+        whole = parallel.gather(x) if parallel.sequence_parallel else x
         return F.linear(whole, weight, bias)
 
     @staticmethod
@@ -65,7 +65,7 @@ def _gradients(
     gathering: Started | None = None
     if x is not None:
         gathering = parallel.start_gather(x) if parallel.sequence_parallel else (x, None)
-    adding = None if weight is None else parallel.start_sum(gradient @ weight)
+    adding = None if weight is None else parallel.start_adding_up(gradient @ weight)
     if gathering is not None:
         of_weight = gradient.flatten(0, -2).t() @ finish(gathering).flatten(0, -2)
     if adding is not None:

@@ -89,22 +89,35 @@ class TensorParallel:
             dist.all_reduce(x, op=op, group=self.group)
         return x
 
-    def start_gather(self, x: Tensor) -> Started:
+    def gather(self, x: Tensor) -> Tensor:
         """All-gather along the sequence: [sequence / size, ...] -> [sequence, ...]."""
+        return self._gather(x, beside=False)[0]
+
+    def start_gather(self, x: Tensor) -> Started:
+        """`gather`, beside the computation that follows."""
+        return self._gather(x, beside=True)
+
+    def add_up(self, x: Tensor) -> Tensor:
+        """The sum of the ranks' values, which must not be used any more: [sequence, ...] ->
+        [sequence (/ size with sequence parallelism), ...]."""
+        return self._add_up(x, beside=False)[0]
+
+    def start_adding_up(self, x: Tensor) -> Started:
+        """`add_up`, beside the computation that follows."""
+        return self._add_up(x, beside=True)
+
+    def _gather(self, x: Tensor, *, beside: bool) -> Started:
         gathered = x.new_empty((x.shape[0] * self.size, *x.shape[1:]))
         return gathered, dist.all_gather_into_tensor(
-            gathered, x.contiguous(), group=self.group, async_op=_beside_computation()
+            gathered, x.contiguous(), group=self.group, async_op=_asynchronous(beside)
         )
 
-    def start_sum(self, x: Tensor) -> Started:
-        """Add up the ranks' values, which must not be used any more: [sequence, ...] -> [sequence
-        (/ size with sequence parallelism), ...]."""
+    def _add_up(self, x: Tensor, *, beside: bool) -> Started:
         if not self.sequence_parallel:
-            work = dist.all_reduce(x, group=self.group, async_op=_beside_computation())
-            return x, work
+            return x, dist.all_reduce(x, group=self.group, async_op=_asynchronous(beside))
         scattered = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
         return scattered, dist.reduce_scatter_tensor(
-            scattered, x.contiguous(), group=self.group, async_op=_beside_computation()
+            scattered, x.contiguous(), group=self.group, async_op=_asynchronous(beside)
         )
 
     def shard(self, full: Tensor, dimension: int) -> Tensor:
@@ -120,10 +133,9 @@ def finish(started: Started) -> Tensor:
     return result
 
 
-def _beside_computation() -> bool:
-    """Whether a collective is started and waited for later. Within compiled blocks it is not: what
-    torch.compile traces has no handle to wait for."""
-    return not torch.compiler.is_compiling()
+def _asynchronous(beside: bool) -> bool:
+    """What torch.compile traces has no handle to wait for."""
+    return beside and not torch.compiler.is_compiling()
 
 
 class _CopyIn(torch.autograd.Function):
@@ -157,11 +169,11 @@ class _GatherSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
         ctx.parallel = parallel
-        return finish(parallel.start_gather(x))
+        return parallel.gather(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return finish(ctx.parallel.start_sum(gradient)), None
+        return ctx.parallel.add_up(gradient), None
 
 
 class _ScatterSequence(torch.autograd.Function):
@@ -170,8 +182,8 @@ class _ScatterSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
         ctx.parallel = parallel
-        return finish(parallel.start_sum(x))
+        return parallel.add_up(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return finish(ctx.parallel.start_gather(gradient)), None
+        return ctx.parallel.gather(gradient), None
