@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autotune.layout import layout_from_mapping
 from autotune.model import Model
+from autotune.trial.deepspeed_config import clips_itself
 from trainables.deepspeed_llm import tensor_parallel
 from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.decoder import Block
@@ -87,7 +88,10 @@ def count(
     size = layout.tensor_parallel
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
     parallel = TensorParallel(
-        size=size, sequence_parallel=layout.sequence_parallel, group=dist.group.WORLD
+        size=size,
+        sequence_parallel=layout.sequence_parallel,
+        group=dist.group.WORLD,
+        once_per_step=clips_itself(layout),
     )
     order: list[str] = []
     noted: Any = dist if layout.torch_compile else _NotedCollectives(order)

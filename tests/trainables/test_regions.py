@@ -65,6 +65,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
     (WHOLE, LLAMA_8B, False),
     ({**SHARDED, "activation_checkpointing": "full"}, LLAMA_8B, True),
     ({**SHARDED, "torch_compile": True}, SMALL, True),
+    ({**SHARDED, "zero_stage": 3}, QWEN3, True),
 ]
 ADDED_BESIDE = {
     "reduce_scatter_tensor": (
@@ -129,7 +130,10 @@ def test_the_formula_keeps_the_shards_of_inputs_only() -> None:
 )
 def test_collectives_run_beside_products(model: dict[str, Any]) -> None:
     expected = ADDED_BESIDE["reduce_scatter_tensor"]
-    assert regions(counted(SHARDED, model), expected) == 2
+    found = counted(SHARDED, model)
+    assert regions(found, expected) == 2
+    # Gradients of norms and biases are added up once per step; with ZeRO 3 in every pass.
+    assert "all_reduce" not in found["backward"]["order"]
 
 
 def regions(found: dict[str, Any], expected: tuple[str, ...]) -> int:
@@ -140,6 +144,12 @@ def regions(found: dict[str, Any], expected: tuple[str, ...]) -> int:
     assert len(started) == len(begins) * sum(step.startswith("start") for step in expected)
     assert not any(step.startswith("start") for step in found["forward"]["order"])
     return len(begins)
+
+
+def test_with_zero_3_gradients_of_norms_are_added_up_in_every_pass() -> None:
+    found = counted({**SHARDED, "zero_stage": 3}, QWEN3)
+    assert found["backward"]["order"].count("all_reduce") == 4
+    assert regions(found, ADDED_BESIDE["reduce_scatter_tensor"]) == 2
 
 
 @pytest.mark.parametrize("model", [LLAMA_8B, QWEN2])

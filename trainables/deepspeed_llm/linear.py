@@ -88,7 +88,7 @@ class Replicated(nn.Module):
     def __init__(self, build: Build, name: str, shape: tuple[int, int]) -> None:
         super().__init__()
         self.parallel = build.parallel
-        self.weight = build.weight(f"{name}.weight", shape, shard=None)
+        self.weight = build.weight(f"{name}.weight", shape, shard=None, within_shard=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.parallel.within_shard(self.weight))
+        return F.linear(x, self.parallel.replicated(self.weight, within_shard=True))

@@ -27,6 +27,9 @@ class TensorParallel:
     """Whether activations outside the matrix products are sharded along the sequence."""
     group: dist.ProcessGroup | None = None
     """The process group; None if size is 1."""
+    once_per_step: bool = False
+    """Whether the optimiser adds up the ranks' gradients of replicated weights before its step
+    (`clipping.ClippedNorm`), not each backward pass."""
 
     @property
     def group_name(self) -> str:
@@ -56,22 +59,17 @@ class TensorParallel:
         left: Tensor = function.apply(x, self)
         return left
 
-    def replicated(self, weight: Tensor) -> Tensor:
-        """A replicated weight that each rank applies to its own part of the sequence.
+    def partial(self, *, within_shard: bool) -> bool:
+        """Whether each rank has a part of a replicated weight's gradient only.
 
-        With sequence parallelism its gradient is partial on each rank, and all-reduced here.
+        It is applied to a rank's part of the sequence, or, `within_shard`, followed by a shard of
+        products, such as a rank's heads.
         """
-        if self.size == 1 or not self.sequence_parallel:
-            return weight
-        shared: Tensor = _CopyIn.apply(weight, self)
-        return shared
+        return self.size > 1 and (within_shard or self.sequence_parallel)
 
-    def within_shard(self, weight: Tensor) -> Tensor:
-        """A replicated weight that is followed by a shard of products, such as a rank's heads.
-
-        Its gradient is partial on each rank, and all-reduced here.
-        """
-        if self.size == 1:
+    def replicated(self, weight: Tensor, *, within_shard: bool = False) -> Tensor:
+        """A replicated weight, as it is to be used, so that its gradient is added up."""
+        if self.once_per_step or not self.partial(within_shard=within_shard):
             return weight
         shared: Tensor = _CopyIn.apply(weight, self)
         return shared
