@@ -157,7 +157,7 @@ def block_time(columns: Columns, setting: Setting, constants: Constants) -> Bloc
     launch = constants["launch_seconds"]
     recomputed = columns.recompute_block
     in_forward, in_backward = _exposed_collectives(
-        collectives, forward, backward, setting, constants
+        columns, collectives, forward, backward, setting, constants
     )
     parts = _Parts(
         matrix_products=forward * (1 + recomputed) + backward,
@@ -175,6 +175,7 @@ def block_time(columns: Columns, setting: Setting, constants: Constants) -> Bloc
 
 
 def _exposed_collectives(
+    columns: Columns,
     collectives: Array,
     forward: Array,
     backward: Array,
@@ -184,13 +185,19 @@ def _exposed_collectives(
     """Tensor-parallel communication of a block that matrix products do not hide: in the forward
     pass, and in the backward pass without recomputation.
 
-    `collectives` are those of one pass. In the backward pass the products for the gradients of the
-    weights, half of it, need no other rank.
+    `collectives` are those of one pass. In the backward pass sequence parallelism gathers inputs
+    again that were not kept, while the gradients of the inputs are computed, half of the pass. The
+    other half, the gradients of the weights, needs no other rank. What sequence parallelism gathers
+    of gradients is needed at once, unless a collective runs piece by piece beside its own product.
     """
     hides, share = setting.trainer.hides_tensor_parallel, constants["overlap"]
+    sharded, half = columns.sequence_shards > 1, collectives / 2
+    again = np.where(sharded & (not setting.trainer.keeps_gathered_inputs), half, 0.0)
+    beside = np.where(sharded, half, collectives) if hides == "backward" else collectives
     in_forward = share * np.minimum(collectives, forward) * (hides == "passes")
-    in_backward = share * np.minimum(collectives, backward / 2) * (hides != "never")
-    return collectives - in_forward, collectives - in_backward
+    hidden = np.minimum(beside, backward / 2) + np.minimum(again, backward / 2)
+    in_backward = collectives + again - share * hidden * (hides != "never")
+    return collectives - in_forward, in_backward
 
 
 def _attention(

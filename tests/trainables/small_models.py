@@ -1,7 +1,7 @@
 """A small model of each architecture, as a config.json, and Hugging Face's weights by our names."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -119,9 +119,21 @@ def as_ours(theirs: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
     renamed = {}
     for name, value in theirs.items():
         if not name.endswith("e_score_correction_bias"):  # zero: it is no parameter
-            for part, tensor in _split(_rename(name), value, model).items():
-                renamed[part] = tensor
-    return renamed
+            renamed[_rename(name)] = _ordered(_rename(name), value, model)
+    return _joined(renamed, model)
+
+
+def _joined(weights: dict[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Matrices that read the same input are one of ours, and so are their biases."""
+    parts = {"inner_proj": ("gate_proj", "up_proj")}
+    if model.latent_attention is None:
+        parts["qkv_proj"] = ("q_proj", "k_proj", "v_proj")
+    for ours, names in parts.items():
+        for last in [name for name in weights if f".{names[-1]}." in name]:
+            each = [last.replace(names[-1], name) for name in names]
+            rows = [weights.pop(name) for name in each if name in weights]
+            weights[last.replace(names[-1], ours)] = torch.cat(rows)
+    return weights
 
 
 def _rename(name: str) -> str:
@@ -144,53 +156,29 @@ _RENAMED = (
     (r"\.mlp\.(c_fc|dense_h_to_4h)\.", ".mlp.up_proj."),
     (r"\.mlp\.(c_proj|dense_4h_to_h)\.", ".mlp.down_proj."),
     (r"\.mlp\.experts\.", ".mlp."),
+    (r"\.gate_up_proj\.", ".inner_proj."),
+    (r"\.(c_attn|query_key_value)\.", ".qkv_proj."),
 )
 
 
-def _split(name: str, value: Tensor, model: Model) -> dict[str, Tensor]:
+def _ordered(name: str, value: Tensor, model: Model) -> Tensor:
+    """Inputs and outputs in our order."""
     if model.architecture == "gpt2" and value.dim() == 2 and name.startswith("blocks."):
-        value = value.T  # its matrices are [inputs, outputs]
-    for fused, split in _FUSED.items():
-        if f".{fused}" in name:
-            return {
-                name.replace(fused, part): tensor for part, tensor in split(value, model).items()
-            }
+        return value.T  # its matrices are [inputs, outputs]
+    if model.architecture == "gpt_neox" and ".qkv_proj." in name:
+        heads = value.unflatten(0, (model.num_attention_heads, 3, model.head_size))
+        return heads.transpose(0, 1).flatten(0, 2)  # of each head, query, key and value
     if model.latent_attention is not None:
         rotated, each = model.latent_attention.rotated_head_size, model.head_size
         if ".q_proj." in name or ".q_b_proj." in name:
             heads = value.unflatten(0, (-1, each))
-            value = torch.stack([_halves(head, rotated) for head in heads]).flatten(0, 1)
-        elif ".kv_a_proj_with_mqa." in name:
-            value = _halves(value, rotated)
-    return {name: value}
+            return torch.stack([_halves(head, rotated) for head in heads]).flatten(0, 1)
+        if ".kv_a_proj_with_mqa." in name:
+            return _halves(value, rotated)
+    return value
 
 
 def _halves(rows: Tensor, rotated: int) -> Tensor:
     """The last rows are rotated in pairs of neighbours there, of two halves here."""
     kept, turned = rows[:-rotated], rows[-rotated:]
     return torch.cat((kept, turned[0::2], turned[1::2]))
-
-
-def _rows(value: Tensor, model: Model) -> dict[str, Tensor]:
-    sizes = (model.query_size, model.key_size, model.value_size)
-    return dict(zip(("q_proj", "k_proj", "v_proj"), value.split(sizes), strict=True))
-
-
-def _by_head(value: Tensor, model: Model) -> dict[str, Tensor]:
-    heads = value.unflatten(0, (model.num_attention_heads, 3, model.head_size))
-    return {
-        part: heads[:, i].flatten(0, 1) for i, part in enumerate(("q_proj", "k_proj", "v_proj"))
-    }
-
-
-def _gate_and_up(value: Tensor, model: Model) -> dict[str, Tensor]:
-    gate, up = value.chunk(2, dim=-2)
-    return {"gate_proj": gate, "up_proj": up}
-
-
-_FUSED: dict[str, Callable[[Tensor, Model], dict[str, Tensor]]] = {
-    "c_attn": _rows,
-    "qkv_proj": _rows,
-    "query_key_value": _by_head,
-    "gate_up_proj": _gate_and_up,
-}

@@ -15,7 +15,7 @@ from trainables.deepspeed_llm import pointwise
 from trainables.deepspeed_llm.grouped import grouped_gated_linear
 from trainables.deepspeed_llm.kernels import attention
 from trainables.deepspeed_llm.loss import capped, linear_cross_entropy
-from trainables.deepspeed_llm.pointwise import activated_linear, gated_linear, rotate
+from trainables.deepspeed_llm.pointwise import activated_linear, gated_linear, rotate, rotated_heads
 from trainables.deepspeed_llm.rotary import rotary_table
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
 
@@ -88,6 +88,26 @@ def test_rotation_is_that_of_rotate_half() -> None:
     assert_same(gradients(lambda x: rotate(x, cosine, sine), x), gradients(plain, x))
 
 
+@pytest.mark.parametrize("rotated", [8, 4])
+def test_heads_of_one_product_are_split_and_rotated(rotated: int) -> None:
+    table = rotary_table(SEQUENCE, rotated, 10_000.0, torch.device("cpu"), torch.float32)
+    counts = [4, 2, 2]
+
+    def one_by_one(heads: Tensor) -> Tensor:
+        query, key, value = heads.split(counts, dim=2)
+        turned = [
+            torch.cat((rotate(x[..., :rotated], *table), x[..., rotated:]), -1)
+            for x in (query, key)
+        ]
+        return torch.cat((*turned, value), dim=2)
+
+    heads = torch.randn(SEQUENCE, BATCH, 8, 8)
+    assert_same(
+        gradients(lambda heads: torch.cat(rotated_heads(heads, counts, *table), dim=2), heads),
+        gradients(one_by_one, heads),
+    )
+
+
 def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
     cosine, sine = rotary_table(32, 8, 10_000.0, torch.device("cpu"), torch.float32)
     query, key = torch.randn(8), torch.randn(8)
@@ -98,11 +118,10 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
 
 
 def test_the_gated_matrix_is_silu_times_up() -> None:
-    gate, up = torch.randn(SEQUENCE, BATCH, 5), torch.randn(SEQUENCE, BATCH, 5)
-    weight = torch.randn(HIDDEN, 5)
+    gate_and_up, weight = torch.randn(SEQUENCE, BATCH, 10), torch.randn(HIDDEN, 5)
     assert_same(
-        gradients(gated_linear, gate, up, weight),
-        gradients(lambda g, u, w: F.linear(F.silu(g) * u, w), gate, up, weight),
+        gradients(gated_linear, gate_and_up, weight),
+        gradients(lambda x, w: F.linear(F.silu(x[..., :5]) * x[..., 5:], w), gate_and_up, weight),
     )
 
 
@@ -116,35 +135,37 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_matrices_after_an_activation_are_the_written_ones(activation: Activation) -> None:
-    gate, up = torch.randn(SEQUENCE, BATCH, 5), torch.randn(SEQUENCE, BATCH, 5)
-    weight, act = torch.randn(HIDDEN, 5), ACTIVATIONS[activation]
-    assert_same(
-        gradients(lambda g, u, w: gated_linear(g, u, w, activation), gate, up, weight),
-        gradients(lambda g, u, w: F.linear(act(g) * u, w), gate, up, weight),
+    x, weight, act = (
+        torch.randn(SEQUENCE, BATCH, 10),
+        torch.randn(HIDDEN, 5),
+        ACTIVATIONS[activation],
     )
     assert_same(
-        gradients(lambda x, w: activated_linear(x, w, activation), up, weight),
-        gradients(lambda x, w: F.linear(act(x), w), up, weight),
+        gradients(lambda x, w: gated_linear(x, w, activation), x, weight),
+        gradients(lambda x, w: F.linear(act(x[..., :5]) * x[..., 5:], w), x, weight),
+    )
+    x = x[..., :5]
+    assert_same(
+        gradients(lambda x, w: activated_linear(x, w, activation), x, weight),
+        gradients(lambda x, w: F.linear(act(x), w), x, weight),
     )
 
 
 @pytest.mark.parametrize("counts", [[2, 0, 4], [0, 6, 0], [1, 2, 3]])
 def test_grouped_matrices_are_those_of_each_group(counts: list[int]) -> None:
-    def one_by_one(rows: Tensor, gates: Tensor, ups: Tensor, downs: Tensor) -> Tensor:
+    def one_by_one(rows: Tensor, gate_ups: Tensor, downs: Tensor) -> Tensor:
         return torch.cat(
             [
-                gated_linear(F.linear(group, gate), F.linear(group, up), down, "gelu")
-                for group, gate, up, down in zip(rows.split(counts), gates, ups, downs, strict=True)
+                gated_linear(F.linear(group, gate_up), down, "gelu")
+                for group, gate_up, down in zip(rows.split(counts), gate_ups, downs, strict=True)
             ]
         )
 
-    rows, downs = torch.randn(6, HIDDEN), torch.randn(3, HIDDEN, 5)
-    gates, ups = torch.randn(3, 5, HIDDEN), torch.randn(3, 5, HIDDEN)
+    rows, gate_ups = torch.randn(6, HIDDEN), torch.randn(3, 10, HIDDEN)
+    downs = torch.randn(3, HIDDEN, 5)
     assert_same(
-        gradients(
-            lambda *inputs: grouped_gated_linear(*inputs, counts, "gelu"), rows, gates, ups, downs
-        ),
-        gradients(one_by_one, rows, gates, ups, downs),
+        gradients(lambda *x: grouped_gated_linear(*x, counts, "gelu"), rows, gate_ups, downs),
+        gradients(one_by_one, rows, gate_ups, downs),
     )
 
 
@@ -174,19 +195,36 @@ def test_wide_windows_and_high_caps_change_nothing(options: dict[str, Any]) -> N
         )
 
 
-@pytest.mark.parametrize("name", ["_rotated", "gated", "gated_backward", "_activated_backward"])
-def test_what_gpus_compile_traces_whole_and_says_the_same(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("_rotated", {}),
+        ("_split_and_rotated", {"rotated": 2}),
+        ("_rotated_back", {}),
+        ("gated", {}),
+        ("gated_backward", {}),
+        ("_activated_backward", {}),
+    ],
+)
+def test_what_gpus_compile_traces_whole_and_says_the_same(
+    name: str, options: dict[str, int]
+) -> None:
     """Traced as on a GPU, but executed eagerly: the fused GPU kernels cannot run on a CPU."""
     function = getattr(pointwise, name).__wrapped__
     traced = torch.compile(function, dynamic=False, fullgraph=True, backend="aot_eager")
-    tables = rotary_table(SEQUENCE, 8, 10_000.0, torch.device("cpu"), torch.float32)
+    table = rotary_table(SEQUENCE, 8, 10_000.0, torch.device("cpu"), torch.float32)
     for batch in (1, BATCH):
-        if name == "_rotated":
-            cosine, sine = (table[:, None, None] for table in tables)
-            inputs = [torch.randn(SEQUENCE, batch, 2, 8), cosine, sine]
-        else:
-            inputs = [torch.randn(SEQUENCE, batch, 5) for _ in range(function.__code__.co_argcount)]
-        torch.testing.assert_close(traced(*inputs), function(*inputs))
+        heads = [torch.randn(SEQUENCE, batch, count, 8) for count in (3, 2, 1)]
+        gradient, inner = (torch.randn(SEQUENCE, batch, width) for width in (6, 12))
+        inputs = {
+            "_rotated": (heads[0], *table),
+            "_split_and_rotated": (heads[0], *table),
+            "_rotated_back": (*heads, *table),
+            "gated": (inner,),
+            "gated_backward": (gradient, inner),
+            "_activated_backward": (gradient, gradient),
+        }[name]
+        torch.testing.assert_close(traced(*inputs, **options), function(*inputs, **options))
 
 
 def test_what_cannot_be_compiled_runs_as_written(

@@ -10,6 +10,7 @@ from autotune.layout import Layout
 from autotune.model import Model
 from autotune.models import model_from_mapping
 from tests.trainables.reference import plain_decoder
+from tests.trainables.small_models import as_ours
 
 
 def hugging_face(model: Model) -> LlamaForCausalLM:
@@ -30,18 +31,6 @@ def hugging_face(model: Model) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def copy_weights(theirs: LlamaForCausalLM, ours: torch.nn.Module) -> None:
-    """Names differ only in where the blocks, the embedding and the head are kept."""
-    renamed = {
-        name.replace("model.layers.", "blocks.")
-        .replace("model.embed_tokens.", "embedding.")
-        .replace("model.norm.", "head.norm.")
-        .replace("lm_head.", "head.lm_head."): value
-        for name, value in theirs.state_dict().items()
-    }
-    ours.load_state_dict(renamed, strict=True)
-
-
 @pytest.mark.parametrize("key_value_heads", [8, 4, 1])
 @pytest.mark.parametrize("kernels", [("math", "plain"), ("sdpa_flash", "fused")])
 def test_logits_and_loss_equal_hugging_faces(
@@ -50,7 +39,7 @@ def test_logits_and_loss_equal_hugging_faces(
     model = dataclasses.replace(small_model, num_key_value_heads=key_value_heads)
     theirs = hugging_face(model)
     ours = plain_decoder(model, Layout(attention_kernel=kernels[0], rmsnorm_kernel=kernels[1]))
-    copy_weights(theirs, ours)
+    ours.load_state_dict(as_ours(theirs.state_dict(), model), strict=True)
     tokens = torch.randint(model.vocab_size, (3, model.sequence_length + 1))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     with torch.no_grad():

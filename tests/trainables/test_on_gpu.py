@@ -105,16 +105,18 @@ def test_compiled_chains_are_the_written_ones() -> None:
         import torch
         from trainables.deepspeed_llm import pointwise
         torch.manual_seed(0)
-        def near(function, *inputs):
-            for one, other in zip(function(*inputs), function.__wrapped__(*inputs)):
-                torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
+        def near(function, *inputs, **options):
+            found, expected = function(*inputs, **options), function.__wrapped__(*inputs, **options)
+            torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+        def randn(*shape):
+            return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
         for length in (128, 256):
-            x = torch.randn(length, 2, 4, 64, device="cuda", dtype=torch.bfloat16)
-            table = torch.randn(length, 1, 1, 64, device="cuda", dtype=torch.bfloat16)
-            near(pointwise._rotated, x, table, table)
-            gate, up, slope = torch.randn(3, length, 2, 96, device="cuda", dtype=torch.bfloat16)
-            near(pointwise.gated, gate, up)
-            near(pointwise.gated_backward, slope, gate, up)
+            table = randn(2, length, 64)
+            near(pointwise._rotated, randn(length, 2, 4, 64), *table)
+            near(pointwise._split_and_rotated, randn(length, 2, 8, 64), *table, rotated=6)
+            near(pointwise._rotated_back, *(randn(length, 2, n, 64) for n in (4, 2, 2)), *table)
+            near(pointwise.gated, randn(length, 2, 192))
+            near(pointwise.gated_backward, randn(length, 2, 96), randn(length, 2, 192))
         print("same")
         """
     )

@@ -153,8 +153,9 @@ def test_bf16_layouts_are_near_one_process_in_fp32(sizes: dict[str, Any], host: 
 
 
 @pytest.mark.slow
-def test_compiled_blocks_give_the_same_numbers(host: LocalHost) -> None:
-    check_fp32(layout_from_mapping({"torch_compile": True}, GROUPED_QUERY), host)
+@pytest.mark.parametrize("sizes", [{}, {"tensor_parallel": 2, "sequence_parallel": True}], ids=str)
+def test_compiled_blocks_give_the_same_numbers(sizes: dict[str, Any], host: LocalHost) -> None:
+    check_fp32(layout_from_mapping({**sizes, "torch_compile": True}, GROUPED_QUERY), host)
 
 
 def test_the_loss_falls_on_real_text() -> None:

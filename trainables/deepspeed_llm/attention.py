@@ -1,7 +1,5 @@
 """Self-attention, grouped-query and latent; heads are sharded over the tensor-parallel ranks."""
 
-import functools
-
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +8,7 @@ from trainables.deepspeed_llm.checkpointing import recomputed
 from trainables.deepspeed_llm.kernels import attention
 from trainables.deepspeed_llm.linear import ColumnParallel, Replicated, RowParallel
 from trainables.deepspeed_llm.norms import ProjectionNorm, inner_norm
+from trainables.deepspeed_llm.pointwise import rotated_heads
 from trainables.deepspeed_llm.rotary import rotated
 
 
@@ -51,10 +50,9 @@ class Attention(_SelfAttention):
     def __init__(self, build: Build, name: str, window: int | None = None) -> None:
         super().__init__(build, name, window)
         model = build.model
-        column_parallel = functools.partial(ColumnParallel, build, bias=model.qkv_bias)
-        self.q_proj = column_parallel(f"{name}.q_proj", (model.query_size, model.hidden_size))
-        self.k_proj = column_parallel(f"{name}.k_proj", (model.key_size, model.hidden_size))
-        self.v_proj = column_parallel(f"{name}.v_proj", (model.value_size, model.hidden_size))
+        parts = {"q_proj": model.query_size, "k_proj": model.key_size, "v_proj": model.value_size}
+        self.qkv_proj = ColumnParallel(build, name, parts, model.hidden_size, bias=model.qkv_bias)
+        self.heads = [size // model.head_size for size in self.qkv_proj.sizes]
         self.qk_norm = model.qk_norm
         if model.qk_norm == "heads":
             self.q_norm: nn.Module = inner_norm(build, model.head_size)
@@ -64,19 +62,19 @@ class Attention(_SelfAttention):
             self.k_norm = ProjectionNorm(build, model.key_size)
 
     def forward(self, x: Tensor, *table: Tensor) -> Tensor:
-        x = self.parallel.enter(x)
-        query, key = self.q_proj(x), self.k_proj(x)
-        if self.qk_norm == "projection":
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = self._split_heads(query), self._split_heads(key)
+        product = self.qkv_proj(x)
+        heads = product.unflatten(-1, (-1, self.head_size))
+        if self.qk_norm == "none" and table:
+            return self._attended(*rotated_heads(heads, self.heads, *table))
+        query, key, value = heads.split(self.heads, dim=2)
         if self.qk_norm == "heads":
             query, key = self.q_norm(query), self.k_norm(key)
-        value = self._split_heads(self.v_proj(x))
+        elif self.qk_norm == "projection":
+            query, key = (
+                norm(x.flatten(2)).view_as(x)
+                for norm, x in ((self.q_norm, query), (self.k_norm, key))
+            )
         return self._attended(rotated(query, table), rotated(key, table), value)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """[sequence, batch, heads * head_size] -> [sequence, batch, heads, head_size]."""
-        return x.unflatten(-1, (-1, self.head_size))
 
 
 class LatentAttention(_SelfAttention):
@@ -94,19 +92,21 @@ class LatentAttention(_SelfAttention):
         assert latent is not None
         hidden, rank = model.hidden_size, latent.key_value_rank
         self.sizes = latent
+
+        def column(part: str, outputs: int, inputs: int) -> ColumnParallel:
+            return ColumnParallel(build, name, {part: outputs}, inputs, enters=False)
+
         if latent.query_rank is None:
-            self.q_proj = ColumnParallel(build, f"{name}.q_proj", (model.query_size, hidden))
+            self.q_proj = column("q_proj", model.query_size, hidden)
         else:
             self.q_a_proj = Replicated(build, f"{name}.q_a_proj", (latent.query_rank, hidden))
             self.q_a_layernorm = inner_norm(build, latent.query_rank)
-            shape = (model.query_size, latent.query_rank)
-            self.q_b_proj = ColumnParallel(build, f"{name}.q_b_proj", shape)
+            self.q_b_proj = column("q_b_proj", model.query_size, latent.query_rank)
         shape = (rank + latent.rotated_head_size, hidden)
         self.kv_a_proj_with_mqa = Replicated(build, f"{name}.kv_a_proj_with_mqa", shape)
         self.kv_a_layernorm = inner_norm(build, rank)
         into_heads = latent.plain_head_size + latent.value_head_size
-        shape = (model.num_attention_heads * into_heads, rank)
-        self.kv_b_proj = ColumnParallel(build, f"{name}.kv_b_proj", shape)
+        self.kv_b_proj = column("kv_b_proj", model.num_attention_heads * into_heads, rank)
 
     def forward(self, x: Tensor, *table: Tensor) -> Tensor:
         x, sizes = self.parallel.enter(x), self.sizes

@@ -7,6 +7,7 @@ so all layouts of a model start from the same weights.
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,30 +37,58 @@ class Build:
         return INITIAL_STD / math.sqrt(2 * self.model.num_hidden_layers)
 
     def weight(
-        self, name: str, shape: tuple[int, int], *, shard: int | None, std: float = INITIAL_STD
+        self,
+        name: str,
+        shape: tuple[int, int],
+        *,
+        shard: int | None,
+        within_shard: bool = False,
+        std: float = INITIAL_STD,
     ) -> nn.Parameter:
         """This rank's slice, along dimension `shard`, of the weight matrix of full size `shape`.
 
-        None: the whole matrix, replicated on every tensor-parallel rank.
+        None: the whole matrix, replicated on every tensor-parallel rank (`within_shard`:
+        `TensorParallel.partial`).
         """
         values = self._normal(name, shape, shard, std)
-        return self._parameter(values, sharded=shard is not None, decayed=True)
+        sharded = shard is not None
+        return self._parameter(values, sharded=sharded, within_shard=within_shard, decayed=True)
+
+    def rows(self, parts: Mapping[str, int], columns: int) -> nn.Parameter:
+        """One parameter with this rank's rows of several matrices, one matrix after the other.
+
+        `parts`: the number of rows of each whole matrix, by its name. All have `columns` columns.
+        """
+        own = [self._normal(name, (rows, columns), 0, INITIAL_STD) for name, rows in parts.items()]
+        return self._parameter(torch.cat(own), sharded=True, decayed=True)
 
     def expert_weights(
-        self, name: str, count: int, shape: tuple[int, int], *, shard: int, std: float = INITIAL_STD
+        self,
+        names: Sequence[str],
+        count: int,
+        shape: tuple[int, int],
+        *,
+        shard: int,
+        std: float = INITIAL_STD,
     ) -> nn.Parameter:
-        """One parameter with the same slice of every expert's matrix: [count, *slice].
+        """One parameter with the same slices of every expert's matrices, all of that shape, one
+        after the other: [count, rows of all slices, columns].
 
-        `name` has a place for the expert's number.
+        Each name has a place for the expert's number.
         """
-        experts = [self._normal(name.format(i), shape, shard, std) for i in range(count)]
+        experts = [
+            torch.cat([self._normal(name.format(i), shape, shard, std) for name in names])
+            for i in range(count)
+        ]
         return self._parameter(torch.stack(experts), sharded=True, decayed=True)
 
-    def vector(self, size: int, value: float, *, sharded: bool = False) -> nn.Parameter:
+    def vector(
+        self, size: int, value: float, *, sharded: bool = False, within_shard: bool = False
+    ) -> nn.Parameter:
         """A bias or the weight of a norm, of full size `size` and one value in all elements."""
         own = size // self.parallel.size if sharded else size
         values = torch.full((own,), value, device=self.device)
-        return self._parameter(values, sharded=sharded, decayed=False)
+        return self._parameter(values, sharded=sharded, within_shard=within_shard, decayed=False)
 
     def _normal(self, name: str, shape: tuple[int, int], shard: int | None, std: float) -> Tensor:
         digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
@@ -70,11 +99,15 @@ class Build:
             return full
         return self.parallel.shard(full, shard)
 
-    def _parameter(self, values: Tensor, *, sharded: bool, decayed: bool) -> nn.Parameter:
+    def _parameter(
+        self, values: Tensor, *, sharded: bool, decayed: bool, within_shard: bool = False
+    ) -> nn.Parameter:
         parameter = nn.Parameter(values.to(self.dtype))
         # DeepSpeed counts a parameter in the global gradient norm only if this is set: replicated
         # parameters must count once.
         counted = sharded or self.parallel.rank == 0
         parameter.model_parallel = counted  # type: ignore[attr-defined]
         parameter.decayed = decayed  # type: ignore[attr-defined]
+        partial = not sharded and self.parallel.partial(within_shard=within_shard)
+        parameter.partial = partial  # type: ignore[attr-defined]
         return parameter

@@ -96,6 +96,7 @@ class Mesh:
                     rank=ranks.index(rank),
                     sequence_parallel=layout.sequence_parallel,
                     group=group,
+                    once_per_step=clips_itself(layout),
                 )
         assert own_group is not None, "every rank is in one tensor-parallel group"
         return own_group
@@ -117,7 +118,7 @@ class _DeepSpeedEngine:
     """What both engines have in common: initialisation around a model, clipping, checkpoints."""
 
     def __init__(self, build: Build, model: nn.Module, weight_decay: float) -> None:
-        self._layout = build.layout
+        self._layout, self._parallel = build.layout, build.parallel
         self._micro_batches = build.layout.gradient_accumulation_steps
         self._device = build.device
         self._model = model
@@ -131,6 +132,7 @@ class _DeepSpeedEngine:
             self._norm = ClippedNorm(
                 self._optimizer,
                 grid.get_model_parallel_group(),
+                parallel=self._parallel,
                 largest=config.get("gradient_clipping", GRADIENT_CLIPPING),
             )
             config = without_clipping(config)

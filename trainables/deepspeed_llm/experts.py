@@ -32,10 +32,11 @@ class MixtureOfExperts(nn.Module):
         # One parameter for all experts: ranks then gather and reduce the same parameters in the
         # same order, wherever their tokens go.
         of_expert = f"{name}.experts.{{}}"
-        self.gate_proj = build.expert_weights(f"{of_expert}.gate_proj.weight", count, into, shard=0)
-        self.up_proj = build.expert_weights(f"{of_expert}.up_proj.weight", count, into, shard=0)
+        self.gate_up_proj = build.expert_weights(
+            [f"{of_expert}.{part}_proj.weight" for part in ("gate", "up")], count, into, shard=0
+        )
         self.down_proj = build.expert_weights(
-            f"{of_expert}.down_proj.weight", count, back, shard=1, std=build.output_std
+            [f"{of_expert}.down_proj.weight"], count, back, shard=1, std=build.output_std
         )
         self.shared_experts = None
         if experts.shared_intermediate_size:
@@ -59,8 +60,7 @@ class MixtureOfExperts(nn.Module):
         counts = torch.bincount(chosen.flatten(), minlength=self.experts.count).tolist()
         outputs = grouped_gated_linear(
             rows.index_select(0, tokens),
-            self.gate_proj,
-            self.up_proj,
+            self.gate_up_proj,
             self.down_proj,
             counts,
             self.activation,

@@ -1,7 +1,5 @@
 """The feed-forward network, with a gate (SwiGLU, GeGLU) or without one."""
 
-import functools
-
 from torch import Tensor, nn
 
 from trainables.deepspeed_llm.build import Build
@@ -10,20 +8,17 @@ from trainables.deepspeed_llm.pointwise import activated_linear, gated_linear
 
 
 class _Down(RowParallel):
-    """Activation and down projection in one: up, and gate if there is one, -> hidden."""
+    """Activation and down projection in one: up, after the gate if there is one, -> hidden."""
 
     def __init__(
         self, build: Build, name: str, shape: tuple[int, int], *, leaves: bool = True
     ) -> None:
         super().__init__(build, name, shape, bias=build.model.mlp_bias, leaves=leaves)
         self.activation = build.model.activation
+        self.product = gated_linear if build.model.gated_feed_forward else activated_linear
 
-    def forward(self, up: Tensor, gate: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        if gate is None:
-            product = activated_linear(up, self.weight, self.activation)
-        else:
-            product = gated_linear(gate, up, self.weight, self.activation)
-        return self.into_residual(product)
+    def forward(self, inner: Tensor) -> Tensor:  # type: ignore[override]
+        return self.into_residual(self.product(inner, self.weight, self.activation))
 
 
 class FeedForward(nn.Module):
@@ -34,22 +29,18 @@ class FeedForward(nn.Module):
 
     def __init__(self, build: Build, name: str, width: int) -> None:
         super().__init__()
-        model = build.model
-        self.parallel = build.parallel
-        column_parallel = functools.partial(ColumnParallel, build, bias=model.mlp_bias)
-        self.gate_proj = None
-        if model.gated_feed_forward:
-            self.gate_proj = column_parallel(f"{name}.gate_proj", (width, model.hidden_size))
-        self.up_proj = column_parallel(f"{name}.up_proj", (width, model.hidden_size))
+        model, enters = build.model, self.within_residual
+        parts = {"gate_proj": width} if model.gated_feed_forward else {}
+        parts["up_proj"] = width
+        self.inner_proj = ColumnParallel(
+            build, name, parts, model.hidden_size, bias=model.mlp_bias, enters=enters
+        )
         shape = (model.hidden_size, width)
-        self.down_proj = _Down(build, f"{name}.down_proj", shape, leaves=self.within_residual)
+        self.down_proj = _Down(build, f"{name}.down_proj", shape, leaves=enters)
 
     def forward(self, x: Tensor) -> Tensor:
         """From the normed residual stream to what the network adds to it."""
-        if self.within_residual:
-            x = self.parallel.enter(x)
-        gate = None if self.gate_proj is None else self.gate_proj(x)
-        down: Tensor = self.down_proj(self.up_proj(x), gate)
+        down: Tensor = self.down_proj(self.inner_proj(x))
         return down
 
 

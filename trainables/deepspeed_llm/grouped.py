@@ -15,18 +15,18 @@ from trainables.deepspeed_llm.pointwise import gated, gated_backward
 
 def grouped_gated_linear(
     rows: Tensor,
-    gates: Tensor,
-    ups: Tensor,
+    gate_ups: Tensor,
     downs: Tensor,
     counts: list[int],
     activation: Activation,
 ) -> Tensor:
     """(activation(x @ gate.T) * (x @ up.T)) @ down.T with the matrices of each row's expert.
 
-    rows [tokens, hidden], the first `counts[0]` of expert 0 and so on; gates and ups
-    [experts, inner, hidden], downs [experts, hidden, inner] -> [tokens, hidden].
+    rows [tokens, hidden], the first `counts[0]` of expert 0 and so on; gate_ups
+    [experts, 2 * inner, hidden], the gate first; downs [experts, hidden, inner] ->
+    [tokens, hidden].
     """
-    output: Tensor = _GroupedGatedLinear.apply(rows, gates, ups, downs, counts, activation)
+    output: Tensor = _GroupedGatedLinear.apply(rows, gate_ups, downs, counts, activation)
     return output
 
 
@@ -35,31 +35,27 @@ class _GroupedGatedLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         rows: Tensor,
-        gates: Tensor,
-        ups: Tensor,
+        gate_ups: Tensor,
         downs: Tensor,
         counts: list[int],
         activation: Activation,
     ) -> Tensor:
-        gate, up = _products(rows, gates, counts), _products(rows, ups, counts)
-        ctx.save_for_backward(rows, gates, ups, downs, gate, up)
+        inner = _products(rows, gate_ups, counts)
+        ctx.save_for_backward(rows, gate_ups, downs, inner)
         ctx.counts, ctx.activation = counts, activation
-        return _products(gated(gate, up, activation=activation), downs, counts)
+        return _products(gated(inner, activation=activation), downs, counts)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, gates, ups, downs, gate, up = ctx.saved_tensors
+        rows, gate_ups, downs, inner = ctx.saved_tensors
         counts = ctx.counts
-        towards_gate, towards_up, product = gated_backward(
-            _products(gradient, downs.mT, counts), gate, up, activation=ctx.activation
+        towards_inner, product = gated_backward(
+            _products(gradient, downs.mT, counts), inner, activation=ctx.activation
         )
-        towards_rows = _products(towards_gate, gates.mT, counts)
-        towards_rows += _products(towards_up, ups.mT, counts)
         return (
-            towards_rows,
-            _weight_gradients(towards_gate, rows, counts),
-            _weight_gradients(towards_up, rows, counts),
+            _products(towards_inner, gate_ups.mT, counts),
+            _weight_gradients(towards_inner, rows, counts),
             _weight_gradients(gradient, product, counts),
             None,
             None,

@@ -1,22 +1,48 @@
 """Linear layers, sharded over the tensor-parallel ranks or replicated."""
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainables.deepspeed_llm.build import Build
+from trainables.deepspeed_llm.region import entering_linear
 
 
 class ColumnParallel(nn.Module):
-    """Each rank computes its slice of the outputs: [..., inputs] -> [..., outputs / ranks]."""
+    """One product with several matrices that read the same input, or with one matrix. Each rank
+    computes its slice of the outputs of each.
+
+    [sequence (/ ranks with sequence parallelism), batch, inputs] -> [sequence, batch, outputs of
+    this rank, of one matrix after the other].
+    """
 
     def __init__(
-        self, build: Build, name: str, shape: tuple[int, int], *, bias: bool = False
+        self,
+        build: Build,
+        name: str,
+        parts: Mapping[str, int],
+        inputs: int,
+        *,
+        bias: bool = False,
+        enters: bool = True,
     ) -> None:
+        """`parts`: the outputs of each whole matrix, by its name within `name`. `enters`: False
+        where the input has already left the residual stream: [..., inputs], whole on every rank."""
         super().__init__()
-        self.weight = build.weight(f"{name}.weight", shape, shard=0)
-        self.bias = build.vector(shape[0], 0.0, sharded=True) if bias else None
+        self.parallel = build.parallel
+        self.enters = enters
+        self.sizes = [size // build.parallel.size for size in parts.values()]
+        """Outputs of this rank, of each matrix."""
+        self.weight = build.rows(
+            {f"{name}.{part}.weight": size for part, size in parts.items()}, inputs
+        )
+        outputs = sum(parts.values())
+        self.bias = build.vector(outputs, 0.0, sharded=True) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.enters:
+            return entering_linear(x, self.weight, self.bias, self.parallel)
         return F.linear(x, self.weight, self.bias)
 
 
@@ -62,7 +88,7 @@ class Replicated(nn.Module):
     def __init__(self, build: Build, name: str, shape: tuple[int, int]) -> None:
         super().__init__()
         self.parallel = build.parallel
-        self.weight = build.weight(f"{name}.weight", shape, shard=None)
+        self.weight = build.weight(f"{name}.weight", shape, shard=None, within_shard=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.parallel.within_shard(self.weight))
+        return F.linear(x, self.parallel.replicated(self.weight, within_shard=True))

@@ -1,6 +1,6 @@
 """Norms of the residual stream, and of queries, keys and latents within attention."""
 
-from collections.abc import Callable
+import functools
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,16 @@ from trainables.deepspeed_llm.kernels import layer_norm, rms_norm
 class Norm(nn.Module):
     """RMSNorm or LayerNorm over the last dimension; its weights are replicated on the ranks."""
 
-    def __init__(
-        self, build: Build, size: int, kind: Kind, share: Callable[[Tensor], Tensor]
-    ) -> None:
-        """`share` adds up the gradients of ranks that each see a part of the normed elements."""
+    def __init__(self, build: Build, size: int, kind: Kind, *, within_shard: bool) -> None:
+        """`within_shard`: whether a rank sees its heads only (`TensorParallel.partial`)."""
         super().__init__()
-        self.share = share
+        self.share = functools.partial(build.parallel.replicated, within_shard=within_shard)
+        vector = functools.partial(build.vector, size, within_shard=within_shard)
         self.epsilon = build.model.rms_norm_eps
         self.kernel = build.layout.rmsnorm_kernel
         self.offset = build.model.norm_offset
-        self.weight = build.vector(size, 0.0 if self.offset else 1.0)
-        self.bias = build.vector(size, 0.0) if kind == "layernorm" else None
+        self.weight = vector(0.0 if self.offset else 1.0)
+        self.bias = vector(0.0) if kind == "layernorm" else None
 
     def forward(self, x: Tensor) -> Tensor:
         weight, dtype = self.share(self.weight), x.dtype
@@ -64,9 +63,9 @@ class ProjectionNorm(nn.Module):
 def residual_norm(build: Build) -> Norm:
     """A norm of the residual stream, of which a rank may have a part of the sequence."""
     model = build.model
-    return Norm(build, model.hidden_size, model.norm, build.parallel.replicated)
+    return Norm(build, model.hidden_size, model.norm, within_shard=False)
 
 
 def inner_norm(build: Build, size: int) -> Norm:
     """An RMSNorm within attention, where each rank sees its own heads."""
-    return Norm(build, size, "rmsnorm", build.parallel.within_shard)
+    return Norm(build, size, "rmsnorm", within_shard=True)

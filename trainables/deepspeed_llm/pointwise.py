@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -75,22 +75,42 @@ def _is_compiled(tensor: object) -> bool:
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary position embedding in rotate-half form.
+    """Rotary position embedding, in rotate-half form, of the first elements of each head.
 
-    [sequence, batch, heads, head_size] with tables of [sequence, head_size].
+    [sequence, batch, heads, head_size] with tables of [sequence, at most head_size].
     """
-    rotated: Tensor = _Rotation.apply(x, cosine[:, None, None], sine[:, None, None])
+    rotated: Tensor = _Rotation.apply(x, cosine, sine)
     return rotated
+
+
+def rotated_heads(
+    heads: Tensor, counts: Sequence[int], cosine: Tensor, sine: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value heads, of which `heads` has those numbers one after the other; queries
+    and keys are rotated. Of the three only the results are kept.
+
+    [sequence, batch, all heads, head_size] -> three times [sequence, batch, heads, head_size].
+    """
+    query, key, value = _RotatedHeads.apply(heads, tuple(counts), cosine, sine)
+    return query, key, value
+
+
+def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """The expression of `rotate`; with the negative sine it rotates back."""
+    size = cosine.shape[-1]
+    x1, x2, rest = x.split((size // 2, size // 2, x.shape[-1] - size), dim=-1)
+    (cosine1, cosine2), (sine1, sine2) = (
+        table[:, None, None].chunk(2, dim=-1) for table in (cosine, sine)
+    )
+    first_half = torch.addcmul(x1 * cosine1, x2, sine1, value=-1)
+    second_half = torch.addcmul(x2 * cosine2, x1, sine2)
+    parts = (first_half, second_half, rest) if rest.shape[-1] else (first_half, second_half)
+    return torch.cat(parts, dim=-1)
 
 
 @one_kernel
 def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    (x1, x2), (cosine1, cosine2), (sine1, sine2) = (
-        tensor.chunk(2, dim=-1) for tensor in (x, cosine, sine)
-    )
-    first_half = torch.addcmul(x1 * cosine1, x2, sine1, value=-1)
-    second_half = torch.addcmul(x2 * cosine2, x1, sine2)
-    return torch.cat((first_half, second_half), dim=-1)
+    return _turned(x, cosine, sine)
 
 
 class _Rotation(torch.autograd.Function):
@@ -102,17 +122,50 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cosine, sine = ctx.saved_tensors
-        return _rotated(gradient, cosine, -sine), None, None  # rotate back
+        return _rotated(gradient, cosine, -sine), None, None
 
 
-def gated_linear(
-    gate: Tensor, up: Tensor, weight: Tensor, activation: Activation = "silu"
+@one_kernel
+def _split_and_rotated(
+    heads: Tensor, cosine: Tensor, sine: Tensor, *, rotated: int
+) -> tuple[Tensor, Tensor]:
+    """The first heads, rotated, and a copy of the others: a view of them would keep all heads."""
+    return _turned(heads[:, :, :rotated], cosine, sine), heads[:, :, rotated:].clone(
+        memory_format=torch.contiguous_format
+    )
+
+
+@one_kernel
+def _rotated_back(
+    query: Tensor, key: Tensor, value: Tensor, cosine: Tensor, sine: Tensor
 ) -> Tensor:
-    """(activation(gate) * up) @ weight.T; only gate and up are saved for the backward pass.
+    turned = [_turned(x, cosine, -sine) for x in (query, key)]
+    return torch.cat((*turned, value), dim=2)
 
-    gate and up [..., inner], weight [hidden, inner] -> [..., hidden].
+
+class _RotatedHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, heads: Tensor, counts: tuple[int, int, int], cosine: Tensor, sine: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cosine, sine)
+        queries, keys, _ = counts
+        turned, value = _split_and_rotated(heads, cosine, sine, rotated=queries + keys)
+        return turned[:, :, :queries], turned[:, :, queries:], value
+
+    @staticmethod
+    def backward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, None, None, None]:
+        return _rotated_back(query, key, value, *ctx.saved_tensors), None, None, None
+
+
+def gated_linear(inner: Tensor, weight: Tensor, activation: Activation = "silu") -> Tensor:
+    """(activation(gate) * up) @ weight.T; only `inner`, gate and up side by side, is saved.
+
+    inner [..., 2 * width], weight [hidden, width] -> [..., hidden].
     """
-    down: Tensor = _GatedLinear.apply(gate, up, weight, activation)
+    down: Tensor = _GatedLinear.apply(inner, weight, activation)
     return down
 
 
@@ -152,37 +205,37 @@ def _activate_backward(gradient: Tensor, x: Tensor, activation: Activation) -> T
 
 
 @one_kernel
-def gated(gate: Tensor, up: Tensor, *, activation: Activation = "silu") -> Tensor:
-    """activation(gate) * up, without a gradient."""
+def gated(inner: Tensor, *, activation: Activation = "silu") -> Tensor:
+    """activation(gate) * up, without a gradient. inner [..., gate and up side by side]."""
+    gate, up = inner.chunk(2, dim=-1)
     return _activate(gate, activation) * up
 
 
 @one_kernel
 def gated_backward(
-    gradient: Tensor, gate: Tensor, up: Tensor, *, activation: Activation = "silu"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of gate and up, and the recomputed activation(gate) * up."""
+    gradient: Tensor, inner: Tensor, *, activation: Activation = "silu"
+) -> tuple[Tensor, Tensor]:
+    """Gradient of `inner`, and the recomputed activation(gate) * up."""
+    gate, up = inner.chunk(2, dim=-1)
     activated = _activate(gate, activation)
     gate_gradient = _activate_backward(gradient * up, gate, activation)
-    return gate_gradient, gradient * activated, activated * up
+    return torch.cat((gate_gradient, gradient * activated), dim=-1), activated * up
 
 
 class _GatedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, gate: Tensor, up: Tensor, weight: Tensor, activation: Activation
-    ) -> Tensor:
-        ctx.save_for_backward(gate, up, weight)
+    def forward(ctx: Any, inner: Tensor, weight: Tensor, activation: Activation) -> Tensor:
+        ctx.save_for_backward(inner, weight)
         ctx.activation = activation
-        return F.linear(gated(gate, up, activation=activation), weight)
+        return F.linear(gated(inner, activation=activation), weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        gate, up, weight = ctx.saved_tensors
-        gate_gradient, up_gradient, product = gated_backward(
-            gradient @ weight, gate, up, activation=ctx.activation
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        inner, weight = ctx.saved_tensors
+        inner_gradient, product = gated_backward(
+            gradient @ weight, inner, activation=ctx.activation
         )
-        return gate_gradient, up_gradient, _weight_gradient(gradient, product), None
+        return inner_gradient, _weight_gradient(gradient, product), None
 
 
 @one_kernel

@@ -54,10 +54,4 @@ def rotated(x: Tensor, table: Table) -> Tensor:
 
     [sequence, batch, heads, head_size], with tables of [sequence, at most head_size].
     """
-    if not table:
-        return x
-    cosine, sine = table
-    size = cosine.shape[-1]
-    if size == x.shape[-1]:
-        return rotate(x, cosine, sine)
-    return torch.cat((rotate(x[..., :size], cosine, sine), x[..., size:]), dim=-1)
+    return rotate(x, *table) if table else x

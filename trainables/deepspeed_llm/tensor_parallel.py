@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Started = tuple[Tensor, dist.Work | None]
+"""The result of a collective, and what to wait for before it is used (`finish`)."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TensorParallel:
@@ -24,6 +27,15 @@ class TensorParallel:
     """Whether activations outside the matrix products are sharded along the sequence."""
     group: dist.ProcessGroup | None = None
     """The process group; None if size is 1."""
+    once_per_step: bool = False
+    """Whether the optimiser adds up the ranks' gradients of replicated weights before its step
+    (`clipping.ClippedNorm`), not each backward pass."""
+
+    @property
+    def group_name(self) -> str:
+        """The name of the process group, which must be there."""
+        assert self.group is not None
+        return self.group.group_name
 
     def enter(self, x: Tensor) -> Tensor:
         """From the residual stream into column-parallel matrices.
@@ -47,22 +59,17 @@ class TensorParallel:
         left: Tensor = function.apply(x, self)
         return left
 
-    def replicated(self, weight: Tensor) -> Tensor:
-        """A replicated weight that each rank applies to its own part of the sequence.
+    def partial(self, *, within_shard: bool) -> bool:
+        """Whether each rank has a part of a replicated weight's gradient only.
 
-        With sequence parallelism its gradient is partial on each rank, and all-reduced here.
+        It is applied to a rank's part of the sequence, or, `within_shard`, followed by a shard of
+        products, such as a rank's heads.
         """
-        if self.size == 1 or not self.sequence_parallel:
-            return weight
-        shared: Tensor = _CopyIn.apply(weight, self)
-        return shared
+        return self.size > 1 and (within_shard or self.sequence_parallel)
 
-    def within_shard(self, weight: Tensor) -> Tensor:
-        """A replicated weight that is followed by a shard of products, such as a rank's heads.
-
-        Its gradient is partial on each rank, and all-reduced here.
-        """
-        if self.size == 1:
+    def replicated(self, weight: Tensor, *, within_shard: bool = False) -> Tensor:
+        """A replicated weight, as it is to be used, so that its gradient is added up."""
+        if self.once_per_step or not self.partial(within_shard=within_shard):
             return weight
         shared: Tensor = _CopyIn.apply(weight, self)
         return shared
@@ -80,21 +87,53 @@ class TensorParallel:
             dist.all_reduce(x, op=op, group=self.group)
         return x
 
+    def gather(self, x: Tensor) -> Tensor:
+        """All-gather along the sequence: [sequence / size, ...] -> [sequence, ...]."""
+        return self._gather(x, beside=False)[0]
+
+    def start_gather(self, x: Tensor) -> Started:
+        """`gather`, beside the computation that follows."""
+        return self._gather(x, beside=True)
+
+    def add_up(self, x: Tensor) -> Tensor:
+        """The sum of the ranks' values, which must not be used any more: [sequence, ...] ->
+        [sequence (/ size with sequence parallelism), ...]."""
+        return self._add_up(x, beside=False)[0]
+
+    def start_adding_up(self, x: Tensor) -> Started:
+        """`add_up`, beside the computation that follows."""
+        return self._add_up(x, beside=True)
+
+    def _gather(self, x: Tensor, *, beside: bool) -> Started:
+        gathered = x.new_empty((x.shape[0] * self.size, *x.shape[1:]))
+        return gathered, dist.all_gather_into_tensor(
+            gathered, x.contiguous(), group=self.group, async_op=_asynchronous(beside)
+        )
+
+    def _add_up(self, x: Tensor, *, beside: bool) -> Started:
+        if not self.sequence_parallel:
+            return x, dist.all_reduce(x, group=self.group, async_op=_asynchronous(beside))
+        scattered = x.new_empty((x.shape[0] // self.size, *x.shape[1:]))
+        return scattered, dist.reduce_scatter_tensor(
+            scattered, x.contiguous(), group=self.group, async_op=_asynchronous(beside)
+        )
+
     def shard(self, full: Tensor, dimension: int) -> Tensor:
         """This rank's slice of a full tensor, as a copy."""
         return full.chunk(self.size, dimension)[self.rank].clone()
 
 
-def _gather(x: Tensor, parallel: TensorParallel) -> Tensor:
-    gathered = x.new_empty((x.shape[0] * parallel.size, *x.shape[1:]))
-    dist.all_gather_into_tensor(gathered, x.contiguous(), group=parallel.group)
-    return gathered
+def finish(started: Started) -> Tensor:
+    """What a collective was started for. The device's stream waits for it, the host does not."""
+    result, work = started
+    if work is not None:
+        work.wait()
+    return result
 
 
-def _reduce_scatter(x: Tensor, parallel: TensorParallel) -> Tensor:
-    scattered = x.new_empty((x.shape[0] // parallel.size, *x.shape[1:]))
-    dist.reduce_scatter_tensor(scattered, x.contiguous(), group=parallel.group)
-    return scattered
+def _asynchronous(beside: bool) -> bool:
+    """What torch.compile traces has no handle to wait for."""
+    return beside and not torch.compiler.is_compiling()
 
 
 class _CopyIn(torch.autograd.Function):
@@ -128,11 +167,11 @@ class _GatherSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
         ctx.parallel = parallel
-        return _gather(x, parallel)
+        return parallel.gather(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _reduce_scatter(gradient, ctx.parallel), None
+        return ctx.parallel.add_up(gradient), None
 
 
 class _ScatterSequence(torch.autograd.Function):
@@ -141,8 +180,8 @@ class _ScatterSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, parallel: TensorParallel) -> Tensor:
         ctx.parallel = parallel
-        return _reduce_scatter(x, parallel)
+        return parallel.add_up(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _gather(gradient, ctx.parallel), None
+        return ctx.parallel.gather(gradient), None

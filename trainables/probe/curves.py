@@ -150,9 +150,9 @@ def bandwidth(device_kind: DeviceKind, sizes: Sizes, timer: Timer) -> Iterator[t
     yield "rotation", gb_per_second(4 * tokens * hidden, seconds)
 
     with torch.no_grad():
-        gate, up, gradient = (randn(tokens, 1, inner) for _ in range(3))
-        forward = timer(lambda: pointwise.gated(gate, up))
-        backward = timer(lambda: pointwise.gated_backward(gradient, gate, up))
+        gate_and_up, gradient = randn(tokens, 1, 2 * inner), randn(tokens, 1, inner)
+        forward = timer(lambda: pointwise.gated(gate_and_up))
+        backward = timer(lambda: pointwise.gated_backward(gradient, gate_and_up))
     yield "gate", gb_per_second(9 * tokens * inner, forward + backward)
 
     logits = randn(min(tokens, 8192), sizes.vocabulary)

@@ -166,12 +166,30 @@ def test_trainers_differ_in_what_they_hide_and_send() -> None:
 
 def test_tensor_parallel_collectives_are_hidden_as_the_trainer_says() -> None:
     layout = Layout(tensor_parallel=8, gradient_accumulation_steps=16)
-    never, backward, both = (
-        seconds(layout, nodes=1, trainer=name, overlap=1.0)["tensor_parallel"]
-        for name in ("deepspeed_llm", "megatron", "nemo")
-    )
+    never, backward, ours, both = tensor_parallel_seconds(layout)
     assert both == 0, "products are longer than these collectives"
-    assert backward == pytest.approx(never / 2)
+    assert backward == ours == pytest.approx(never / 2)
+    sharded = dataclasses.replace(layout, sequence_parallel=True)
+    never, backward, ours, both = tensor_parallel_seconds(sharded)
+    assert both == 0
+    # Gradients of the regions' outputs are gathered before anything can be computed with them.
+    assert backward == ours == pytest.approx(never * 3 / 4)
+
+
+def test_inputs_that_were_not_kept_are_gathered_again() -> None:
+    layout = Layout(tensor_parallel=8, sequence_parallel=True, gradient_accumulation_steps=16)
+    kept = tensor_parallel_seconds(layout, overlap=0.0)[0]
+    again = tensor_parallel_seconds(layout, overlap=0.0)[1:]
+    assert again == pytest.approx([kept * 5 / 4] * 3)
+
+
+def tensor_parallel_seconds(layout: Layout, **constants: float) -> list[float]:
+    """Of trainers that hide nothing, and in the backward pass (Megatron and ours), and all."""
+    equal = {"overlap": 1.0, "sequence_parallel_traffic": 1.0, **constants}
+    return [
+        seconds(layout, nodes=1, trainer=name, **equal)["tensor_parallel"]
+        for name in ("deepspeed", "megatron", "deepspeed_llm", "nemo")
+    ]
 
 
 def test_parts_of_a_transfer_are_gathered_in_the_node() -> None:

@@ -368,10 +368,11 @@ def test_twice_the_peak_halves_matrix_products_and_nothing_that_memory_decides(
         for device in (A100, faster)
     )
     assert after["matrix_products"] == before["matrix_products"] / 2
-    for cause in ("element_wise", "tensor_parallel", "launch", "optimiser"):
+    for cause in ("element_wise", "launch", "optimiser"):
         assert after[cause] == before[cause]
     # A shorter backward pass hides less.
-    assert after["data_parallel"] >= before["data_parallel"]
+    for cause in ("tensor_parallel", "data_parallel"):
+        assert after[cause] >= before[cause]
 
 
 def test_twice_the_memory_bandwidth_halves_element_wise_work_and_the_optimiser() -> None:
@@ -444,7 +445,8 @@ def test_collectives_in_blocks_by_hand() -> None:
     # Two all-reduces forward and two backward of 4096 tokens x 4096 x 2 bytes; at size 4 a ring
     # moves 3/2 of that: 4 x 50,331,648 bytes in each of 32 blocks, for 16 micro-batches.
     layout = Layout(tensor_parallel=4, gradient_accumulation_steps=16)
-    found = seconds(LLAMA, on(4), layout, link_efficiency=0.5, link_latency_seconds=0)
+    nothing_hidden = {"link_latency_seconds": 0, "overlap": 0}
+    found = seconds(LLAMA, on(4), layout, link_efficiency=0.5, **nothing_hidden)
     # Half of the A100's 300 GB/s in one direction.
     assert found["tensor_parallel"] == pytest.approx(4 * 50_331_648 * 32 * 16 / 150e9)
 
