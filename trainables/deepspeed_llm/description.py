@@ -47,4 +47,5 @@ DESCRIPTION = TrainableDescription(
     check_model=check_model,
     make_prober=_make_prober,
     records_passes=True,
+    reduced_trials=True,
 )

@@ -159,18 +159,23 @@ def train(
     Exceptions of the training pass through, after the memory limit is lifted.
     """
     samples = InOrder(_token_source(spec), spec.model.sequence_length)
+    layout, now = spec.layout, spec.layout.gradient_accumulation_steps
     with process_group(place, spec.cluster.device.kind) as device:
         probe = DeviceProbe(device)
         with worker(spec, place, device) as ready:
             on_ready()
             recorder = None
-            for step in range(spec.steps):
+            for step in range(spec.all_steps):
+                asked = spec.micro_batches(step) or layout.gradient_accumulation_steps
+                if asked != now:
+                    now = asked
+                    ready.engine.set_micro_batches(now)
                 batch = batch_slice(
                     samples,
                     step,
-                    global_batch_size=spec.model.global_batch_size,
+                    global_batch_size=now * layout.micro_batch_size * layout.data_parallel,
                     replica=ready.replica,
-                    replicas=spec.layout.data_parallel,
+                    replicas=layout.data_parallel,
                 )
                 # Not timed: a training run loads the next batch while a step computes.
                 batch = ready.to_device(batch)
