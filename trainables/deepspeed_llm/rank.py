@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from autotune.trial.trial import RankStep, TrialSpec
 from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.data import batch_slice
 from trainables.deepspeed_llm.engine import Batch, Engine, Mesh, StepResult, build_engine
+from trainables.deepspeed_llm.groups import COLLECTIVE_TIMEOUT
 from trainables.deepspeed_llm.hyperparameters import WEIGHT_DECAY
 from trainables.deepspeed_llm.memory import (
     CpuPeakMemory,
@@ -30,9 +30,6 @@ from trainables.deepspeed_llm.memory import (
 from trainables.deepspeed_llm.probe import DeviceProbe
 from trainables.deepspeed_llm.tokens import InOrder, SyntheticTokens, TextTokens, TokenSource
 from trainables.deepspeed_llm.tracing import Recorder
-
-# The tuner's own deadlines end a trial that hangs; this timeout only has to be longer.
-_COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +60,14 @@ def process_group(place: Place, device_kind: str) -> Iterator[torch.device]:
         # Prevents DeepSpeed from compiling its shared-memory extension at the first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if place.store is None:
-        dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     else:
         dist.init_process_group(
             backend,
             store=place.store,
             rank=place.rank,
             world_size=place.world_size,
-            timeout=_COLLECTIVE_TIMEOUT,
+            timeout=COLLECTIVE_TIMEOUT,
         )
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     yield device
