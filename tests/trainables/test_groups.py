@@ -19,6 +19,7 @@ from autotune.trial.deepspeed_config import deepspeed_config
 from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.engine import Mesh, build_engine
 from trainables.deepspeed_llm.groups import own_group
+from trainables.deepspeed_llm.rank import Place, process_group
 
 WIDE = Layout(tensor_parallel=2, pipeline_parallel=4, data_parallel=8)
 LAYOUTS = (
@@ -139,3 +140,35 @@ def test_nccl_splits_all_groups_of_a_kind_off_at_once(
     assert len(split) == 1 + KINDS
     for named in split:
         assert sorted(itertools.chain(*named["split_ranks"])) == list(range(WIDE.world_size))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "ranks_here", "gpus", "expected"),
+    [
+        (16, 8, 8, ("nccl", torch.device("cuda", 3))),
+        (4, 4, 1, ("gloo", None)),  # NCCL refuses two ranks on one GPU
+        (1, 1, 8, ("nccl", None)),  # nobody to connect to
+        (2, 2, 0, ("gloo", None)),  # ranks on CPUs
+    ],
+)
+def test_nccl_connects_as_it_joins(
+    world_size: int,
+    ranks_here: int,
+    gpus: int,
+    expected: tuple[str, torch.device | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only the arguments can be seen without a GPU."""
+    joined: list[Any] = []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks_here))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **n: joined.append((name, n)))
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **named: None)
+    place = Place(rank=3, local_rank=3, world_size=world_size, store=FakeStore())
+    with process_group(place, "gpu" if gpus else "cpu"):
+        ((backend, named),) = joined
+        assert (backend, named.get("device_id")) == expected
+        assert (named["rank"], named["world_size"]) == (3, world_size)

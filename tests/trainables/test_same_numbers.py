@@ -163,6 +163,7 @@ def test_bf16_layouts_are_near_one_process_in_fp32(sizes: dict[str, Any], host: 
         ({"data_parallel": 2, "zero_stage": 3}, "fp32"),
         ({"data_parallel": 2, "zero_stage": 1}, "bf16"),
         ({"data_parallel": 2, "zero_stage": 3}, "bf16"),
+        ({"data_parallel": 2, "tensor_parallel": 2, "sequence_parallel": True}, "fp32"),
         ({"pipeline_parallel": 2, "data_parallel": 2, "zero_stage": 0}, "fp32"),
         ({"pipeline_parallel": 2, "data_parallel": 2, "zero_stage": 1}, "fp32"),
         ({"pipeline_parallel": 2, "data_parallel": 2, "zero_stage": 1}, "bf16"),

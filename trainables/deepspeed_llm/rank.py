@@ -59,16 +59,17 @@ def process_group(place: Place, device_kind: str) -> Iterator[torch.device]:
         backend = "gloo"
         # Prevents DeepSpeed from compiling its shared-memory extension at the first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if place.store is None:
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-    else:
-        dist.init_process_group(
-            backend,
-            store=place.store,
-            rank=place.rank,
-            world_size=place.world_size,
-            timeout=COLLECTIVE_TIMEOUT,
-        )
+    rendezvous: dict[str, Any] = {}
+    if place.store is not None:
+        rendezvous = {
+            "store": place.store,
+            "rank": place.rank,
+            "world_size": place.world_size,
+        }
+    if backend == "nccl" and place.world_size > 1:
+        # NCCL connects all ranks at once, here, and splits further groups off (`groups.own_group`).
+        rendezvous["device_id"] = device
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **rendezvous)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     yield device
 
