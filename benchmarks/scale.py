@@ -34,7 +34,6 @@ from autotune.request import Request
 from autotune.space import SearchSpace
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import create_run, open_run
-from autotune.trial.reduced import run_in_parts
 from autotune.trial.trial import StepReport, TrialSpec
 from trainables.simulated import SimulatedTrainable
 
@@ -196,7 +195,7 @@ def _milliseconds_of_a_trial(ledger: Ledger) -> float | None:
     took = time.perf_counter() - start
     if spec is None:
         return None
-    events = list(run_in_parts(spec, SimulatedTrainable(), []))
+    events = list(SimulatedTrainable().run(spec, []))
     start = time.perf_counter()
     for event in events:
         if not isinstance(event, StepReport):

@@ -61,9 +61,13 @@ class FakeTrainable:
         if spec.layout.micro_batch_size > self._largest_micro_batch:
             yield Ended(outcome=Outcome.OOM, reason="rank 0: the fake ran out of memory")
             return
-        for step in range(spec.steps):
+        for step in range(spec.all_steps):
             time.sleep(self._pause_seconds)
-            yield StepReport(step=step, ranks=tuple(_fake_ranks(spec.layout, step)))
+            yield StepReport(
+                step=step,
+                ranks=tuple(_fake_ranks(spec.layout, step)),
+                micro_batches=spec.micro_batches(step),
+            )
         yield Ended(outcome=Outcome.OK, reason="", startup_seconds=0.0)
 
 
@@ -88,6 +92,10 @@ def _fake_ranks(layout: Layout, step: int) -> Iterator[RankStep]:
 
 
 DESCRIPTION = TrainableDescription(
-    name="fake", trains="nothing", trainer="deepspeed_llm", make=lambda setup: FakeTrainable()
+    name="fake",
+    trains="nothing",
+    trainer="deepspeed_llm",
+    make=lambda setup: FakeTrainable(),
+    reduced_trials=True,
 )
 """Not among the installed trainables: tests make it known by `autotune.trial.registry.register`."""

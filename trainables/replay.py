@@ -69,6 +69,5 @@ DESCRIPTION = TrainableDescription(
     trains="recorded",
     trainer="hagemann2023",
     make=_make,
-    reduced_trials=False,
     export_format=None,  # its kernels are of another code base
 )

@@ -113,16 +113,18 @@ class SimulatedTrainable:
         world = World(
             spec.model, spec.precision, spec.cluster, trainer=self._trainer, seed=spec.seed
         )
-        results = world.results([spec.layout])
-        memory, seconds = float(results.peak_memory_gib[0]), float(results.step_seconds[0])
-        if not results.fits[0]:
+        counts = spec.micro_batch_counts or (spec.layout.gradient_accumulation_steps,)
+        results = world.results([_with_micro_batches(spec.layout, count) for count in counts])
+        memory = float(results.peak_memory_gib.max())
+        if not results.fits.all():
             capacity = results.capacity_gib
             reason = f"simulated: needs {memory:.1f} GiB of {capacity:.1f} GiB per device"
             yield Ended(outcome=Outcome.OOM, reason=reason)
             return
         random = _random(spec.seed, spec.layout)
         random.normal(size=2)  # those of the layout
-        for step in range(spec.steps):
+        for step in range(spec.all_steps):
+            seconds = float(results.step_seconds[step // spec.steps])
             slowest = RankStep(
                 rank=0,
                 step=step,
@@ -132,14 +134,18 @@ class SimulatedTrainable:
                 peak_memory_gib=memory,
                 peak_reserved_gib=memory,
             )
-            yield StepReport(step=step, ranks=(slowest,))
+            yield StepReport(step=step, ranks=(slowest,), micro_batches=spec.micro_batches(step))
         yield Ended(outcome=Outcome.OK, reason="")
+
+
+def _with_micro_batches(layout: Layout, count: int) -> Layout:
+    return dataclasses.replace(layout, gradient_accumulation_steps=count)
 
 
 def _random(seed: int, layout: Layout) -> np.random.Generator:
     """Chance that depends on the seed and the layout alone: a layout run twice is the same, and so
     is one that is run with fewer micro-batches."""
-    whole = dataclasses.replace(layout, gradient_accumulation_steps=1)
+    whole = _with_micro_batches(layout, 1)
     digest = hashlib.sha256(repr(whole).encode()).digest()
     return np.random.default_rng((seed, int.from_bytes(digest[:8], "big")))
 
@@ -150,4 +156,5 @@ DESCRIPTION = TrainableDescription(
     trainer="deepspeed_llm",
     make=lambda setup: SimulatedTrainable(setup.simulated_trainer),
     simulates_trainers=True,
+    reduced_trials=True,
 )

@@ -20,8 +20,7 @@ def record_of(
     """The record of a trial that ends now; a simulated one has the cost of a real one."""
     seconds = clock.monotonic() - running.started
     if request.simulated:
-        starts = len(running.spec.micro_batch_counts) or 1
-        seconds = starts * startup_seconds(request)
+        seconds = startup_seconds(request)
         times = (step.step_seconds for step in running.steps)
         seconds += sum(time for time in times if 0 < time < math.inf)
     measurement = measure(running.spec, running.steps)

@@ -11,7 +11,6 @@ from autotune.ledger.running import RunningTrial
 from autotune.ledger.search_setup import (
     CONFIRMATION_STEPS,
     CONFIRMED,
-    counts_of,
     startup_seconds,
     trial_seconds,
 )
@@ -59,7 +58,7 @@ class Schedule:
             seconds = self._clock.monotonic() - running.started
             if not self._request.simulated:
                 seconds -= sum(step.step_seconds for step in running.steps)
-            self._besides_steps.append(seconds / (len(running.spec.micro_batch_counts) or 1))
+            self._besides_steps.append(seconds)
 
     def seconds_to_explore(
         self, layout: Layout, prediction: Prediction | None, ranking: Ranking
@@ -74,9 +73,8 @@ class Schedule:
         # A prediction may be far off: no layout is expected to be faster than the fastest.
         predicted = prediction.step_seconds if prediction else max(known, default=0.0)
         predicted = max(predicted, min(known, default=0.0))
-        parts = len(counts_of(self._request, layout)) or 1
         _, steps = trial_seconds(self._request, layout)
-        expected = self._expected(steps, predicted, parts=parts)
+        expected = self._expected(steps, predicted)
         left = self.seconds_left - self._to_confirm_all(predicted, ranking)
         return left if left >= min(expected, self._request.trial_timeout_seconds) else 0.0
 
@@ -105,11 +103,11 @@ class Schedule:
         steps = space.warmup_steps + CONFIRMATION_STEPS * space.measured_steps
         return self._expected(steps, step_seconds)
 
-    def _expected(self, steps: float, step_seconds: float, *, parts: int = 1) -> float:
-        """Seconds that a trial of so many full steps is expected to take, in `parts`."""
+    def _expected(self, steps: float, step_seconds: float) -> float:
+        """Seconds that a trial of so many full steps is expected to take."""
         if self._request.simulated:
             assumed, step_seconds = _SIMULATED_SECONDS, 0.0
         else:
             assumed = startup_seconds(self._request)
         besides_steps = max(self._besides_steps, default=assumed)
-        return _MARGIN * (parts * besides_steps + steps * step_seconds)
+        return _MARGIN * (besides_steps + steps * step_seconds)

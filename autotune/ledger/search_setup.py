@@ -99,4 +99,4 @@ def trial_seconds(request: Request, layout: Layout) -> tuple[float, float]:
     steps = request.space.warmup_steps + request.space.measured_steps
     counts = counts_of(request, layout)
     share = sum(counts) / layout.gradient_accumulation_steps if counts else 1.0
-    return (len(counts) or 1) * startup_seconds(request), steps * share
+    return startup_seconds(request), steps * share

@@ -35,9 +35,7 @@ class StatusFile:
 
     def trial_started(self, spec: TrialSpec) -> None:
         self._trial = RunningStatus(
-            trial_id=spec.trial_id,
-            layout=spec.layout,
-            steps=spec.steps * (len(spec.micro_batch_counts) or 1),
+            trial_id=spec.trial_id, layout=spec.layout, steps=spec.all_steps
         )
         self._write()
 

@@ -8,7 +8,6 @@ from ray import tune
 
 from autotune.errors import NodeCheckFailed, NodeOutOfMemory
 from autotune.on_ray.placement import NodeGroup, node_group
-from autotune.trial.reduced import run_in_parts
 from autotune.trial.trainable import Trainable
 from autotune.trial.trial import (
     Ended,
@@ -110,4 +109,4 @@ class LayoutTrial(tune.Trainable):
             self._take_nodes(spec)
         if self._nodes is not None:
             self._nodes.entitle(f"{spec.trial_id} {spec.layout.describe()}")
-        yield from run_in_parts(spec, self._worker, self._hosts)
+        yield from self._worker.run(spec, self._hosts)

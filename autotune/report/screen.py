@@ -90,8 +90,7 @@ class Screen:
 
     def step_done(self, spec: TrialSpec, step: StepReport) -> None:
         """Show the step and its time."""
-        steps = spec.steps * (len(spec.micro_batch_counts) or 1)
-        done = f"step {step.step + 1}/{steps} {step.step_seconds:.3g} s"
+        done = f"step {step.step + 1}/{spec.all_steps} {step.step_seconds:.3g} s"
         self.show_running(spec.layout.describe(), done)
 
     def show_running(self, layout: str, doing: str) -> None:

@@ -148,6 +148,18 @@ class TrainableContract:
         *_, ended = trainable.run(spec, hosts)
         assert isinstance(ended, Ended) and ended.outcome is Outcome.OK
 
+    def test_a_reduced_trial_runs_all_numbers_of_micro_batches(
+        self, trainable: Trainable, hosts: Sequence[RankHost], tmp_path: Path
+    ) -> None:
+        """All steps with one number, then all with the next, numbered through, then one Ended."""
+        if not self.description.reduced_trials:
+            pytest.skip("reduced trials are not asked of it")
+        spec = self.spec(micro_batch_counts=(1, 2), log_dir=str(tmp_path))
+        *steps, ended = trainable.run(spec, hosts)
+        assert isinstance(ended, Ended) and ended.outcome is Outcome.OK, ended
+        found = [(s.step, s.micro_batches) for s in steps if isinstance(s, StepReport)]
+        assert found == list(enumerate([1, 1, 1, 2, 2, 2]))
+
     def test_passes_are_recorded_where_it_says_so(
         self, trainable: Trainable, hosts: Sequence[RankHost]
     ) -> None:

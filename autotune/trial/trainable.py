@@ -53,6 +53,8 @@ class Trainable(Protocol):
     ) -> Generator[StepReport | Ended, None, None]:
         """Run one trial: a report per step, then exactly one Ended.
 
+        A reduced trial, which is asked for only where the description allows it, starts once: the
+        ranks change the number of micro-batches between two steps.
         Closing the generator ends the trial and all its ranks at once. Raises NodeLost.
         """
 
@@ -163,8 +165,8 @@ class TrainableDescription:
     memory of this machine."""
     records_passes: bool = False
     """Whether its ranks record their passes in the steps that `TrialSpec.trace_steps` asks for."""
-    reduced_trials: bool = True
-    """Whether it supports reduced trials, with fewer micro-batches per step."""
+    reduced_trials: bool = False
+    """Whether it runs the numbers of micro-batches that `TrialSpec.micro_batch_counts` asks for."""
     export_format: str | None = "deepspeed"
     """The export format that starts its training code (`autotune.export`); a search exports its
     best layout to it. None: nothing starts that code but a search."""

@@ -47,7 +47,8 @@ class TrialSpec:
     precision: Precision
     """Precision of training."""
     warmup_steps: int
-    """Warm-up steps at the start, which are not measured."""
+    """Warm-up steps at the start, and after each change of the number of micro-batches, which are
+    not measured."""
     measured_steps: int
     """Measured steps after the warm-up."""
     log_dir: str | None
@@ -63,20 +64,30 @@ class TrialSpec:
     trial_timeout_seconds: float | None = None
     """Timeout of the whole trial; None: no limit."""
     micro_batch_counts: tuple[int, ...] = ()
-    """Numbers of micro-batches of a reduced trial, which runs all steps with each of them instead
-    of the layout's own number; empty: a full trial."""
+    """Numbers of micro-batches of a reduced trial, which runs all steps with each of them, one
+    after the other, instead of the layout's own number; empty: a full trial."""
     trace_steps: int = 0
     """Last steps whose passes every rank records; 0: none."""
 
     @property
     def first_traced_step(self) -> int:
-        """The first step whose passes are recorded; `steps` where none is."""
-        return max(0, self.steps - self.trace_steps)
+        """The first step whose passes are recorded; `all_steps` where none is."""
+        return max(0, self.all_steps - self.trace_steps)
 
     @property
     def steps(self) -> int:
         """Steps of the trial (per number of micro-batches), warm-up included."""
         return self.warmup_steps + self.measured_steps
+
+    @property
+    def all_steps(self) -> int:
+        """Steps of the trial with all numbers of micro-batches."""
+        return self.steps * (len(self.micro_batch_counts) or 1)
+
+    def micro_batches(self, step: int) -> int | None:
+        """Micro-batches of a step of a reduced trial; None: the layout's own number."""
+        counts = self.micro_batch_counts
+        return counts[step // self.steps] if counts else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +97,7 @@ class RankStep:
     rank: int
     """Global rank, from 0."""
     step: int
-    """From 0; the warm-up steps come first."""
+    """From 0, through all numbers of micro-batches; warm-up steps come first with each."""
     step_seconds: float
     """Wall time between synchronisations."""
     loss: float | None
@@ -106,11 +117,11 @@ class StepReport:
     """One optimiser step over all ranks."""
 
     step: int
-    """From 0; the warm-up steps come first."""
+    """From 0, through all numbers of micro-batches; warm-up steps come first with each."""
     ranks: tuple[RankStep, ...]
     """One entry per rank, in rank order."""
     micro_batches: int | None = None
-    """Micro-batches of a reduced trial's step; None: the layout's own number."""
+    """`TrialSpec.micro_batches` of the step."""
 
     @property
     def step_seconds(self) -> float:

@@ -14,7 +14,6 @@ from autotune.space import SearchSpace
 from autotune.store.files import BLANK_DIGEST, DIGEST, sealed
 from autotune.store.record import TrialRecord
 from autotune.store.run_directory import RunStore, create_run
-from autotune.trial.reduced import run_in_parts
 from autotune.trial.registry import register
 from autotune.trial.trainable import Trainable
 from autotune.trial.trial import StepReport, TrialSpec
@@ -75,7 +74,7 @@ def run_to_the_end(
 
 
 def run_one(ledger: Ledger, worker: Trainable, spec: TrialSpec) -> None:
-    for event in run_in_parts(spec, worker, []):
+    for event in worker.run(spec, []):
         if isinstance(event, StepReport):
             if ledger.step_done(spec.trial_id, event):
                 ledger.trial_stopped(spec.trial_id)

@@ -27,8 +27,11 @@ def plain_decoder(model: Model, layout: Layout | None = None) -> Decoder:
 
 
 @functools.cache
-def plain_training(model: Model, steps: int) -> tuple[list[float], list[float]]:
-    """Loss and global gradient norm before clipping of each step."""
+def plain_training(
+    model: Model, steps: int, batch_sizes: tuple[int, ...] = ()
+) -> tuple[list[float], list[float]]:
+    """Loss and global gradient norm before clipping of each step, all with the model's batch size
+    or each with its own."""
     network = plain_decoder(model)
     matrices = [p for p in network.parameters() if p.dim() > 1]
     vectors = [p for p in network.parameters() if p.dim() == 1]
@@ -38,7 +41,11 @@ def plain_training(model: Model, steps: int) -> tuple[list[float], list[float]]:
     losses, norms = [], []
     for step in range(steps):
         tokens, targets = batch_slice(
-            samples, step, global_batch_size=model.global_batch_size, replica=0, replicas=1
+            samples,
+            step,
+            global_batch_size=batch_sizes[step] if batch_sizes else model.global_batch_size,
+            replica=0,
+            replicas=1,
         )
         optimizer.zero_grad()
         loss = network(tokens, targets)

@@ -85,19 +85,21 @@ SAMPLE = [layout for layout in ALL if layout.world_size <= 6][3::5]
 
 
 def train(
-    layout: Layout, model: Model, host: LocalHost, precision: str = "fp32"
+    layout: Layout, model: Model, host: LocalHost, precision: str = "fp32", **changes: Any
 ) -> tuple[list[float], list[float]]:
-    spec = TrialSpec(
-        trial_id="same-numbers",
-        layout=layout,
-        model=model,
-        cluster=Cluster(nodes=1, gpus_per_node=layout.world_size, device=device_named("cpu")),
-        precision=precision,
-        warmup_steps=0,
-        measured_steps=STEPS,
-        log_dir=None,
-        trial_timeout_seconds=120,
-    )
+    values = {
+        "trial_id": "same-numbers",
+        "layout": layout,
+        "model": model,
+        "cluster": Cluster(nodes=1, gpus_per_node=layout.world_size, device=device_named("cpu")),
+        "precision": precision,
+        "warmup_steps": 0,
+        "measured_steps": STEPS,
+        "log_dir": None,
+        "trial_timeout_seconds": 120,
+        **changes,
+    }
+    spec = TrialSpec(**values)
     *steps, ended = DeepSpeedLlm(device_kind="cpu").run(spec, [host])
     assert isinstance(ended, Ended) and ended.outcome is Outcome.OK, ended
     assert all(isinstance(step, StepReport) for step in steps)
@@ -150,6 +152,39 @@ def test_bf16_layouts_are_near_one_process_in_fp32(sizes: dict[str, Any], host: 
     expected_losses, expected_norms = plain_training(GROUPED_QUERY, STEPS)
     assert losses == pytest.approx(expected_losses, abs=BF16_TOLERANCE)
     assert norms == pytest.approx(expected_norms, rel=BF16_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "precision"),
+    [
+        ({"data_parallel": 2, "zero_stage": 0}, "fp32"),
+        ({"data_parallel": 2, "zero_stage": 1}, "fp32"),
+        ({"data_parallel": 2, "zero_stage": 2}, "fp32"),
+        ({"data_parallel": 2, "zero_stage": 3}, "fp32"),
+        ({"data_parallel": 2, "zero_stage": 1}, "bf16"),
+        ({"data_parallel": 2, "zero_stage": 3}, "bf16"),
+        ({"data_parallel": 2, "tensor_parallel": 2, "sequence_parallel": True}, "fp32"),
+        ({"pipeline_parallel": 2, "data_parallel": 2, "zero_stage": 0}, "fp32"),
+        ({"pipeline_parallel": 2, "data_parallel": 2, "zero_stage": 1}, "fp32"),
+        ({"pipeline_parallel": 2, "data_parallel": 2, "zero_stage": 1}, "bf16"),
+    ],
+    ids=str,
+)
+def test_the_number_of_micro_batches_changes_between_steps(
+    sizes: dict[str, Any], precision: str, host: LocalHost
+) -> None:
+    """As of an engine that was built with each number, which `check_fp32` compares likewise."""
+    counts, steps_each = (3, 2, 1), 3
+    layout = layout_from_mapping({**sizes, "micro_batch_size": 1}, GROUPED_QUERY)
+    assert layout.gradient_accumulation_steps not in counts
+    losses, norms = train(
+        layout, GROUPED_QUERY, host, precision, micro_batch_counts=counts, measured_steps=steps_each
+    )
+    batch_sizes = tuple(2 * count for count in counts for _ in range(steps_each))
+    expected_losses, expected_norms = plain_training(GROUPED_QUERY, len(batch_sizes), batch_sizes)
+    tolerance = TOLERANCE if precision == "fp32" else BF16_TOLERANCE
+    assert losses == pytest.approx(expected_losses, abs=tolerance)
+    assert norms == pytest.approx(expected_norms, rel=tolerance)
 
 
 @pytest.mark.slow

@@ -76,6 +76,5 @@ DESCRIPTION = TrainableDescription(
     configured=_configured,
     comparable_losses=False,
     limits_memory=False,
-    reduced_trials=False,
     export_format="command",
 )

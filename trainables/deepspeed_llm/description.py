@@ -56,4 +56,5 @@ DESCRIPTION = TrainableDescription(
     make_prober=_make_prober,
     trace_ranks=_trace_ranks,
     records_passes=True,
+    reduced_trials=True,
 )

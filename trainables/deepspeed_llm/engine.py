@@ -22,6 +22,7 @@ from autotune.trial.deepspeed_config import (
 from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.clipping import ClippedNorm
 from trainables.deepspeed_llm.decoder import Block, Decoder, Head
+from trainables.deepspeed_llm.groups import Groups
 from trainables.deepspeed_llm.hyperparameters import WEIGHT_DECAY
 from trainables.deepspeed_llm.optimizer import adamw, set_learning_rate
 from trainables.deepspeed_llm.tensor_parallel import TensorParallel
@@ -72,34 +73,36 @@ class Mesh:
     """The process groups of a layout: tensor, pipeline and data parallel."""
 
     def __init__(self, layout: Layout) -> None:
-        """Create the process groups. A collective call: every rank must make it."""
+        """Create the process groups, for DeepSpeed too. A collective call: every rank must make
+        it."""
         self.topology = PipeModelDataParallelTopology(
             num_pp=layout.pipeline_parallel,
             num_mp=layout.tensor_parallel,
             num_dp=layout.data_parallel,
         )
+        self._groups = Groups()
+        self._groups.make(
+            self.topology.get_axis_list("data", replica) for replica in range(layout.data_parallel)
+        )
+        for axis in self.topology.get_axis_names():
+            self._groups.make(self.topology.get_axis_comm_lists(axis))
+        self._groups.give_to_deepspeed()
+        # PipelineModule creates another one itself, of the same groups.
+        self.grid = PipelineParallelGrid(topology=self.topology)
         self.parallel = TensorParallel()
         if layout.tensor_parallel > 1:
-            self.parallel = self._tensor_parallel(layout)
-        # PipelineModule creates an equal grid itself.
-        self.grid = None
-        if engine_of(layout) == "plain":
-            self.grid = PipelineParallelGrid(topology=self.topology)
+            self.parallel = TensorParallel(
+                size=layout.tensor_parallel,
+                rank=self.grid.get_slice_parallel_rank(),
+                sequence_parallel=layout.sequence_parallel,
+                group=self.grid.slice_proc_group,
+                once_per_step=clips_itself(layout),
+            )
 
-    def _tensor_parallel(self, layout: Layout) -> TensorParallel:
-        rank, own_group = dist.get_rank(), None
-        for ranks in self.topology.get_axis_comm_lists("model"):
-            group = dist.new_group(ranks)
-            if rank in ranks:
-                own_group = TensorParallel(
-                    size=len(ranks),
-                    rank=ranks.index(rank),
-                    sequence_parallel=layout.sequence_parallel,
-                    group=group,
-                    once_per_step=clips_itself(layout),
-                )
-        assert own_group is not None, "every rank is in one tensor-parallel group"
-        return own_group
+    def join_ends(self) -> None:
+        """Create the groups of first and last stage, which tied weights need. A collective call."""
+        pipelines = self.topology.get_axis_comm_lists("pipe")
+        self._groups.make((ranks[0], ranks[-1]) for ranks in pipelines)
 
 
 def build_engine(
@@ -176,7 +179,6 @@ class _PlainEngine(_DeepSpeedEngine):
     def __init__(
         self, build: Build, mesh: Mesh, config: Mapping[str, Any], weight_decay: float
     ) -> None:
-        assert mesh.grid is not None
         self._data_group = mesh.grid.get_data_parallel_group()
         # ZeRO 3 shards each layer as soon as it is built, so no rank ever holds the whole model.
         # The dtype is taken from the configuration: DeepSpeed 0.19.8 ignores the `dtype` argument
@@ -220,6 +222,8 @@ class _PipelineEngine(_DeepSpeedEngine):
     def __init__(
         self, build: Build, mesh: Mesh, config: Mapping[str, Any], weight_decay: float
     ) -> None:
+        if build.model.tie_word_embeddings:
+            mesh.join_ends()
         module: Any = PipelineModule(
             _pipeline_layers(build),
             topology=mesh.topology,

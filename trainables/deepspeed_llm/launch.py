@@ -158,7 +158,9 @@ class Progress:
         self._reported += 1
         del self._steps[rank_step.step]
         return StepReport(
-            step=rank_step.step, ranks=tuple(sorted(ranks, key=lambda step: step.rank))
+            step=rank_step.step,
+            ranks=tuple(sorted(ranks, key=lambda step: step.rank)),
+            micro_batches=self._spec.micro_batches(rank_step.step),
         )
 
     def end(self, outcome: Outcome, reason: str) -> Ended:

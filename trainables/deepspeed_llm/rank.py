@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import datetime
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from autotune.trial.trial import RankStep, TrialSpec
 from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.data import batch_slice
 from trainables.deepspeed_llm.engine import Batch, Engine, Mesh, StepResult, build_engine
+from trainables.deepspeed_llm.groups import COLLECTIVE_TIMEOUT
 from trainables.deepspeed_llm.hyperparameters import WEIGHT_DECAY
 from trainables.deepspeed_llm.memory import (
     CpuPeakMemory,
@@ -30,9 +30,6 @@ from trainables.deepspeed_llm.memory import (
 from trainables.deepspeed_llm.probe import DeviceProbe
 from trainables.deepspeed_llm.tokens import InOrder, SyntheticTokens, TextTokens, TokenSource
 from trainables.deepspeed_llm.tracing import Recorder
-
-# The tuner's own deadlines end a trial that hangs; this timeout only has to be longer.
-_COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +59,17 @@ def process_group(place: Place, device_kind: str) -> Iterator[torch.device]:
         backend = "gloo"
         # Prevents DeepSpeed from compiling its shared-memory extension at the first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if place.store is None:
-        dist.init_process_group(backend, timeout=_COLLECTIVE_TIMEOUT)
-    else:
-        dist.init_process_group(
-            backend,
-            store=place.store,
-            rank=place.rank,
-            world_size=place.world_size,
-            timeout=_COLLECTIVE_TIMEOUT,
-        )
+    rendezvous: dict[str, Any] = {}
+    if place.store is not None:
+        rendezvous = {
+            "store": place.store,
+            "rank": place.rank,
+            "world_size": place.world_size,
+        }
+    if backend == "nccl" and place.world_size > 1:
+        # NCCL connects all ranks at once, here, and splits further groups off (`groups.own_group`).
+        rendezvous["device_id"] = device
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **rendezvous)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     yield device
 
@@ -159,18 +157,23 @@ def train(
     Exceptions of the training pass through, after the memory limit is lifted.
     """
     samples = InOrder(_token_source(spec), spec.model.sequence_length)
+    layout, now = spec.layout, spec.layout.gradient_accumulation_steps
     with process_group(place, spec.cluster.device.kind) as device:
         probe = DeviceProbe(device)
         with worker(spec, place, device) as ready:
             on_ready()
             recorder = None
-            for step in range(spec.steps):
+            for step in range(spec.all_steps):
+                asked = spec.micro_batches(step) or layout.gradient_accumulation_steps
+                if asked != now:
+                    now = asked
+                    ready.engine.set_micro_batches(now)
                 batch = batch_slice(
                     samples,
                     step,
-                    global_batch_size=spec.model.global_batch_size,
+                    global_batch_size=now * layout.micro_batch_size * layout.data_parallel,
                     replica=ready.replica,
-                    replicas=spec.layout.data_parallel,
+                    replicas=layout.data_parallel,
                 )
                 # Not timed: a training run loads the next batch while a step computes.
                 batch = ready.to_device(batch)

@@ -107,11 +107,12 @@ def _store(job: Mapping[str, Any], rank: int, rendezvous: int | None) -> Store:
 
 def _check(spec: TrialSpec, place: Place) -> dict[str, Any]:
     """A matrix product and an all-reduce with known results, and the memory already in use."""
+    in_use_gib = 0.0
+    if spec.cluster.device.kind == "gpu":  # before NCCL allocates
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        free, total = torch.cuda.mem_get_info()
+        in_use_gib = (total - free) / 2**30
     with process_group(place, spec.cluster.device.kind) as device:
-        in_use_gib = 0.0
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info(device)
-            in_use_gib = (total - free) / 2**30
         ones = torch.ones(_CHECK_SIZE, _CHECK_SIZE, device=device)
         product = ones @ ones
         product_is_right = bool((product == _CHECK_SIZE).all())

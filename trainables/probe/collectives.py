@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainables.deepspeed_llm.groups import own_group
+
 _BATCHES = 5
 _MOST_CALLS = 100
 
@@ -51,12 +53,12 @@ def curves(rank: int, world_size: int, domain: int) -> list[Curve]:
     domain = min(domain, world_size)
     found: list[Curve] = []
     if domain > 1:
-        found += _collectives("within", rank, _within(world_size, domain))
+        found += _collectives("within", _within(world_size, domain))
         found.append(dataclasses.replace(found[0], operation=AFTER_PRODUCTS))
     if world_size > domain:
-        found += _collectives("between", rank, _between(world_size, domain))
+        found += _collectives("between", _between(world_size, domain))
         if domain > 1:
-            found += _collectives("all", rank, [list(range(world_size))])
+            found += _collectives("all", [list(range(world_size))])
     if domain > 1:
         neighbours = [
             pair
@@ -138,11 +140,8 @@ def _between(world_size: int, domain: int) -> list[list[int]]:
     return [chain for chain in chains if len(chain) == len(chains[0])]
 
 
-def _collectives(where: str, rank: int, groups: Sequence[Sequence[int]]) -> list[Curve]:
-    mine = None
-    for ranks in groups:
-        group = dist.new_group(list(ranks))
-        mine = group if rank in ranks else mine
+def _collectives(where: str, groups: Sequence[Sequence[int]]) -> list[Curve]:
+    mine = own_group(groups)
     size = len(groups[0])
     return [Curve(operation=name, where=where, ranks=size, group=mine) for name in COLLECTIVES]
 

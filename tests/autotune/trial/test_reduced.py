@@ -1,8 +1,6 @@
 """Reduced trials: what is run, what is made of it, and that it tells the truth."""
 
 import dataclasses
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from autotune.model import Model
 from autotune.named_spaces import load_space
 from autotune.store.run_directory import open_run
 from autotune.trial.measurement import measure
-from autotune.trial.reduced import extrapolated, reduced_counts, run_in_parts
+from autotune.trial.reduced import extrapolated, reduced_counts
 from autotune.trial.trial import Ended, Outcome, StepReport, TrialSpec
 from tests.autotune.simulate import Silent, new_store, run_to_the_end
 from trainables.deepspeed_llm.host import LocalHost
@@ -68,25 +66,10 @@ def test_noise_never_makes_a_layout_faster_than_its_short_steps() -> None:
         assert extrapolated((2, 4), (1.0, long), 64) == long * 16
 
 
-def test_a_reduced_trial_has_one_timeout() -> None:
-    class Slow(FakeTrainable):
-        def run(self, spec: TrialSpec, hosts: object) -> Iterator[StepReport | Ended]:
-            allowed.append(spec.trial_timeout_seconds)
-            time.sleep(0.05)
-            yield from super().run(spec, [])
-
-    allowed: list[float | None] = []
-    layout = layout_from_mapping({"micro_batch_size": 1}, MANY)
-    spec = dataclasses.replace(spec_of(layout, MANY, counts=(2, 4)), trial_timeout_seconds=10)
-    list(run_in_parts(spec, Slow(), []))
-    first, second = allowed
-    assert first is not None and second is not None and second <= first - 0.05
-
-
 def test_steps_are_numbered_through_and_measured_by_count() -> None:
     layout = layout_from_mapping({"micro_batch_size": 1}, MANY)
     spec = spec_of(layout, MANY, counts=(2, 4))
-    events = list(run_in_parts(spec, FakeTrainable(), []))
+    events = list(FakeTrainable().run(spec, []))
     steps = [event for event in events if isinstance(event, StepReport)]
     assert [step.step for step in steps] == list(range(10))
     assert [step.micro_batches for step in steps] == [2] * 5 + [4] * 5
@@ -99,12 +82,6 @@ def test_steps_are_numbered_through_and_measured_by_count() -> None:
     assert measure(spec, steps[:6]).step_seconds is None, "one count says nothing of others"
 
 
-def test_a_part_that_fails_ends_the_trial() -> None:
-    layout = layout_from_mapping({"micro_batch_size": 8}, dataclasses.replace(MANY))
-    events = list(run_in_parts(spec_of(layout, MANY, counts=(2, 4)), FakeTrainable(), []))
-    assert [event.outcome for event in events if isinstance(event, Ended)] == [Outcome.OOM]
-
-
 def test_simulated_short_steps_extrapolate_to_the_long_one() -> None:
     space = load_space("llm13b")
     for layout in space.layouts()[::400]:
@@ -112,9 +89,9 @@ def test_simulated_short_steps_extrapolate_to_the_long_one() -> None:
         spec = dataclasses.replace(
             spec_of(layout, space.model), cluster=space.cluster, precision="bf16"
         )
-        whole = measure(spec, _steps(run_in_parts(spec, SimulatedTrainable(), [])))
+        whole = measure(spec, _steps(SimulatedTrainable().run(spec, [])))
         short = dataclasses.replace(spec, micro_batch_counts=counts)
-        reduced = measure(short, _steps(run_in_parts(short, SimulatedTrainable(), [])))
+        reduced = measure(short, _steps(SimulatedTrainable().run(short, [])))
         if whole.step_seconds is not None:
             assert reduced.step_seconds == pytest.approx(whole.step_seconds, rel=0.05)
 
@@ -125,12 +102,14 @@ def _steps(events: object) -> list[StepReport]:
 
 @pytest.mark.parametrize("sizes", [{"data_parallel": 2}, {"pipeline_parallel": 2}])
 def test_real_short_steps_tell_the_time_and_memory_of_the_long_one(
-    host: LocalHost, sizes: dict[str, int], tmp_path: Path
+    host: LocalHost, sizes: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = layout_from_mapping({**sizes, "micro_batch_size": 1}, MANY)
     counts = reduced_counts(layout)
     assert counts
-    found = []
+    found, started = [], []
+    start = host.start
+    monkeypatch.setattr(host, "start", lambda job: (started.append(job), start(job)))
     long_sequences = dataclasses.replace(MANY, sequence_length=256)
     for counts_to_run in ((), counts):
         spec = dataclasses.replace(
@@ -138,7 +117,7 @@ def test_real_short_steps_tell_the_time_and_memory_of_the_long_one(
             log_dir=str(tmp_path / "logs"),
             measured_steps=4,
         )
-        steps = _steps(run_in_parts(spec, DeepSpeedLlm(device_kind="cpu"), [host]))
+        steps = _steps(DeepSpeedLlm(device_kind="cpu").run(spec, [host]))
         found.append(measure(spec, steps))
     whole, reduced = found
     assert whole.step_seconds is not None and reduced.step_seconds is not None
@@ -147,7 +126,8 @@ def test_real_short_steps_tell_the_time_and_memory_of_the_long_one(
     assert 1 / 3 < reduced.step_seconds / whole.step_seconds < 3
     assert whole.peak_memory_gib is not None and reduced.peak_memory_gib is not None
     assert reduced.peak_memory_gib == pytest.approx(whole.peak_memory_gib, rel=0.25)
-    assert (tmp_path / "logs" / f"{counts[1]}-micro-batches" / "rank-1.log").exists()
+    assert len(started) == 2, "a reduced trial starts its ranks once"
+    assert {file.name for file in (tmp_path / "logs").iterdir()} == {"rank-0.log", "rank-1.log"}
 
 
 def test_a_search_explores_by_reduced_trials_and_confirms_by_whole_ones(tmp_path: Path) -> None:
