@@ -18,6 +18,7 @@ from autotune.cost.communication import (
     tensor_parallel_speed,
 )
 from autotune.cost.constants import Constants
+from autotune.cost.launches import launch_seconds
 from autotune.cost.matrix_products import linear_seconds
 from autotune.cost.setting import Setting
 from autotune.cost.stages import Stages
@@ -34,7 +35,7 @@ class StepTime:
     tensor_parallel: Array
     """Tensor-parallel collectives within the blocks."""
     launch: Array
-    """Host time of kernel launches that is not hidden."""
+    """Starting kernels, and waiting for the host to launch them."""
     embedding_and_head: Array
     """Output matrix and loss, if they are on the slowest stage."""
     stage_transfers: Array
@@ -154,22 +155,28 @@ def block_time(columns: Columns, setting: Setting, constants: Constants) -> Bloc
     traffic = tokens * _element_wise_bytes(columns, setting, constants)
     element_wise = traffic / setting.memory_bytes_per_second
     collectives = tensor_parallel_seconds(columns, tokens, setting, constants)
-    launch = constants["launch_seconds"]
     recomputed = columns.recompute_block
     in_forward, in_backward = _exposed_collectives(
         columns, collectives, forward, backward, setting, constants
     )
+    # One third of the element-wise traffic is in the forward pass.
+    kernels = forward + attention_forward + element_wise / 3
+    kernels_backward = backward + attention_backward + element_wise * 2 / 3
+    launch, launch_backward = launch_seconds(
+        columns, kernels + in_forward, kernels_backward + in_backward, constants
+    )
     parts = _Parts(
         matrix_products=forward * (1 + recomputed) + backward,
         attention=attention_forward * (1 + columns.recompute_attention) + attention_backward,
-        # One third of the traffic is in the forward pass.
         element_wise=element_wise * (1 + recomputed / 3),
         tensor_parallel=in_forward * (1 + recomputed) + in_backward,
-        launch=launch * (3 + recomputed) + constants["checkpoint_seconds"] * recomputed,
+        launch=launch * (1 + recomputed)
+        + launch_backward
+        + constants["checkpoint_seconds"] * recomputed,
     )
     return BlockTime(
         parts=parts,
-        forward=forward + attention_forward + element_wise / 3 + launch,
+        forward=kernels + launch,
         forward_collectives=in_forward,
     )
 

@@ -368,10 +368,10 @@ def test_twice_the_peak_halves_matrix_products_and_nothing_that_memory_decides(
         for device in (A100, faster)
     )
     assert after["matrix_products"] == before["matrix_products"] / 2
-    for cause in ("element_wise", "launch", "optimiser"):
+    for cause in ("element_wise", "optimiser"):
         assert after[cause] == before[cause]
-    # A shorter backward pass hides less.
-    for cause in ("tensor_parallel", "data_parallel"):
+    # A shorter pass hides less, of communication and of the host's time.
+    for cause in ("tensor_parallel", "data_parallel", "launch"):
         assert after[cause] >= before[cause]
 
 
@@ -399,7 +399,7 @@ def test_a_model_twice_as_wide_has_four_times_the_matrix_products() -> None:
     assert after["matrix_products"] == pytest.approx(4 * before["matrix_products"])
     assert after["attention"] == pytest.approx(2 * before["attention"])
     assert after["element_wise"] == pytest.approx(2 * before["element_wise"])
-    assert after["launch"] == before["launch"]
+    assert after["launch"] == pytest.approx(before["launch"])
 
 
 def test_sequences_twice_as_long_have_four_times_the_attention() -> None:
