@@ -49,6 +49,14 @@ class Columns:
         """Tensor-parallel size with sequence parallelism, else 1."""
         return np.where(self.sequence_parallel > 0, self.tensor_parallel, 1.0)
 
+    @functools.cached_property
+    def product_shapes(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Matrix products have the same shape where micro-batch and tensor-parallel size are the
+        same: one layout of each such pair [pairs], and the pair of each layout [n]."""
+        pairs = self.micro_batch_size + 1j * self.tensor_parallel
+        _, first, pair = np.unique(pairs, return_index=True, return_inverse=True)
+        return first, pair
+
     def of_category(self, dimension: str, constants: Mapping[str, float], name: str) -> Array:
         """The constant [n] that depends on each layout's value of a categorical dimension.
 

@@ -27,6 +27,16 @@ class Passes:
     """Recomputation included."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Transfers:
+    """Seconds of what neighbouring stages send each other for a micro-batch, each [n]."""
+
+    message: Array
+    """Activations or gradients, one way."""
+    exchange: Array
+    """Activations one way and gradients the other."""
+
+
 def tensor_parallel_seconds(
     columns: Columns, tokens: Array, setting: Setting, constants: Constants
 ) -> Array:
@@ -49,9 +59,10 @@ def tensor_parallel_speed(columns: Columns, setting: Setting, constants: Constan
     return _ring_speed(columns.tensor_parallel, np.ones(len(columns)), setting, constants)
 
 
-def stage_transfer_seconds(columns: Columns, setting: Setting, constants: Constants) -> Array:
+def stage_transfers(columns: Columns, setting: Setting, constants: Constants) -> Transfers:
     """Time to exchange activations and gradients with a neighbouring stage, per micro-batch.
 
+    DeepSpeed's stages receive before they send, and wait for both; others do both at once.
     Some trainers send each tensor-parallel rank's part only and gather the parts within the node
     (Narayanan et al. 2021, arXiv 2104.04473, section 4.1).
     """
@@ -70,7 +81,9 @@ def stage_transfer_seconds(columns: Columns, setting: Setting, constants: Consta
     )
     gathering = np.where(parts > 1, (size - 1) / size * volume / link, 0.0)
     seconds = beyond * (volume / parts / card + gathering) + (1 - beyond) * volume / link
-    return constants["stage_latency_seconds"] + seconds
+    latency = constants["stage_latency_seconds"]
+    ways = 2 if setting.trainer.deepspeed_engine else 1
+    return Transfers(message=latency / 2 + seconds, exchange=latency + ways * seconds)
 
 
 def data_parallel_seconds(

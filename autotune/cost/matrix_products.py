@@ -1,8 +1,13 @@
 """Time of matrix products on GPUs, with tile and wave quantization."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from autotune.cost.columns import Array
+from autotune.cost.blocks import Product
+from autotune.cost.columns import Array, Columns
+from autotune.cost.constants import Constants
+from autotune.cost.setting import Setting
 
 # Tiles: rows and columns of the output that one multiprocessor computes at a time, and the speed of
 # the tile relative to the largest. cuBLAS mostly uses these shapes for large products on A100
@@ -41,3 +46,25 @@ def linear_seconds(
         return flops / (tile_efficiency(rows, columns, multiprocessors) * flops_per_second)
 
     return product(tokens, outputs), product(tokens, inputs) + product(outputs, inputs)
+
+
+def products_seconds(
+    products: Iterable[Product], columns: Columns, setting: Setting, constants: Constants
+) -> tuple[Array, Array]:
+    """Forward and backward time [n] of linear layers over one micro-batch. Each shape is computed
+    once, because of thousands of layouts a few dozen differ in it."""
+    first, pair = columns.product_shapes
+    tensor, one = columns.tensor_parallel[first], np.ones(len(first))
+    tokens = columns.micro_batch_size[first] * setting.model.sequence_length
+    forward = backward = np.zeros(len(first))
+    for product in products:
+        of_forward, of_backward = linear_seconds(
+            tokens * product.share_of_tokens,
+            product.inputs / (tensor if product.sharded == "inputs" else one),
+            product.outputs / (tensor if product.sharded == "outputs" else one),
+            setting.flops_per_second * constants["gemm_efficiency"],
+            setting.multiprocessors,
+        )
+        forward = forward + product.count * of_forward
+        backward = backward + product.count * of_backward
+    return forward[pair], backward[pair]

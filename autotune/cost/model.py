@@ -13,6 +13,7 @@ from autotune.cost.memory import PeakMemory, peak_memory
 from autotune.cost.setting import setting_of
 from autotune.cost.stages import Stages, stages_of
 from autotune.cost.time import StepTime, step_time
+from autotune.cost.timed_stages import TimedStages, timed_stages_of
 from autotune.cost.trainers import (
     StatedTrainer,
     Trainer,
@@ -48,6 +49,7 @@ class Prepared:
 
     columns: Columns
     stages: Stages
+    timed: TimedStages
 
 
 class CostModel:
@@ -97,8 +99,11 @@ class CostModel:
             if reason := self.setting.trainer.why_unsupported(layout):
                 raise InputError(f"layout {layout.describe()}: {reason}")
         columns = columns_of(layouts)
+        model, partition = self.setting.model, self.setting.trainer.partition
         return Prepared(
-            columns, stages_of(columns, self.setting.model, self.setting.trainer.partition)
+            columns,
+            stages_of(columns, model, partition),
+            timed_stages_of(columns, model, partition),
         )
 
     def estimate(
@@ -125,7 +130,14 @@ class CostModel:
 
     def time(self, prepared: Prepared, constants: Constants, memory_share: Array) -> StepTime:
         """Predict only the time; `memory_share` [n] is peak memory / capacity."""
-        return step_time(prepared.columns, prepared.stages, self.setting, constants, memory_share)
+        return step_time(
+            prepared.columns,
+            prepared.stages,
+            prepared.timed,
+            self.setting,
+            constants,
+            memory_share,
+        )
 
     def capacity_gib(self, constants: Constants) -> float:
         """Memory that a rank can allocate: the nominal memory times `usable_memory`."""

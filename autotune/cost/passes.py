@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from autotune.cost.columns import Array, columns_of
-from autotune.cost.communication import stage_transfer_seconds
+from autotune.cost.communication import stage_transfers
 from autotune.cost.model import CostModel
 from autotune.cost.stages import blocks_per_stage
 from autotune.cost.time import block_time, head_time
@@ -20,8 +20,10 @@ class PassTimes:
     """Forward pass of one micro-batch, by stage [pipeline_parallel]."""
     backward: Array
     """Backward pass of one micro-batch by stage, recomputation included."""
-    transfer: float
-    """One message between neighbouring stages."""
+    message: float
+    """One message between neighbouring stages, activations or gradients."""
+    exchange: float
+    """One message each way."""
     reduction: float
     """Data-parallel communication of a step that passes do not hide."""
     update: float
@@ -38,6 +40,7 @@ def pass_times(model: CostModel, layout: Layout) -> PassTimes:
     columns = columns_of([layout])
     block = block_time(columns, setting, constants)
     head = head_time(columns, setting, constants)
+    transfers = stage_transfers(columns, setting, constants)
     in_forward = block.forward + block.forward_collectives
     stages = layout.pipeline_parallel
     blocks = np.array(blocks_per_stage(setting.model, stages, setting.trainer.partition))
@@ -46,7 +49,8 @@ def pass_times(model: CostModel, layout: Layout) -> PassTimes:
     return PassTimes(
         forward=slow_down * (blocks * in_forward + is_last * head[0]),
         backward=slow_down * (blocks * (block.parts.total - in_forward) + is_last * head[1]),
-        transfer=slow_down * float(stage_transfer_seconds(columns, setting, constants)[0]),
+        message=slow_down * float(transfers.message[0]),
+        exchange=slow_down * float(transfers.exchange[0]),
         reduction=slow_down * float(time.data_parallel[0]),
         update=slow_down * float((time.optimiser + time.other)[0]),
     )

@@ -35,8 +35,8 @@ class Stages:
 def stages_of(columns: Columns, model: Model, partition: Partition) -> Stages:
     """The first, the second and the last stage of every layout, [n, 3].
 
-    One of these has the peak memory and the longest time: the stages between have at most as many
-    blocks as the second, and fewer micro-batches in flight. Layouts with fewer stages repeat one.
+    One of these has the peak memory: the stages between have at most as many blocks as the second,
+    and fewer micro-batches in flight. Layouts with fewer stages repeat one.
     """
     sizes = columns.pipeline_parallel.astype(int)
     indices = np.stack([np.zeros_like(sizes), np.minimum(1, sizes - 1), sizes - 1], axis=1)

@@ -1,27 +1,30 @@
 """Time of an optimiser step by cause, from an analytical model.
 
-A step consists of `micro_batches` passes through the slowest pipeline stage, the pipeline bubble
-(filling and draining), and once per step the reduction of gradients and the optimiser.
+A step consists of `micro_batches` passes through one pipeline stage, most often the slowest, the
+pipeline bubble (filling and draining), and once per step the reduction of gradients and the
+optimiser.
 """
 
 import dataclasses
 
 import numpy as np
 
-from autotune.cost.blocks import products_of, widths_of
+from autotune.cost.blocks import Product, products_of, widths_of
 from autotune.cost.columns import Array, Columns, total_of
 from autotune.cost.communication import (
     Passes,
     data_parallel_seconds,
-    stage_transfer_seconds,
+    stage_transfers,
     tensor_parallel_seconds,
     tensor_parallel_speed,
 )
 from autotune.cost.constants import Constants
 from autotune.cost.launches import launch_seconds
-from autotune.cost.matrix_products import linear_seconds
+from autotune.cost.matrix_products import products_seconds
+from autotune.cost.schedule import longest_chain
 from autotune.cost.setting import Setting
 from autotune.cost.stages import Stages
+from autotune.cost.timed_stages import TimedStages
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,7 @@ class StepTime:
     launch: Array
     """Starting kernels, and waiting for the host to launch them."""
     embedding_and_head: Array
-    """Output matrix and loss, if they are on the slowest stage."""
+    """Output matrix and loss, if they are on the stage whose passes are counted."""
     stage_transfers: Array
     """Activations and gradients between pipeline stages."""
     pipeline_bubble: Array
@@ -74,6 +77,7 @@ class _Parts:
 def step_time(
     columns: Columns,
     stages: Stages,
+    timed: TimedStages,
     setting: Setting,
     constants: Constants,
     memory_share: Array,
@@ -81,24 +85,22 @@ def step_time(
     """Step time of every layout; `memory_share` [n] is peak memory / capacity."""
     time = block_time(columns, setting, constants)
     block, forward = time.parts, time.forward
-    head = np.sum(head_time(columns, setting, constants), axis=0)
-    transfer = stage_transfer_seconds(columns, setting, constants)
-    per_stage = (
-        stages.blocks * block.total[:, None]
-        + stages.head * head[:, None]
-        + stages.neighbours * transfer[:, None]
-    )
-    slowest = per_stage.argmax(axis=1)
-    all_stages = (
-        setting.model.num_hidden_layers * block.total
-        + head
-        + 2 * (columns.pipeline_parallel - 1) * transfer
+    head_forward, head_backward = head_time(columns, setting, constants)
+    transfers = stage_transfers(columns, setting, constants)
+    in_forward = forward + time.forward_collectives
+    chain = longest_chain(
+        columns,
+        timed,
+        Passes(forward=in_forward, backward=block.total - in_forward),
+        Passes(forward=head_forward, backward=head_backward),
+        transfers,
     )
 
-    def of_slowest(counts: Array) -> Array:
-        return columns.micro_batches * np.take_along_axis(counts, slowest[:, None], 1)[:, 0]
+    def of_chain(counts: Array) -> Array:
+        found: Array = np.take_along_axis(counts, chain.stage[None], 0)[0]
+        return columns.micro_batches * found
 
-    blocks = of_slowest(stages.blocks)
+    blocks = of_chain(timed.blocks)
     # Without collectives on the links: data-parallel communication waits for those.
     computing = block.total - block.tensor_parallel
     per_micro_batch = blocks / columns.micro_batches
@@ -108,9 +110,9 @@ def step_time(
     parameters = _parameters_of_largest_stage(stages, columns, setting)
     parts = {
         **{cause.name: blocks * getattr(block, cause.name) for cause in dataclasses.fields(block)},
-        "embedding_and_head": of_slowest(stages.head) * head,
-        "stage_transfers": of_slowest(stages.neighbours) * transfer,
-        "pipeline_bubble": all_stages - per_stage.max(axis=1),
+        "embedding_and_head": of_chain(timed.head) * (head_forward + head_backward),
+        "stage_transfers": of_chain(timed.neighbours) * transfers.exchange,
+        "pipeline_bubble": chain.bubble,
         "data_parallel": data_parallel_seconds(columns, parameters, passes, setting, constants),
         "optimiser": _optimiser(columns, parameters, setting, constants),
         "other": np.full(len(columns), constants["step_seconds"]),
@@ -138,19 +140,9 @@ def block_time(columns: Columns, setting: Setting, constants: Constants) -> Bloc
 
     FLOPs after Korthikanti et al. 2022 (arXiv 2205.05198).
     """
-    tensor, one = columns.tensor_parallel, np.ones(len(columns))
     tokens = columns.micro_batch_size * setting.model.sequence_length
-    forward = backward = np.zeros(len(columns))
-    for product in products_of(setting.model):
-        layer_forward, layer_backward = linear_seconds(
-            tokens * product.share_of_tokens,
-            product.inputs / (tensor if product.sharded == "inputs" else one),
-            product.outputs / (tensor if product.sharded == "outputs" else one),
-            setting.flops_per_second * constants["gemm_efficiency"],
-            setting.multiprocessors,
-        )
-        forward = forward + product.count * layer_forward
-        backward = backward + product.count * layer_backward
+    products = products_of(setting.model)
+    forward, backward = products_seconds(products, columns, setting, constants)
     attention_forward, attention_backward = _attention(columns, tokens, setting, constants)
     traffic = tokens * _element_wise_bytes(columns, setting, constants)
     element_wise = traffic / setting.memory_bytes_per_second
@@ -264,14 +256,8 @@ def head_time(columns: Columns, setting: Setting, constants: Constants) -> tuple
     One third of the loss's traffic is counted in the forward pass, and its collectives are."""
     model, size = setting.model, columns.tensor_parallel
     tokens = columns.micro_batch_size * model.sequence_length
-    hidden = np.full(len(columns), float(model.hidden_size))
-    forward, backward = linear_seconds(
-        tokens,
-        hidden,
-        model.vocab_size / size,
-        setting.flops_per_second * constants["gemm_efficiency"],
-        setting.multiprocessors,
-    )
+    matrix = Product(inputs=model.hidden_size, outputs=model.vocab_size, sharded="outputs")
+    forward, backward = products_seconds([matrix], columns, setting, constants)
     logits = tokens * model.vocab_size
     loss = constants["loss_traffic"] * logits / size * setting.element_scale
     gathered = (size - 1) / size * logits * setting.element_bytes

@@ -67,7 +67,8 @@ class Trainer:
     sharding: Mapping[Annotated[int, Field(ge=0, le=3)], Sharding]
     """By ZeRO stage."""
     deepspeed_engine: Flag = True
-    """Whether it trains with DeepSpeed's engines, whose ZeRO stages 2 and 3 know no pipeline."""
+    """Whether it trains with DeepSpeed's engines, whose ZeRO stages 2 and 3 know no pipeline, and
+    whose pipeline stages send and receive one after the other, not at once."""
     hides_with_stages: Flag
     """Whether it hides data-parallel communication also where there are pipeline stages."""
     partitions_transfers: Flag

@@ -3,7 +3,7 @@
 from autotune.cost.model import CostModel
 from autotune.cost.passes import PassTimes, pass_times
 from autotune.layout import Layout
-from autotune.pipeline.order import Pass, passes_of_stage
+from autotune.pipeline.order import Pass, pass_in_slot, slots_of_step
 from autotune.pipeline.schedule import Interval, Schedule
 from autotune.trial.trace import Kind
 
@@ -17,29 +17,28 @@ def predicted_schedule(model: CostModel, layout: Layout) -> Schedule:
 
 
 def simulated(times: PassTimes, micro_batches: int) -> Schedule:
-    """Run the passes: each begins when its stage is free and has received its input.
+    """Run the passes in slots (`pass_in_slot`), each as soon as its stage is free.
 
-    A message takes time on the stage that receives it, as the cost model counts it; sending takes
-    none. After its last pass each stage reduces its gradients, for as long as the largest stage
-    does. The update needs the norm of all gradients, so it begins on all stages together.
+    Before a forward slot a stage exchanges messages with the stage before: that stage receives the
+    gradients of the backward pass in the last slot, and sends the activations of the forward pass
+    to come. A message takes the time of both stages, from when both are free. After its last pass
+    each stage reduces its gradients, for as long as the largest stage does. The update needs the
+    norm of all gradients, so it begins on all stages together.
     """
     stages = len(times.forward)
-    to_do = [list(passes_of_stage(stage, stages, micro_batches))[::-1] for stage in range(stages)]
     rows = [_Row() for _ in range(stages)]
-    ended: dict[tuple[int, Pass], float] = {}
-    while any(to_do):
-        for stage, row in enumerate(rows):
-            while to_do[stage]:
-                kind, micro_batch = this = to_do[stage][-1]
-                source = _source(stage, stages, this)
-                if source is not None:
-                    if source not in ended:
-                        break
-                    row.add("receive", micro_batch, times.transfer, not_before=ended[source])
-                of_stages = times.forward if kind == "forward" else times.backward
-                row.add(kind, micro_batch, float(of_stages[stage]))
-                ended[stage, this] = row.free_at
-                to_do[stage].pop()
+    passes: list[Pass | None] = [None] * stages
+    for slot in range(slots_of_step(stages, micro_batches)):
+        before, passes = (
+            passes,
+            [pass_in_slot(slot, stage, stages, micro_batches) for stage in range(stages)],
+        )
+        for stage in range(2 - slot % 2, stages, 2):
+            _exchange(rows[stage - 1], rows[stage], before[stage], passes[stage], times)
+        for stage, now in enumerate(passes):
+            if now is not None:
+                of_stages = times.forward if now[0] == "forward" else times.backward
+                rows[stage].add(*now, float(of_stages[stage]))
     for row in rows:
         row.add("reduction", None, times.reduction)
     all_reduced = max(row.free_at for row in rows)
@@ -48,11 +47,21 @@ def simulated(times: PassTimes, micro_batches: int) -> Schedule:
     return Schedule(source="predicted", stages=tuple(tuple(row.intervals) for row in rows))
 
 
-def _source(stage: int, stages: int, this: Pass) -> tuple[int, Pass] | None:
-    """The stage and its pass that a pass receives its input from; None: from no other stage."""
-    kind, _ = this
-    neighbour = stage - 1 if kind == "forward" else stage + 1
-    return (neighbour, this) if 0 <= neighbour < stages else None
+def _exchange(
+    upper: "_Row", lower: "_Row", backward: Pass | None, forward: Pass | None, times: PassTimes
+) -> None:
+    """Gradients of the pass `backward` from the stage `lower` to the one before it, and activations
+    for the pass `forward` the other way. Both messages take half of an exchange each."""
+    messages: list[tuple[_Row, _Row, Pass]] = []
+    if backward is not None:
+        messages.append((lower, upper, backward))
+    if forward is not None:
+        messages.append((upper, lower, forward))
+    seconds = times.exchange / 2 if len(messages) == 2 else times.message
+    for sender, receiver, (_, micro_batch) in messages:
+        start = max(sender.free_at, receiver.free_at)
+        sender.add("send", micro_batch, seconds, not_before=start)
+        receiver.add("receive", micro_batch, seconds, not_before=start)
 
 
 class _Row:

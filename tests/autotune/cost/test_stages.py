@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from autotune.cost.columns import columns_of
 from autotune.cost.stages import Partition, blocks_per_stage, stages_of
+from autotune.cost.timed_stages import timed_stages_of
 from autotune.layout import Layout
 from autotune.model import Model
 from autotune.named_spaces import load_space
@@ -113,3 +114,22 @@ def test_first_second_and_last_stage_stand_for_all() -> None:
     assert stages.head.tolist() == [[0, 0, 1], [0, 0, 1], [0, 1, 1], [1, 1, 1]]
     assert stages.neighbours.tolist() == [[1, 2, 1], [1, 2, 1], [1, 1, 1], [0, 0, 0]]
     assert stages.in_flight.tolist() == [[4, 3, 1], [2, 2, 1], [2, 1, 1], [1, 1, 1]]
+
+
+def test_four_stages_stand_for_all_in_the_time_of_a_step() -> None:
+    layouts = [
+        Layout(pipeline_parallel=6, gradient_accumulation_steps=8),
+        Layout(pipeline_parallel=6, gradient_accumulation_steps=3),
+        Layout(pipeline_parallel=2, gradient_accumulation_steps=8),
+        Layout(gradient_accumulation_steps=8),
+    ]
+    # Six stages have 3, 3, 3, 2, 2 and 2 blocks.
+    timed = timed_stages_of(columns_of(layouts), llama(15), "blocks")
+    assert timed.index.T.tolist() == [[0, 2, 4, 5], [0, 2, 4, 5], [0, 1, 0, 1], [0, 0, 0, 0]]
+    assert timed.blocks.T.tolist() == [[3, 3, 2, 2], [3, 3, 2, 2], [8, 7, 8, 7], [15, 15, 15, 15]]
+    assert timed.blocks_before.T[:3].tolist() == [[0, 6, 11, 13], [0, 6, 11, 13], [0, 8, 0, 8]]
+    assert timed.blocks_after.T[:3].tolist() == [[12, 6, 2, 0], [12, 6, 2, 0], [7, 0, 7, 0]]
+    # Three micro-batches are all in flight up to the fourth stage.
+    assert timed.blocks_alike.T[:2].tolist() == [[0, 0, 0, 0], [8, 2, 0, 0]]
+    assert timed.neighbours.T.tolist() == [[1, 2, 2, 1], [1, 2, 2, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
+    assert timed.head.T.tolist() == [[0, 0, 0, 1], [0, 0, 0, 1], [0, 1, 0, 1], [1, 1, 1, 1]]

@@ -15,11 +15,12 @@ def equal_stages(
     reduction: float = 0.0,
     update: float = 0.0,
 ) -> Schedule:
-    """A predicted schedule of stages whose passes take 1 s and 2 s."""
+    """A predicted schedule of stages whose passes take 1 s and 2 s, and each message `transfer`."""
     times = PassTimes(
         forward=np.full(stages, 1.0),
         backward=np.full(stages, 2.0),
-        transfer=transfer,
+        message=transfer,
+        exchange=2 * transfer,
         reduction=reduction,
         update=update,
     )

@@ -31,7 +31,8 @@ def times_of_stages(draw: st.DrawFn) -> PassTimes:
     return PassTimes(
         forward=forward,
         backward=backward,
-        transfer=draw(maybe_none),
+        message=(message := draw(maybe_none)),
+        exchange=message * draw(st.sampled_from([1.0, 1.5, 2.0])),
         reduction=draw(maybe_none),
         update=draw(maybe_none),
     )
@@ -71,15 +72,33 @@ def test_a_stage_does_one_thing_at_a_time_and_every_pass_once(
 def test_a_pass_waits_for_its_input(times: PassTimes, micro_batches: int) -> None:
     schedule = simulated(times, micro_batches)
     forward, backward = at(schedule, "forward"), at(schedule, "backward")
+    shortest = min(times.message, times.exchange / 2)
     last = len(times.forward) - 1
     for (stage, micro_batch), (start, _) in forward.items():
         if stage > 0:
-            assert start >= forward[stage - 1, micro_batch][1] + times.transfer - ROUNDING
+            assert start >= forward[stage - 1, micro_batch][1] + shortest - ROUNDING
     for (stage, micro_batch), (start, _) in backward.items():
         source = forward[last, micro_batch] if stage == last else backward[stage + 1, micro_batch]
-        message = 0.0 if stage == last else times.transfer
+        message = 0.0 if stage == last else shortest
         assert start >= source[1] + message - ROUNDING
         assert start >= forward[stage, micro_batch][1]
+
+
+@given(times=times_of_stages(), micro_batches=st.integers(1, 24))
+def test_a_message_takes_the_time_of_both_stages(times: PassTimes, micro_batches: int) -> None:
+    schedule = simulated(times, micro_batches)
+    sent, received = (
+        sorted(
+            (interval.start_seconds, interval.end_seconds, interval.micro_batch)
+            for row in schedule.stages
+            for interval in row
+            if interval.kind == kind
+        )
+        for kind in ("send", "receive")
+    )
+    assert sent == received
+    if times.message > 0:
+        assert len(sent) == 2 * micro_batches * (len(times.forward) - 1)
 
 
 @given(times=times_of_stages(), micro_batches=st.integers(1, 24))
@@ -117,12 +136,12 @@ def test_the_bubble_is_that_of_the_formulas(
     share = (stages - 1) / (micro_batches + stages - 1)
     assert without.bubble_share == pytest.approx(share)
     schedule = equal_stages(stages, micro_batches, transfer=transfer)
-    neighbours = np.array([(s > 0) + (s < stages - 1) for s in range(stages)])
-    per_stage = 3.0 + neighbours * transfer
-    # As in autotune/cost/time.py, which counts all messages that fill and drain the pipeline.
-    predicted = micro_batches * per_stage.max() + per_stage.sum() - per_stage.max()
-    few = stages * transfer
-    assert predicted - few - ROUNDING <= schedule.passes_seconds <= predicted + ROUNDING
+    # Stages in the middle take part in four messages per micro-batch, those at the ends in two.
+    # Messages on the way to and from that stage fill and drain the pipeline with the passes.
+    busiest = 3.0 + 2 * min(stages - 1, 2) * transfer
+    passes = micro_batches * busiest + 3.0 * (stages - 1)
+    assert passes - 4 * transfer - ROUNDING <= schedule.passes_seconds
+    assert schedule.passes_seconds <= passes + 4 * stages * transfer + ROUNDING
 
 
 @functools.cache
@@ -134,12 +153,12 @@ def model_and_layouts(name: str) -> tuple[CostModel, list[Layout]]:
 @examples(60)
 @given(name=st.sampled_from(["tiny", "llm13b", "llm405b"]), number=st.integers(0, 10**6))
 def test_a_schedule_takes_as_long_as_the_step_is_predicted_to(name: str, number: int) -> None:
-    """To 2 %: where stages differ, the cost model counts the bubble of the slowest in full."""
+    """To 1 %: the cost model takes the longest of a few chains of passes."""
     model, layouts = model_and_layouts(name)
     layout = layouts[number % len(layouts)]
     predicted = float(model.estimate([layout]).step_seconds[0])
     schedule = predicted_schedule(model, layout)
-    assert 0.98 * predicted <= schedule.step_seconds <= predicted * (1 + ROUNDING)
+    assert predicted * (1 - ROUNDING) <= schedule.step_seconds <= 1.01 * predicted
     assert schedule.source == "predicted" and len(schedule.stages) == layout.pipeline_parallel
 
 

@@ -34,7 +34,7 @@ def test_a_short_step_is_drawn_whole() -> None:
     assert [b["number"] for b in bars if b["kind"] == "backward"][:8] == list("01234567")
     idle = sum(bar["end"] - bar["start"] for bar in bars if bar["kind"] == "idle (bubble)")
     assert idle == pytest.approx(sum(i.seconds for s in range(4) for i in schedule.idle(s)))
-    assert title(chart).startswith("Pipeline schedule, predicted: 28 % bubble tp2 pp4 4 stages, 8 ")
+    assert title(chart).startswith("Pipeline schedule, predicted: 27 % bubble tp2 pp4 4 stages, 8 ")
     assert "background" not in chart.to_dict(), "that of the page"
 
 
