@@ -19,6 +19,7 @@ from autotune.trial.trial import RankStep, TrialSpec
 from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.data import batch_slice
 from trainables.deepspeed_llm.engine import Batch, Engine, Mesh, StepResult, build_engine
+from trainables.deepspeed_llm.garbage import collected_between_steps
 from trainables.deepspeed_llm.groups import COLLECTIVE_TIMEOUT
 from trainables.deepspeed_llm.hyperparameters import WEIGHT_DECAY
 from trainables.deepspeed_llm.memory import (
@@ -160,7 +161,7 @@ def train(
     layout, now = spec.layout, spec.layout.gradient_accumulation_steps
     with process_group(place, spec.cluster.device.kind) as device:
         probe = DeviceProbe(device)
-        with worker(spec, place, device) as ready:
+        with worker(spec, place, device) as ready, collected_between_steps() as collect:
             on_ready()
             recorder = None
             for step in range(spec.all_steps):
@@ -199,6 +200,7 @@ def train(
                         probe_seconds=probe.seconds(),
                     )
                 )
+                collect()
             if recorder is not None:
                 on_trace(recorder.trace(place.rank))
 

@@ -17,6 +17,7 @@ from autotune.trial.trial import Ended, Outcome, TrialSpec
 from trainables.deepspeed_llm.data import batch_slice
 from trainables.deepspeed_llm.engine import Batch
 from trainables.deepspeed_llm.failures import classify
+from trainables.deepspeed_llm.garbage import collected_between_steps
 from trainables.deepspeed_llm.rank import Worker, process_group, worker
 from trainables.deepspeed_llm.tokens import Samples
 from trainables.deepspeed_llm.torchrun import LaunchedRank
@@ -45,7 +46,10 @@ class Training:
             self._rank.start_watchdog(self)
             self._resume(ready)
             file = plan.metrics if place.rank == 0 else None
-            with metrics_file(file, self._inputs.first_step) as write:
+            with (
+                metrics_file(file, self._inputs.first_step) as write,
+                collected_between_steps() as collect,
+            ):
                 for line in self._steps(ready):
                     if place.rank == 0:
                         self._rank.print(line)
@@ -53,6 +57,7 @@ class Training:
                     done = line["step"] + 1
                     if plan.checkpoints is not None and plan.is_due(plan.save_every, done):
                         self._save(ready, done)
+                    collect()
             peaks: list[Any] = [None] * place.world_size
             dist.all_gather_object(peaks, ready.memory.in_use())
             self._peak_memory_gib = max(peaks)
