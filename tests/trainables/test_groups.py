@@ -164,6 +164,7 @@ def test_nccl_connects_as_it_joins(
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr("trainables.deepspeed_llm.rank.bind_to_gpu", lambda device: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     monkeypatch.setattr(dist, "init_process_group", lambda name, **n: joined.append((name, n)))
     monkeypatch.setattr(deepspeed, "init_distributed", lambda **named: None)

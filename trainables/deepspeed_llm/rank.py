@@ -28,6 +28,7 @@ from trainables.deepspeed_llm.memory import (
     PeakMemory,
     memory_limit,
 )
+from trainables.deepspeed_llm.numa import bind_to_gpu
 from trainables.deepspeed_llm.probe import DeviceProbe
 from trainables.deepspeed_llm.tokens import InOrder, SyntheticTokens, TextTokens, TokenSource
 from trainables.deepspeed_llm.tracing import Recorder
@@ -52,6 +53,7 @@ def process_group(place: Place, device_kind: str) -> Iterator[torch.device]:
         device = torch.device("cuda", place.local_rank % gpus)
         os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed chooses its device by it
         torch.cuda.set_device(device)
+        bind_to_gpu(device)
         # NCCL refuses two ranks on one GPU. gloo allows it, by copying through the host.
         backend = "nccl" if ranks_here <= gpus else "gloo"
     else:
