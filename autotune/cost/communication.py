@@ -12,6 +12,7 @@ import numpy as np
 
 from autotune.cost.columns import Array, Columns
 from autotune.cost.constants import Constants
+from autotune.cost.gathering import gathered_again
 from autotune.cost.setting import Setting
 
 START_SECONDS = 8.4e-6
@@ -116,6 +117,9 @@ def data_parallel_seconds(
         columns, parameters * setting.element_bytes, messages, setting, constants
     )
 
+    # What was kept from the forward pass is not gathered for the backward pass.
+    again = gathered_again(columns, parameters[:, None], setting)[:, 0] / parameters
+
     can_hide = (columns.pipeline_parallel == 1) | trainer.hides_with_stages
 
     def exposed(traffic: Array, hiding: Array, hides: bool) -> Array:
@@ -130,7 +134,7 @@ def data_parallel_seconds(
         forward, backward = gathers[sharding.gathered]
         reduction = gradients * (2 if sharding.reduction == "all_reduce" else 1)
         # Weights that are gathered for the backward pass share the network with gradients.
-        in_backward = reduction + weights * (backward > 0)
+        in_backward = reduction + weights * again * (backward > 0)
         reductions = every_micro_batch if sharding.reduced == "micro_batch" else once
         total = reductions * exposed(in_backward, passes.backward, sharding.hides_reduction)
         total = total + forward * exposed(weights, passes.forward, sharding.hides_gathering)

@@ -53,7 +53,7 @@ def peak_memory(
     gradients = np.maximum(states.gradients_before, gradients_at_end - activations - logits)
     activations = activations + temporary + recomputed
     passes = static + gradients + states.buffers + activations + logits
-    update = static + states.gradients + states.update + states.update_buffers
+    update = static + states.gradients_in_update + states.update + states.update_buffers
     worst = np.maximum(passes, update).argmax(axis=1)[:, None]
     in_update = np.take_along_axis(update > passes, worst, 1)[:, 0]
 
@@ -69,7 +69,7 @@ def peak_memory(
     has_stages = (columns.pipeline_parallel > 1).astype(float)
     return PeakMemory(
         weights=of_worst(states.weights, states.weights),
-        gradients=of_worst(gradients, states.gradients),
+        gradients=of_worst(gradients, states.gradients_in_update),
         optimiser=of_worst(states.optimiser, states.optimiser + states.update),
         activations=of_worst(activations, zeros),
         logits=of_worst(logits, zeros),

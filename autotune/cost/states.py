@@ -7,6 +7,7 @@ import numpy as np
 
 from autotune.cost.columns import Array, Columns
 from autotune.cost.constants import Constants
+from autotune.cost.gathering import kept_gathered
 from autotune.cost.setting import GB, Setting
 from autotune.trial.deepspeed_config import SMALLEST_BUCKET
 
@@ -24,6 +25,8 @@ class States:
     gradients: Array
     optimiser: Array
     """Optimiser states that are held all the time."""
+    gradients_in_update: Array
+    """Gradients during the update."""
     update: Array
     """Temporary memory of the optimiser's update."""
     gradients_before: Array
@@ -45,9 +48,9 @@ def deepspeed_states(
     """DeepSpeed 0.19, from its optimisers' source and measurements (docs/results/cpu.md).
 
     ZeRO shards as in Rajbhandari et al. 2020, table 1, with these differences: stage 3 keeps some
-    gathered parameters; for the update bf16 makes an fp32 copy of the gradient shard, and
-    stages 1 and 2 also flatten that shard into a new tensor; buckets are added (two while the last
-    one is reduced, before the update begins). The first micro-batch's backward pass allocates the
+    gathered parameters; the update begins when a rank has its shard of the gradients alone; for it
+    bf16 makes an fp32 copy of the shard, and stages 1 and 2 also flatten it into a new tensor;
+    buckets are added (two while the last one is reduced, before the update begins). The first micro-batch's backward pass allocates the
     gradients. The pipeline engine does the same. Gradients that are accumulated in fp32 are held in
     a buffer of their own, not sharded.
     """
@@ -56,13 +59,13 @@ def deepspeed_states(
     mixed_precision = setting.precision == "bf16"
     bucket = np.clip(parameters, SMALLEST_BUCKET, constants["message_parameters"])
     weights = element * np.where(stage >= 3, parameters / replicas, parameters)
-    gathered = element * np.where(
-        stage >= 3, np.minimum(parameters, setting.trainer.kept_parameters), 0
-    )
+    gathered = element * np.where(stage >= 3, kept_gathered(columns, parameters, setting), 0)
     gradients = element * np.where(stage >= 2, parameters / replicas, parameters)
+    shard = np.where(stage >= 1, parameters / replicas, parameters)
+    own_gradients = element * shard
     if mixed_precision and setting.trainer.gradient_bytes == _MASTER_BYTES:
         gradients = gradients + _MASTER_BYTES * parameters
-    shard = np.where(stage >= 1, parameters / replicas, parameters)
+        own_gradients = gradients
     masters = np.where(stage >= 1, _MASTER_BYTES, 0)
     copies = np.where(stage >= 1, constants["update_bytes"], 0.0)
     copies = copies + (_MASTER_BYTES if mixed_precision else 0)
@@ -72,6 +75,7 @@ def deepspeed_states(
         weights=weights,
         gradients=gradients,
         gradients_before=np.where(columns.micro_batches[:, None] > 1, gradients, 0.0),
+        gradients_in_update=own_gradients,
         optimiser=(masters + _MOMENT_BYTES) * shard,
         update=copies * shard,
         buffers=buckets + gathered,
@@ -91,6 +95,7 @@ def recorded_states(
         weights=2 * parameters,
         gradients=2 * parameters,
         gradients_before=2 * parameters,
+        gradients_in_update=2 * parameters,
         optimiser=(_MASTER_BYTES + _MOMENT_BYTES) * shard,
         update=4 * shard,
         buffers=np.zeros_like(parameters),
@@ -118,6 +123,7 @@ def megatron_states(
         weights=setting.element_bytes * parameters,
         gradients=gradients,
         gradients_before=gradients,
+        gradients_in_update=gradients,
         optimiser=(masters + _MOMENT_BYTES) * shard,
         update=zeros,
         buffers=zeros,
@@ -143,6 +149,7 @@ def fsdp_states(
         weights=_MASTER_BYTES * shard,
         gradients=_MASTER_BYTES * shard,
         gradients_before=np.where(columns.micro_batches[:, None] > 1, _MASTER_BYTES * shard, 0.0),
+        gradients_in_update=_MASTER_BYTES * shard,
         optimiser=_MOMENT_BYTES * shard,
         update=np.zeros_like(parameters),
         buffers=setting.element_bytes * gathered + whole_gradients,

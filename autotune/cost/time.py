@@ -25,6 +25,7 @@ from autotune.cost.schedule import longest_chain
 from autotune.cost.setting import Setting
 from autotune.cost.stages import Stages
 from autotune.cost.timed_stages import TimedStages
+from autotune.cost.traffic import activation_bytes, recomputed_share
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +162,7 @@ def block_time(columns: Columns, setting: Setting, constants: Constants) -> Bloc
         matrix_products=forward * (1 + recomputed) + backward,
         attention=attention_forward * (1 + columns.recompute_attention) + attention_backward,
         element_wise=element_wise * (1 + recomputed / 3),
-        tensor_parallel=in_forward * (1 + recomputed) + in_backward,
+        tensor_parallel=in_forward * (1 + recomputed_share(columns, setting)) + in_backward,
         launch=launch * (1 + recomputed)
         + launch_backward
         + constants["checkpoint_seconds"] * recomputed,
@@ -253,17 +254,22 @@ def _element_wise_bytes(columns: Columns, setting: Setting, constants: Constants
 def head_time(columns: Columns, setting: Setting, constants: Constants) -> tuple[Array, Array]:
     """Time of output matrix, loss and its collectives for one micro-batch: forward and backward.
 
-    One third of the loss's traffic is counted in the forward pass, and its collectives are."""
+    One third of the loss's traffic is counted in the forward pass."""
     model, size = setting.model, columns.tensor_parallel
     tokens = columns.micro_batch_size * model.sequence_length
     matrix = Product(inputs=model.hidden_size, outputs=model.vocab_size, sharded="outputs")
     forward, backward = products_seconds([matrix], columns, setting, constants)
     logits = tokens * model.vocab_size
     loss = constants["loss_traffic"] * logits / size * setting.element_scale
-    gathered = (size - 1) / size * logits * setting.element_bytes
     traffic = loss / setting.memory_bytes_per_second
-    collectives = gathered / tensor_parallel_speed(columns, setting, constants)
-    return forward + traffic / 3 + collectives, backward + traffic * 2 / 3
+    speed = tensor_parallel_speed(columns, setting, constants)
+    # Whole logits on every rank; or what enters the vocabulary's shards, as a block's regions.
+    gathered = logits * setting.element_bytes * setting.trainer.gathers_logits
+    entering = activation_bytes(columns, setting) * (not setting.trainer.gathers_logits)
+    sharded = columns.sequence_shards > 1
+    in_forward = (gathered + entering * sharded) * (size - 1) / size / speed
+    in_backward = entering * np.where(sharded, 1, 2) * (size - 1) / size / speed
+    return forward + traffic / 3 + in_forward, backward + traffic * 2 / 3 + in_backward
 
 
 def _optimiser(

@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from autotune.cost.columns import Array, Columns
+from autotune.cost.gathering import gathered_again
 from autotune.cost.setting import Setting
 from autotune.cost.stages import Stages
 
@@ -50,12 +51,18 @@ def _tensor_parallel_units(columns: Columns, setting: Setting) -> Array:
     """Hidden states [n] that a block exchanges for a micro-batch: two sums forward and two
     backward, or a gathering and a scattering sum for each with sequence parallelism; what is
     gathered again for the backward pass; and what recomputation repeats."""
-    trainer, sharded = setting.trainer, columns.sequence_shards > 1
-    again = 2 * sharded * (not trainer.keeps_gathered_inputs)
-    sums = trainer.recomputed_sums
-    recomputed = columns.recompute_block * np.where(sharded, 2 + sums, 2 * sums)
-    units: Array = 8 + again + recomputed
+    sharded = columns.sequence_shards > 1
+    again = 2 * sharded * (not setting.trainer.keeps_gathered_inputs)
+    units: Array = 8 + again + 4 * recomputed_share(columns, setting)
     return units
+
+
+def recomputed_share(columns: Columns, setting: Setting) -> Array:
+    """Share [n] of a forward pass's tensor-parallel collectives that recomputation repeats."""
+    sums = setting.trainer.recomputed_sums / 2
+    share = np.where(columns.sequence_shards > 1, (1 + sums) / 2, sums)
+    repeated: Array = columns.recompute_block * share
+    return repeated
 
 
 def _data_parallel(columns: Columns, parameters: Array, setting: Setting) -> Array:
@@ -67,21 +74,14 @@ def _data_parallel(columns: Columns, parameters: Array, setting: Setting) -> Arr
         gradients = parameters * (trainer.gradient_bytes or setting.element_bytes)
         gradients = gradients * (2 if sharding.reduction == "all_reduce" else 1)
         weights = parameters * setting.element_bytes
+        again = gathered_again(columns, parameters, setting) * setting.element_bytes
         gathered = {
             "never": np.zeros_like(weights),
             "update": weights,
             "forward": every * weights,
-            "passes": every * (weights + gathered_again(columns, parameters, setting)),
+            "passes": every * (weights + again),
         }[sharding.gathered]
         reductions = every if sharding.reduced == "micro_batch" else once
         of_stage = reductions * gradients + gathered
         moved = np.where(columns.zero_stage[:, None] == stage, of_stage, moved)
     return np.where(columns.data_parallel[:, None] > 1, moved, 0.0)
-
-
-def gathered_again(columns: Columns, parameters: Array, setting: Setting) -> Array:
-    """Bytes of weights that are gathered for the backward pass after the forward pass: all but
-    those that stayed."""
-    left = np.maximum(parameters - setting.trainer.kept_parameters, 0)
-    bytes_again: Array = left * setting.element_bytes
-    return bytes_again

@@ -79,6 +79,8 @@ class Trainer:
     keeps_gathered_inputs: Flag
     """Whether sequence parallelism keeps the gathered inputs of the tensor-parallel regions for the
     backward pass; else their shards, which are gathered again."""
+    gathers_logits: Flag = False
+    """Whether every tensor-parallel rank gets all logits; else the loss is computed of shards."""
     recomputed_sums: Literal[1, 2] = 2
     """Tensor-parallel sums of a block that recomputation repeats: the second is not needed for the
     backward pass."""

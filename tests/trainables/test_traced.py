@@ -70,10 +70,14 @@ def test_a_traced_rank_does_what_a_real_one_does(case: int) -> None:
 
 
 def collectives(rank: dict[str, Any]) -> set[tuple[Any, ...]]:
-    """A GPU runs some beside its computation; all else is the same on CPUs."""
+    """A GPU runs some beside its computation; all else is the same on CPUs.
+
+    ZeRO 3 compares numbers with its peers, which a traced rank does not have.
+    """
     return {
         tuple(value for key, value in one.items() if key != "beside_computation")
         for one in rank["collectives"]
+        if one["dtype"] != "int64"
     }
 
 
@@ -195,7 +199,7 @@ def test_memory_and_traffic_are_predicted_for_every_stage_and_engine(of: Case) -
 
 def test_a_rank_whose_code_fails_is_told() -> None:
     spec = specification(case("13b", 8, 8))
-    with pytest.raises(TracingFailed, match="kernel"):
+    with pytest.raises(TracingFailed, match="No module named 'flash_attn'"):
         traced([(_with_kernel(spec, "flash_attn"), 0)])
 
 

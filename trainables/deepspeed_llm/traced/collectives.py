@@ -103,7 +103,7 @@ def extrapolated(
     steps: int,
 ) -> list[TracedCollective]:
     """Collectives of a step with `steps` micro-batches more than `fewer`, from a step with one
-    micro-batch more; largest first."""
+    micro-batch more; largest first. What happens in one of the two steps only does not grow."""
     found = []
     for key in fewer.keys() | more.keys():
         (count, moved), (next_count, next_moved) = (
@@ -114,8 +114,8 @@ def extrapolated(
                 group=key.group,
                 kind=key.kind,
                 size=key.size,
-                count=count + steps * (next_count - count),
-                bytes=moved + steps * (next_moved - moved),
+                count=count + steps * max(0, next_count - count),
+                bytes=moved + steps * max(0, next_moved - moved),
                 dtype=key.dtype,
                 beside_computation=key.beside,
             )
