@@ -50,9 +50,9 @@ def deepspeed_states(
     ZeRO shards as in Rajbhandari et al. 2020, table 1, with these differences: stage 3 keeps some
     gathered parameters; the update begins when a rank has its shard of the gradients alone; for it
     bf16 makes an fp32 copy of the shard, and stages 1 and 2 also flatten it into a new tensor;
-    buckets are added (two while the last one is reduced, before the update begins). The first micro-batch's backward pass allocates the
-    gradients. The pipeline engine does the same. Gradients that are accumulated in fp32 are held in
-    a buffer of their own, not sharded.
+    buckets are added (two while the last one is reduced, before the update begins). The first
+    micro-batch's backward pass allocates the gradients. The pipeline engine does the same.
+    Gradients that are accumulated in fp32 are held in a buffer of their own, not sharded.
     """
     stage, replicas = columns.zero_stage[:, None], columns.data_parallel[:, None]
     element = setting.element_bytes

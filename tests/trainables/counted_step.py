@@ -43,7 +43,7 @@ def main() -> None:
         with context.Pool(layout.world_size, maxtasksperchild=1) as pool:
             counted = pool.starmap(count, ranks, chunksize=1)
         with context.Pool(len(stages), maxtasksperchild=1) as pool:
-            trace = functools.partial(trace_rank, spec, overlap_communication=False)
+            trace = functools.partial(trace_rank, spec, of_gpus=False)
             traced = pool.map(trace, stages, chunksize=1)
         found = {
             "real": traced_to_json([counted[stage * per_stage] for stage in stages]),

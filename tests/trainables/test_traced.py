@@ -66,7 +66,13 @@ def test_a_traced_rank_does_what_a_real_one_does(case: int) -> None:
     for real, trace in zip(found["real"], found["traced"], strict=True):
         assert collectives(trace) == collectives(real)
         assert trace["flops"] == real["flops"]
-        assert trace["peak_memory_gib"] == pytest.approx(real["peak_memory_gib"], rel=0.02)
+        assert trace["peak_memory_gib"] == pytest.approx(peak_gib(real), rel=0.02)
+
+
+def peak_gib(real: dict[str, Any]) -> float:
+    """Without the copy that gloo's reduce-scatter makes of its input; NCCL's makes none."""
+    copies = [live["gib"] for live in real["live_at_peak"] if "reduce_scatter" in live["place"]]
+    return float(real["peak_memory_gib"] - sum(copies))
 
 
 def collectives(rank: dict[str, Any]) -> set[tuple[Any, ...]]:

@@ -158,7 +158,8 @@ def test_trainers_differ_in_what_they_hide_and_send() -> None:
     }
     # Gradients in fp32, or an all-reduce in place of a reduce-scatter: 3 units for 2.
     assert sent["megatron"] == pytest.approx(1.5 * sent["nemo"], rel=1e-2)
-    assert sent["deepspeed_llm"] == pytest.approx(1.5 * sent["nemo"], rel=1e-2)
+    assert sent["deepspeed"] == pytest.approx(1.5 * sent["nemo"], rel=2e-2)
+    assert sent["deepspeed_llm"] == pytest.approx(sent["nemo"], rel=1e-2)
     many = {"message_parameters": 1e6, "overlap": 1.0}
     left = {n: seconds(layout, nodes=8, trainer=n, **many)["data_parallel"] for n in sent}
     assert left["deepspeed"] > left["deepspeed_llm"] > left["nemo"]
@@ -194,8 +195,8 @@ def tensor_parallel_seconds(layout: Layout, **constants: float) -> list[float]:
 
 def test_what_neighbouring_stages_exchange() -> None:
     layout = Layout(tensor_parallel=8, pipeline_parallel=4, gradient_accumulation_steps=16)
-    # A short head, so that a stage in the middle is the slowest: it has two neighbours.
-    model = dataclasses.replace(MODEL, vocab_size=64)
+    # Blocks that do not divide, and a short head: the second stage is the slowest.
+    model = dataclasses.replace(MODEL, vocab_size=64, num_hidden_layers=34)
     found = {
         name: seconds(layout, nodes=4, trainer=name, model=model)["stage_transfers"]
         for name in ("deepspeed_llm", "fsdp2", "deepspeed", "megatron")
@@ -242,13 +243,16 @@ def test_groups_that_do_not_fit_domains_are_as_slow_as_the_worst() -> None:
 
 def test_a_stage_at_the_edge_of_a_node_has_one_neighbour_beyond() -> None:
     def transfers(layout: Layout, nodes: int) -> float:
-        time = seconds(layout, nodes=nodes, trainer="deepspeed_llm")
+        # The second stage is the slowest, as above.
+        model = dataclasses.replace(MODEL, vocab_size=64, num_hidden_layers=34)
+        time = seconds(layout, nodes=nodes, trainer="deepspeed_llm", model=model)
         return float(time["stage_transfers"])
 
     # Two stages of 4 per node on 400 GB/s links, the third on another node behind a 50 GB/s card.
-    one_node = transfers(Layout(tensor_parallel=2, pipeline_parallel=4), 1)
-    two_nodes = transfers(Layout(tensor_parallel=4, pipeline_parallel=4), 2)
-    each_alone = transfers(Layout(tensor_parallel=8, pipeline_parallel=4), 4)
+    many = {"pipeline_parallel": 4, "gradient_accumulation_steps": 16}
+    one_node = transfers(Layout(tensor_parallel=2, **many), 1)
+    two_nodes = transfers(Layout(tensor_parallel=4, **many), 2)
+    each_alone = transfers(Layout(tensor_parallel=8, **many), 4)
     assert two_nodes == pytest.approx((one_node + each_alone) / 2)
 
 

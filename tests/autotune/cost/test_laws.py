@@ -186,11 +186,14 @@ def test_every_kind_of_parallelism_costs_communication(
         gradient_accumulation_steps=st.integers(2, 16),
     )
 )
-def test_a_higher_zero_stage_never_holds_more_states(case: tuple[CostModel, Layout]) -> None:
+def test_a_higher_zero_stage_never_needs_more_memory(case: tuple[CostModel, Layout]) -> None:
     cost, layout = case
     cost = CostModel(cost.setting.model, "bf16", on(layout.world_size))
-    first, second, third = (states_gib(gib(cost, layout, zero_stage=stage)) for stage in (1, 2, 3))
-    assert first > second > third
+    first, second, third = (gib(cost, layout, zero_stage=stage) for stage in (1, 2, 3))
+    # Both hold the same during the update.
+    assert sum(first.values()) >= sum(second.values())
+    # What stage 3 gathers is not counted.
+    assert states_gib(second) > states_gib(third)
 
 
 def test_the_peak_of_a_large_model_falls_with_the_zero_stage() -> None:
@@ -470,7 +473,7 @@ def test_attention_by_hand() -> None:
 
 
 def test_reduction_of_gradients_by_hand() -> None:
-    # DeepSpeed's ZeRO 1 over 8 replicas: 7/8 of the bf16 gradients to and fro, then of the weights.
+    # Our ZeRO 1 over 8 replicas: 7/8 of the bf16 gradients to who needs them, then of the weights.
     # Parameters of a block: 2 x 4096^2 + 2 x 4096 x 1024 + 3 x 4096 x 14336 + 2 x 4096; of an
     # embedding 32768 x 4096.
     parameters = 32 * 218_112_000 + 2 * 134_217_728
@@ -478,8 +481,8 @@ def test_reduction_of_gradients_by_hand() -> None:
     found = seconds(
         LLAMA, on(8), layout, link_efficiency=0.5, overlap=0, message_parameters=parameters
     )
-    latencies = 3 * (8.4e-6 + 7 * 3.4e-6)
-    seconds_expected = 3 * 7 / 8 * 2 * parameters / 150e9 + latencies
+    latencies = 2 * (8.4e-6 + 7 * 3.4e-6)
+    seconds_expected = 2 * 7 / 8 * 2 * parameters / 150e9 + latencies
     assert found["data_parallel"] == pytest.approx(seconds_expected)
 
 

@@ -35,20 +35,20 @@ _PHASES: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def trace_rank(spec: TrialSpec, stage: int, *, overlap_communication: bool = True) -> TracedRank:
+def trace_rank(spec: TrialSpec, stage: int, *, of_gpus: bool = True) -> TracedRank:
     """Trace the first rank of a pipeline stage, in a process that does nothing else.
 
-    `overlap_communication`: as GPUs do, which splits gradients into buckets a little differently.
+    `of_gpus`: with the streams of GPUs and communication in them, else as on CPUs.
     """
     rank = stage * spec.layout.world_size // spec.layout.pipeline_parallel
-    accelerator = join_without_peers(rank, spec.layout.world_size)
+    in_side_stream = join_without_peers(rank, spec.layout.world_size, streams=of_gpus)
     with FakeTensorMode(allow_non_fake_inputs=True), Answers():
         return counted_rank(
             spec,
             rank,
-            in_side_stream=accelerator.in_side_stream,
+            in_side_stream=in_side_stream,
             prepare=_without_peers,
-            overlap_communication=overlap_communication,
+            overlap_communication=of_gpus,
         )
 
 

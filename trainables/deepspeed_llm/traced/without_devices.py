@@ -140,15 +140,19 @@ def kernels_of_gpus(as_one: AsOne) -> Iterator[None]:
         kernels.fused_rms_norm = on_cpus
 
 
-def join_without_peers(rank: int, world_size: int) -> StreamsWithoutDevice:
-    """Join a process group of that size in which this rank is alone; returns the accelerator.
+def join_without_peers(rank: int, world_size: int, *, streams: bool) -> Callable[[], bool]:
+    """Join a process group of that size in which this rank is alone; returns a function that tells
+    whether operations go to another stream than the computation's. Without `streams` none do.
 
     For a process of its own: torch and DeepSpeed are set up for nothing else.
     """
     local = {"LOCAL_RANK": "0", "LOCAL_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), **local)
-    accelerator = StreamsWithoutDevice()
-    set_accelerator(accelerator)
+    in_side_stream = _no_side_stream
+    if streams:
+        accelerator = StreamsWithoutDevice()
+        set_accelerator(accelerator)
+        in_side_stream = accelerator.in_side_stream
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     deepspeed.init_distributed(dist_backend="fake", auto_mpi_discovery=False, verbose=False)
@@ -160,4 +164,8 @@ def join_without_peers(rank: int, world_size: int) -> StreamsWithoutDevice:
         for name in ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_other_ranks"):
             if hasattr(module, name):  # they compare with what other ranks have
                 setattr(module, name, lambda *_, **__: None)
-    return accelerator
+    return in_side_stream
+
+
+def _no_side_stream() -> bool:
+    return False
