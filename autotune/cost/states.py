@@ -50,7 +50,8 @@ def deepspeed_states(
     ZeRO shards as in Rajbhandari et al. 2020, table 1, with these differences: stage 3 keeps some
     gathered parameters; the update begins when a rank has its shard of the gradients alone; for it
     bf16 makes an fp32 copy of the shard, and stages 1 and 2 also flatten it into a new tensor;
-    buckets are added (two while the last one is reduced, before the update begins). The first
+    buckets are added (while the last one is reduced, before the update begins, also what is sent
+    of it). The first
     micro-batch's backward pass allocates the gradients. The pipeline engine does the same.
     Gradients that are accumulated in fp32 are held in a buffer of their own, not sharded.
     """
@@ -71,6 +72,11 @@ def deepspeed_states(
     copies = copies + (_MASTER_BYTES if mixed_precision else 0)
     copies = copies + element * ((stage == 1) | (stage == 2))
     buckets = element * bucket * np.where(stage >= 3, 2, 1)
+    # A bucket is flattened once more for an all-reduce, or the part for each of the ranks.
+    reduced = np.ones_like(parameters)
+    for of_stage, sharding in setting.trainer.sharding.items():
+        if sharding.reduction == "reduce_scatter":
+            reduced = np.where(stage == of_stage, 1 / replicas, reduced)
     return States(
         weights=weights,
         gradients=gradients,
@@ -80,7 +86,9 @@ def deepspeed_states(
         update=copies * shard,
         buffers=buckets + gathered,
         update_buffers=np.where(
-            stage >= 3, buckets + gathered, np.maximum(2 * buckets - copies * shard, 0)
+            stage >= 3,
+            buckets + gathered,
+            np.maximum((1 + reduced) * buckets - copies * shard, 0),
         ),
     )
 

@@ -5,6 +5,7 @@ build the model, do not decide; the machine's noise is up to ten per cent.
 """
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -98,24 +99,32 @@ OTHERS = [
 ENGINES = EVERY_ENGINE + [pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS]
 
 
+@pytest.fixture(scope="module")
+def unfragmented() -> Iterator[LocalHost]:
+    """A host whose ranks map large blocks on their own: glibc's heap keeps what was freed between
+    others, in bf16 and with two replicas 0.2 GiB of gradients and copies."""
+    host = LocalHost(device_kind="cpu", env={"MALLOC_MMAP_THRESHOLD_": str(2**20)})
+    yield host
+    host.close()
+
+
 @pytest.mark.parametrize(("precision", "dimensions"), ENGINES, ids=str)
 def test_states_of_every_engine_and_stage(
-    host: LocalHost, precision: Precision, dimensions: dict[str, Any]
+    host: LocalHost, unfragmented: LocalHost, precision: Precision, dimensions: dict[str, Any]
 ) -> None:
-    measured, predicted = peaks(host, STATES, precision, **dimensions)
-    # In bf16 with ZeRO 2 the two groups of parameters leave fragments in glibc's heap: 0.76 GiB at
-    # the peak, and 0.58 where large blocks are mapped on their own.
-    fragmented = (precision, dimensions["zero_stage"]) == ("bf16", 2)
-    assert predicted == pytest.approx(measured, rel=0.25 if fragmented else 0.2)
+    fragmented = precision == "bf16" and dimensions["data_parallel"] == 2
+    ranks = unfragmented if fragmented else host
+    measured, predicted = peaks(ranks, STATES, precision, **dimensions)
+    assert predicted == pytest.approx(measured, rel=0.2)
 
 
 @pytest.mark.slow  # that they are as predicted, within a fifth, is seen above
-def test_stages_are_in_the_measured_order(host: LocalHost) -> None:
+def test_stages_are_in_the_measured_order(unfragmented: LocalHost) -> None:
     measured, predicted = zip(
         *(
-            peaks(host, STATES, "bf16", data_parallel=4, zero_stage=1, micro_batch_size=1)
+            peaks(unfragmented, STATES, "bf16", data_parallel=4, zero_stage=1, micro_batch_size=1)
             if size == 4
-            else peaks(host, STATES, "bf16", data_parallel=size, micro_batch_size=1)
+            else peaks(unfragmented, STATES, "bf16", data_parallel=size, micro_batch_size=1)
             for size in (1, 2, 4)
         ),
         strict=True,
