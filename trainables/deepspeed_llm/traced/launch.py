@@ -36,6 +36,7 @@ def traced(jobs: Sequence[tuple[TrialSpec, int]]) -> list[TracedRank]:
         if done.returncode != 0:
             output.seek(0)
             lines = output.read().decode(errors="replace").strip().splitlines()
-            raise TracingFailed(lines[-1] if lines else f"exit status {done.returncode}")
+            reason = lines[-1].removeprefix("RuntimeError: ") if lines else ""
+            raise TracingFailed(reason or f"exit status {done.returncode}")
         answer.seek(0)
         return traced_from_json(json.load(answer))

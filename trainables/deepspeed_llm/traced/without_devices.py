@@ -1,6 +1,7 @@
 """What a rank asks of devices and of other ranks, answered on a machine that has neither."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,10 +14,12 @@ from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3
 from deepspeed.runtime.zero import utils as zero_utils
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.checkpoint import checkpoint
 
-from trainables.deepspeed_llm import kernels, pointwise
+from trainables.deepspeed_llm import checkpointing, kernels, pointwise
 
 AsOne = Callable[[Callable[..., Any], Any, Any], Any]
 """Runs a function, with its arguments, as one operation."""
@@ -108,8 +111,16 @@ class _FusedRmsNorm(torch.autograd.Function):
         return *ctx.as_one(kernel, (gradient,), {}), None, None
 
 
+def _equal_parts(tensor: Tensor) -> list[int]:
+    """Integers that differ by at most one and add up to the tensor's `total`; ones without it."""
+    count = tensor.numel()
+    total = getattr(tensor, "total", count)
+    return [total // count + (index < total % count) for index in range(count)]
+
+
 class Answers(TorchFunctionMode):
-    """Answers reads of values, which the tensors do not have."""
+    """Answers reads of values, which the tensors do not have: there is no infinity, and all experts
+    have equally many tokens."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -119,8 +130,10 @@ class Answers(TorchFunctionMode):
             return 1.0
         if func is Tensor.__bool__:
             return False  # no overflow, no infinity
-        if func is Tensor.tolist:
-            return [1] * args[0].numel()
+        if func is torch.bincount:  # tokens of each expert
+            counts = torch.zeros(kwargs["minlength"], dtype=torch.int64)
+            counts.total = args[0].numel()  # type: ignore[attr-defined]
+            return counts
         return func(*args, **kwargs)
 
 
@@ -160,6 +173,11 @@ def join_without_peers(rank: int, world_size: int, *, streams: bool) -> Callable
     # exchanged for others in a module.
     nn.Module._apply = lambda module, *_, **__: module  # type: ignore[method-assign]
     Tensor.record_stream = lambda *_: None  # type: ignore[method-assign]
+    FakeTensor.tolist = _equal_parts  # type: ignore[assignment, method-assign]
+    # Torch switches a mode off within `backward`, where blocks are recomputed.
+    checkpointing.checkpoint = functools.partial(  # type: ignore[attr-defined]
+        checkpoint, context_fn=lambda: (contextlib.nullcontext(), Answers())
+    )
     for module in (zero_utils, partition_parameters, partitioned_param_coordinator, stage3):
         for name in ("assert_ints_same_as_other_ranks", "assert_lst_len_same_as_other_ranks"):
             if hasattr(module, name):  # they compare with what other ranks have
