@@ -20,6 +20,7 @@ from autotune.layout import layout_from_mapping
 from autotune.model import Model
 from autotune.trial.traced import TracedRank
 from autotune.trial.trial import TrialSpec
+from tests.trainables.small_models import CONFIGS, small_model
 from trainables.deepspeed_llm.traced.launch import traced
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -201,6 +202,35 @@ def test_memory_and_traffic_are_predicted(of: Case) -> None:
 @pytest.mark.parametrize("of", EVERY_STAGE + EVERY_ENGINE, ids=str)
 def test_memory_and_traffic_are_predicted_for_every_stage_and_engine(of: Case) -> None:
     check(of, rank_of(of, EVERY_STAGE if of in EVERY_STAGE else EVERY_ENGINE))
+
+
+@functools.cache
+def architectures() -> dict[str, tuple[TrialSpec, TracedRank]]:
+    """A traced rank of every architecture, trained by two replicas."""
+    specs = {name: of_architecture(small_model(name)) for name in CONFIGS}
+    ranks = traced([(spec, 0) for spec in specs.values()])
+    return {name: (spec, rank) for (name, spec), rank in zip(specs.items(), ranks, strict=True)}
+
+
+def of_architecture(model: Model) -> TrialSpec:
+    layout = layout_from_mapping({"data_parallel": 2, "attention_kernel": "math"}, model)
+    cluster = Cluster(nodes=1, gpus_per_node=2, device=device_named("h100"))
+    return dataclasses.replace(
+        specification(case("13b", 8, 8)), model=model, layout=layout, cluster=cluster
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_flops_of_every_architecture_are_the_models(name: str) -> None:
+    spec, rank = architectures()[name]
+    model = spec.model
+    head = 2 * model.vocab_size * model.hidden_size
+    # Written attention calculates all scores, also those outside a window.
+    scores = 2 * model.num_hidden_layers * model.sequence_length
+    attention = scores * (model.query_size + model.attended_size)
+    forward = model.forward_product_flops_per_token + head + attention
+    tokens = model.global_batch_size * model.sequence_length / 2
+    assert rank.flops == pytest.approx(3 * forward * tokens, rel=0.01)
 
 
 def test_a_rank_whose_code_fails_is_told() -> None:
