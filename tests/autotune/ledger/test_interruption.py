@@ -29,11 +29,11 @@ def test_the_first_signal_interrupts_and_others_do_not(number: int) -> None:
     undone = False
     with pytest.raises(KeyboardInterrupt), signals_interrupt():
         try:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
             raise AssertionError("the signal is handled at once")
         finally:
             for other in END_SIGNALS:
-                os.kill(os.getpid(), other)
+                signal.raise_signal(other)
             undone = True
     assert undone
 
@@ -42,24 +42,24 @@ def test_handlers_come_back_without_a_signal_too() -> None:
     with signals_interrupt():
         pass
     with signals_ignored():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_block_inside_another_counts_the_signals_of_both() -> None:
     with pytest.raises(KeyboardInterrupt), signals_interrupt():
         try:
             with signals_interrupt():
-                os.kill(os.getpid(), signal.SIGUSR1)
+                signal.raise_signal(signal.SIGUSR1)
         finally:
-            os.kill(os.getpid(), signal.SIGTERM)  # no second KeyboardInterrupt in the clean-up
+            signal.raise_signal(signal.SIGTERM)  # no second KeyboardInterrupt in the clean-up
 
 
 def test_a_search_under_nohup_goes_on_without_its_terminal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with signals_interrupt():
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
