@@ -37,7 +37,7 @@ from autotune.report.schedule_file import refuse_schedule_file
 from autotune.report.trace import print_side_by_side
 from autotune.space import SearchSpace
 from autotune.trial.measurement import predicted_mfu
-from autotune.trial.registry import describe_trainable, traced_stages
+from autotune.trial.registry import WORKER, describe_trainable, traced_stages
 from autotune.trial.traced import TracedRank, traced_to_json
 
 # More are not tried by --fit.
@@ -173,7 +173,7 @@ def _check_files(
 def _check_traced(explain: str | None, trainer: Trainer) -> None:
     if explain is None:
         raise InputError("must be given with --explain, got none", field="traced")
-    worker = describe_trainable("deepspeed").trainer
+    worker = describe_trainable(WORKER).trainer
     if trainer.name != worker:
         raise InputError(f"must be given with trainer {worker}, got {trainer.name}", field="traced")
 

@@ -22,6 +22,8 @@ from autotune.trial.trainable import TrainableDescription
 from autotune.trial.trial import spec_of
 
 GROUP = "autotune.trainables"
+WORKER = "deepspeed"
+"""The trainable that is traced: our own worker."""
 
 _registered: dict[str, TrainableDescription] = {}
 
@@ -65,7 +67,7 @@ def describe_configured(name: str, command: Mapping[str, Any] | None) -> Trainab
 
 
 def traced_stages(
-    space: SearchSpace, layout: Layout, stages: Sequence[int], trainable: str = "deepspeed"
+    space: SearchSpace, layout: Layout, stages: Sequence[int], trainable: str = WORKER
 ) -> list[TracedRank]:
     """Trace a legal layout's first rank of each of these stages, without devices.
 

@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 
-from autotune.cluster import Cluster
 from autotune.cost.model import CostModel
 from autotune.cost.per_stage import PredictedStage, predicted_stages
 from autotune.errors import TracingFailed
-from autotune.hardware import device_named
 from autotune.layout import layout_from_mapping
 from autotune.model import Model
 from autotune.trial.traced import TracedRank
 from autotune.trial.trial import TrialSpec
 from tests.trainables.small_models import CONFIGS, small_model
+from tests.trainables.specs import spec_on
 from trainables.deepspeed_llm.traced.launch import traced
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -153,18 +152,7 @@ def specification(of: Case) -> TrialSpec:
     name, _, values = of
     model = shape(name, values.get("blocks"))
     layout = layout_from_mapping({k: v for k, v in values.items() if k != "blocks"}, model)
-    cluster = Cluster(nodes=8, gpus_per_node=8, device=device_named("h100"))
-    return TrialSpec(
-        trial_id="0",
-        layout=layout,
-        model=model,
-        cluster=cluster,
-        precision="bf16",
-        warmup_steps=1,
-        measured_steps=1,
-        log_dir=None,
-        synthetic_data=True,
-    )
+    return spec_on("h100", layout, model, "bf16", nodes=8)
 
 
 _traced: dict[str, TracedRank] = {}
@@ -214,10 +202,7 @@ def architectures() -> dict[str, tuple[TrialSpec, TracedRank]]:
 
 def of_architecture(model: Model) -> TrialSpec:
     layout = layout_from_mapping({"data_parallel": 2, "attention_kernel": "math"}, model)
-    cluster = Cluster(nodes=1, gpus_per_node=2, device=device_named("h100"))
-    return dataclasses.replace(
-        specification(case("13b", 8, 8)), model=model, layout=layout, cluster=cluster
-    )
+    return spec_on("h100", layout, model, "bf16")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

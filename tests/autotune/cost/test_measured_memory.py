@@ -15,7 +15,8 @@ from autotune.cost.model import CostModel
 from autotune.hardware import device_named
 from autotune.layout import layout_from_mapping
 from autotune.model import Model, Precision
-from autotune.trial.trial import StepReport, TrialSpec
+from autotune.trial.trial import StepReport
+from tests.trainables.specs import spec_on
 from trainables.deepspeed_llm.host import LocalHost
 from trainables.deepspeed_llm.launch import DeepSpeedLlm
 
@@ -49,18 +50,7 @@ def peaks(
 ) -> tuple[float, float]:
     """(measured, predicted) GiB of the worst rank."""
     layout = layout_from_mapping(dimensions, model)
-    cluster = Cluster(nodes=1, gpus_per_node=layout.world_size, device=device_named("cpu"))
-    spec = TrialSpec(
-        trial_id="1",
-        layout=layout,
-        model=model,
-        cluster=cluster,
-        precision=precision,
-        warmup_steps=1,
-        measured_steps=1,
-        log_dir=None,
-        synthetic_data=True,
-    )
+    spec = spec_on("cpu", layout, model, precision)
     events = DeepSpeedLlm(device_kind="cpu").run(spec, [host])
     steps = [event for event in events if isinstance(event, StepReport)]
     measured = steps[-1].peak_memory_gib

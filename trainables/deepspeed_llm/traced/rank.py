@@ -1,5 +1,6 @@
 """Traces a step of one rank."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from autotune.trial.traced import TracedRank
 from autotune.trial.trial import TrialSpec
 from trainables.deepspeed_llm.build import Build
 from trainables.deepspeed_llm.engine import Mesh, build_engine
+from trainables.deepspeed_llm.garbage import collected_between_steps
 from trainables.deepspeed_llm.traced.collectives import Collectives, extrapolated
 from trainables.deepspeed_llm.traced.counting import Counting
 from trainables.deepspeed_llm.traced.without_devices import (
@@ -71,7 +73,7 @@ def counted_rank(
     micro_batches = layout.gradient_accumulation_steps
     few = min(layout.pipeline_parallel + 1, micro_batches)
     counting = Counting(Collectives(mesh.topology), in_side_stream)
-    with counting, kernels_of_gpus(counting.as_one):
+    with counting, kernels_of_gpus(counting.as_one), contextlib.ExitStack() as steps:
         build = Build(
             model=model,
             layout=layout,
@@ -91,7 +93,11 @@ def counted_rank(
         _separate_phases(deepspeed_engine, engine_of(layout), counting)
         prepare(deepspeed_engine, build)
 
+        # As in a trial: else what is in cycles would be freed at any time.
+        collect = steps.enter_context(collected_between_steps())
+
         def step(count: int) -> None:
+            collect()
             engine.set_micro_batches(count)
             counting.begin_step()
             sequences = count * layout.micro_batch_size
