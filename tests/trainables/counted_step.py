@@ -46,9 +46,7 @@ def main() -> None:
             traced = pool.map(trace, stages, chunksize=1)
         counted_by_stage = [counted[stage * per_stage :][:per_stage] for stage in stages]
         found = {
-            "real": traced_to_json(
-                [_least(counted[stage * per_stage :][:per_stage]) for stage in stages]
-            ),
+            "real": traced_to_json([_least(ranks) for ranks in counted_by_stage]),
             "traced": traced_to_json(traced),
         }
         print(json.dumps(found), flush=True)
